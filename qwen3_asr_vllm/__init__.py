@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen3-ASR on vLLM: speech to text through vLLM's own engine.
+
+Installed beside vLLM, this package replaces the in-tree Qwen3-ASR: ``vllm serve
+Qwen/Qwen3-ASR-1.7B``, ``LLM.generate`` and ``/v1/audio/transcriptions`` run on its configs,
+processor, audio encoder and thinker. ``VLLM_PLUGINS=""`` switches it off.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .offline import Qwen3ASR
+    from .transcript import Transcript
+
+__version__ = "0.1.0"
+__all__ = ["Qwen3ASR", "Transcript", "register"]
+
+TESTED_VLLM = ("0.32", "0.33")
+ARCHITECTURES = ("Qwen3ASRForConditionalGeneration",)
+
+logger = logging.getLogger(f"vllm.{__name__}")  # under vLLM's logger, so that its handler prints
+
+
+def register() -> None:
+    """Put this package's config and model classes in the place of vLLM's own.
+
+    vLLM calls this in every process (entry point ``vllm.general_plugins``), some of them more
+    than once, and does not guard the call: an exception here would end every vllm command on the
+    machine. So whatever goes wrong is logged, and vLLM goes on with its in-tree model.
+    """
+    try:
+        _register()
+    except Exception:
+        logger.exception("qwen3_asr_vllm %s could not register; in-tree model stays.", __version__)
+
+
+def _register() -> None:
+    import vllm
+    from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.transformers_utils import config as vllm_config
+
+    from .config import Qwen3ASRConfig
+
+    if not vllm.__version__.startswith(tuple(f"{v}." for v in TESTED_VLLM)):
+        logger.warning(
+            "qwen3_asr_vllm %s is tested on vLLM %s and runs on %s: expect trouble; "
+            'VLLM_PLUGINS="" brings the in-tree model back.',
+            __version__,
+            " and ".join(TESTED_VLLM),
+            vllm.__version__,
+        )
+    # vLLM re-registers its own table with AutoConfig on every load, so only this entry counts.
+    vllm_config._CONFIG_REGISTRY[Qwen3ASRConfig.model_type] = Qwen3ASRConfig
+    for architecture in ARCHITECTURES:
+        ModelRegistry.register_model(architecture, f"{__name__}.model:{architecture}")
+    logger.info("Qwen3-ASR is served by the plugin qwen3_asr_vllm %s.", __version__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Qwen3ASR":
+        from .offline import Qwen3ASR
+
+        return Qwen3ASR
+    if name == "Transcript":
+        from .transcript import Transcript
+
+        return Transcript
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
