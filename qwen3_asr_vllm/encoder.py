@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audio encoder: chunks of log-mel -> convolutions -> windowed attention -> audio tokens.
+
+What it does not know: clips. A batch of clips comes as packed chunks with a ``Layout`` that says
+where everything lies, computed from host integers before the first kernel runs, so a call never
+waits for the device.
+
+Shapes: C chunks, M mel bins, F frames of a chunk, t tokens of a whole chunk, T tokens of a batch,
+D = d_model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.activation import get_act_fn
+from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from .config import Qwen3ASRAudioEncoderConfig
+from .geometry import Geometry
+from .log_mel import LogMel
+
+MAX_TIMESCALE = 10_000.0
+
+
+class Layout:
+    """Where the chunks, tokens and windows of packed clips lie. Host integers only.
+
+    ``frames``: mel frames of each clip. ``by_length`` sorts the windows by their length, so that
+    equal ones are neighbours and one attention call takes them all; ``restore`` undoes it.
+    """
+
+    def __init__(self, frames: Sequence[int], geometry: Geometry, *, by_length: bool) -> None:
+        by_chunk = [geometry.frames_by_chunk(n) for n in frames]
+        self.clip_tokens = [geometry.num_tokens(n) for n in frames]
+        self.chunk_frames = np.concatenate(by_chunk).astype(np.int64)
+        self.clip_ids = np.repeat(np.arange(len(frames)), [len(chunks) for chunks in by_chunk])
+
+        chunk_tokens = np.array([geometry.num_tokens(n) for n in self.chunk_frames])
+        starts = np.arange(len(chunk_tokens)) * geometry.chunk_tokens
+        self.token_index = _ranges(starts, chunk_tokens)  # (T,) into the (C * t) tokens of chunks
+
+        self.windows = np.array([w for n in self.clip_tokens for w in geometry.windows(n)])
+        self.restore: np.ndarray | None = None
+        if by_length:
+            self._sort_by_length()
+
+    def _sort_by_length(self) -> None:
+        order = np.argsort(-self.windows, kind="stable")
+        starts = np.cumsum(self.windows) - self.windows
+        packed = _ranges(starts[order], self.windows[order])
+        self.windows = self.windows[order]
+        self.token_index = self.token_index[packed]
+        self.restore = np.argsort(packed)
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The integers of [start, start + length) for each pair, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+
+
+@dataclass(frozen=True)
+class AttentionCalls:
+    """How the windows of a batch reach ``MMEncoderAttention``.
+
+    ``shapes``: (windows, tokens) of each call, which together make the T tokens; variable-length
+    backends take them all in one, with their bounds in ``metadata``.
+    """
+
+    shapes: list[tuple[int, int]]
+    metadata: dict[str, torch.Tensor | None] = field(default_factory=dict)
+
+
+class AudioEncoder(nn.Module):
+    """(C, M, F) chunks of log-mel -> (T, output_dim) audio tokens."""
+
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_stacked={
+            ".self_attn.q_proj.": (".self_attn.qkv_proj.", "q"),
+            ".self_attn.k_proj.": (".self_attn.qkv_proj.", "k"),
+            ".self_attn.v_proj.": (".self_attn.qkv_proj.", "v"),
+        }
+    )
+
+    positions: torch.Tensor
+
+    def __init__(
+        self,
+        config: Qwen3ASRAudioEncoderConfig,
+        *,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.geometry = config.geometry
+        self.log_mel = LogMel(config.num_mel_bins)
+
+        channels = config.downsample_hidden_size
+        # channels_last is what convolution kernels run fastest on, on CPU and GPU
+        self.conv2d1 = _conv(1, channels)
+        self.conv2d2 = _conv(channels, channels)
+        self.conv2d3 = _conv(channels, channels)
+        num_bins = math.ceil(config.num_mel_bins / 8)
+
+        def replicated(inputs: int, outputs: int, name: str, *, bias: bool) -> ReplicatedLinear:
+            return ReplicatedLinear(
+                inputs,
+                outputs,
+                bias=bias,
+                quant_config=quant_config,
+                return_bias=False,
+                prefix=f"{prefix}.{name}",
+            )
+
+        d_model = config.d_model
+        self.conv_out = replicated(channels * num_bins, d_model, "conv_out", bias=False)
+        positions = _sinusoids(self.geometry.chunk_tokens, d_model)
+        self.register_buffer("positions", positions, persistent=False)
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, quant_config=quant_config, prefix=f"{prefix}.layers.{i}")
+            for i in range(config.encoder_layers)
+        )
+        self.ln_post = nn.LayerNorm(d_model)
+        self.proj1 = replicated(d_model, d_model, "proj1", bias=True)
+        self.act = get_act_fn(config.activation_function)
+        self.proj2 = replicated(d_model, config.output_dim, "proj2", bias=True)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv2d1.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.conv2d1.weight.device
+
+    @property
+    def attn_backend(self) -> AttentionBackendEnum:
+        return self.layers[0].self_attn.attn.attn_backend
+
+    def layout(self, frames: Sequence[int]) -> Layout:
+        """The layout of clips with these mel frames, as this encoder's attention wants it."""
+        by_length = self.attn_backend == AttentionBackendEnum.TORCH_SDPA
+        return Layout(frames, self.geometry, by_length=by_length)
+
+    def encode_waveforms(self, chunks: torch.Tensor, frames: Sequence[int]) -> list[torch.Tensor]:
+        """Audio tokens of each clip from its samples, (C, S) float32 (``log_mel.cut_chunks``)."""
+        layout = self.layout(frames)
+        log_mel = self.log_mel(
+            chunks,
+            async_tensor_h2d(layout.chunk_frames, device=self.device),
+            async_tensor_h2d(layout.clip_ids, device=self.device),
+            num_clips=len(frames),
+            chunks_at_once=self.config.conv_chunksize,
+        )
+        return list(self(log_mel, layout).split(layout.clip_tokens))
+
+    def encode_features(self, features: torch.Tensor, frames: Sequence[int]) -> list[torch.Tensor]:
+        """Audio tokens of each clip from its log-mel, (M, sum of frames): clip after clip."""
+        layout = self.layout(frames)
+        num_frames = self.geometry.chunk_frames
+        starts = np.cumsum(layout.chunk_frames) - layout.chunk_frames
+        index = starts[:, None] + np.arange(num_frames)
+        index[np.arange(num_frames) >= layout.chunk_frames[:, None]] = features.shape[1]
+        columns = async_tensor_h2d(index.reshape(-1), device=self.device)
+        padded = F.pad(features, (0, 1))[:, columns]  # (M, C * F), zeros past each clip's end
+        chunks = padded.unflatten(1, (-1, num_frames)).transpose(0, 1)
+        return list(self(chunks, layout).split(layout.clip_tokens))
+
+    def forward(self, log_mel: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """(C, M, F) -> (T, output_dim), clip after clip."""
+        x = torch.cat([self.stem(c) for c in log_mel.split(self.config.conv_chunksize)])
+        x = x.flatten(0, 1)[async_tensor_h2d(layout.token_index, device=self.device)]
+        x = self.transform(x, self.attention_calls(layout))
+        if layout.restore is not None:
+            x = x[async_tensor_h2d(layout.restore, device=self.device)]
+        return x
+
+    def stem(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """(C, M, F) -> (C, t, D); each chunk on its own."""
+        x = log_mel.to(self.dtype).unsqueeze(1)
+        x = F.gelu(self.conv2d1(x))
+        x = F.gelu(self.conv2d2(x))
+        x = F.gelu(self.conv2d3(x))  # (C, channels, M / 8, t)
+        x = x.permute(0, 3, 1, 2).flatten(2)  # the order that conv_out was trained on
+        return self.conv_out(x) + self.positions.to(x.dtype)  # positions restart in every chunk
+
+    def transform(self, x: torch.Tensor, calls: AttentionCalls) -> torch.Tensor:
+        """(T, D) -> (T, output_dim)."""
+        for layer in self.layers:
+            x = layer(x, calls)
+        return self.proj2(self.act(self.proj1(self.ln_post(x))))
+
+    def attention_calls(self, layout: Layout) -> AttentionCalls:
+        """One call for each length of window, or one for all where the backend takes bounds."""
+        if layout.restore is not None:
+            lengths, counts = np.unique(layout.windows, return_counts=True)
+            shapes = zip(counts[::-1].tolist(), lengths[::-1].tolist(), strict=True)
+            return AttentionCalls(list(shapes))
+        bounds = np.concatenate(([0], np.cumsum(layout.windows))).astype(np.int32)
+        return AttentionCalls(
+            [(1, int(bounds[-1]))],
+            {
+                "cu_seqlens": MMEncoderAttention.maybe_recompute_cu_seqlens(
+                    self.attn_backend,
+                    bounds,
+                    self.config.d_model,
+                    _tp_size(self.config),
+                    self.device,
+                ),
+                # on the host: the backends read it as an integer
+                "max_seqlen": torch.tensor(
+                    MMEncoderAttention.compute_max_seqlen(self.attn_backend, bounds),
+                    dtype=torch.int32,
+                    device="cpu",
+                ),
+                "sequence_lengths": MMEncoderAttention.maybe_compute_seq_lens(
+                    self.attn_backend, bounds, self.device
+                ),
+            },
+        )
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        loaded: set[str] = AutoWeightsLoader(self).load_weights(
+            weights, mapper=self.hf_to_vllm_mapper
+        )
+        return loaded
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm transformer layer, (T, D) -> (T, D)."""
+
+    def __init__(
+        self,
+        config: Qwen3ASRAudioEncoderConfig,
+        *,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        disable_tp = _tp_size(config) != get_tensor_model_parallel_world_size()
+        self.self_attn = EncoderAttention(
+            config, quant_config=quant_config, prefix=f"{prefix}.self_attn"
+        )
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.fc1 = ColumnParallelLinear(
+            config.d_model,
+            config.encoder_ffn_dim,
+            quant_config=quant_config,
+            return_bias=False,
+            disable_tp=disable_tp,
+            prefix=f"{prefix}.fc1",
+        )
+        self.activation_fn = get_act_fn(config.activation_function)
+        self.fc2 = RowParallelLinear(
+            config.encoder_ffn_dim,
+            config.d_model,
+            quant_config=quant_config,
+            return_bias=False,
+            disable_tp=disable_tp,
+            prefix=f"{prefix}.fc2",
+        )
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, x: torch.Tensor, calls: AttentionCalls) -> torch.Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), calls)
+        x = x + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(x))))
+        if x.dtype == torch.float16:  # the residual stream outgrows half precision
+            limit = torch.finfo(x.dtype).max - 1000
+            x = x.clamp(-limit, limit)
+        return x
+
+
+class EncoderAttention(nn.Module):
+    """Attention inside windows and zero across them, (T, D) -> (T, D)."""
+
+    def __init__(
+        self,
+        config: Qwen3ASRAudioEncoderConfig,
+        *,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        num_heads = config.encoder_attention_heads
+        self.head_dim = config.d_model // num_heads
+        self.num_local_heads = num_heads // _tp_size(config)
+        disable_tp = _tp_size(config) != get_tensor_model_parallel_world_size()
+        self.qkv_proj = QKVParallelLinear(
+            config.d_model,
+            self.head_dim,
+            num_heads,
+            quant_config=quant_config,
+            return_bias=False,
+            disable_tp=disable_tp,
+            prefix=f"{prefix}.qkv_proj",
+        )
+        self.out_proj = RowParallelLinear(
+            config.d_model,
+            config.d_model,
+            quant_config=quant_config,
+            return_bias=False,
+            disable_tp=disable_tp,
+            prefix=f"{prefix}.out_proj",
+        )
+        self.attn = MMEncoderAttention(
+            self.num_local_heads, self.head_dim, scale=self.head_dim**-0.5, prefix=f"{prefix}.attn"
+        )
+
+    def forward(self, x: torch.Tensor, calls: AttentionCalls) -> torch.Tensor:
+        qkv = self.qkv_proj(x).view(len(x), 3, self.num_local_heads, self.head_dim)
+        parts = qkv.split([windows * tokens for windows, tokens in calls.shapes])
+        outputs = [
+            self._attend(part.unflatten(0, shape), calls)
+            for part, shape in zip(parts, calls.shapes, strict=True)
+        ]
+        return self.out_proj(torch.cat(outputs) if len(outputs) > 1 else outputs[0])
+
+    def _attend(self, qkv: torch.Tensor, calls: AttentionCalls) -> torch.Tensor:
+        query, key, value = qkv.unbind(2)  # each (windows, tokens, heads, head_dim)
+        attended: torch.Tensor = self.attn(query, key, value, **calls.metadata)
+        return attended.flatten(2).flatten(0, 1)
+
+
+def _tp_size(config: Qwen3ASRAudioEncoderConfig) -> int:
+    """Ranks that share a layer; where the heads do not divide, every rank computes all of them."""
+    size = get_tensor_model_parallel_world_size()
+    return size if config.encoder_attention_heads % size == 0 else 1
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, 2, padding=1).to(memory_format=torch.channels_last)
+
+
+def _sinusoids(length: int, channels: int) -> torch.Tensor:
+    """Sinusoidal positions, (length, channels) float32: sines, then cosines."""
+    step = math.log(MAX_TIMESCALE) / (channels // 2 - 1)
+    rates = torch.exp(-step * torch.arange(channels // 2, dtype=torch.float32))
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log-mel spectrogram of Whisper, for many clips at once, where the model runs.
+
+The host only cuts a waveform into chunks (``cut_chunks``); the transform runs on the worker's
+device, in float32, with a number of operations that does not depend on the number of clips.
+
+Shapes: C chunks of all clips of a batch, S = 16240 samples, F = 100 frames, M = 128 mel bins.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import nn
+from transformers.audio_utils import mel_filter_bank
+
+from .geometry import FFT_LENGTH, HOP_LENGTH, MIN_SAMPLES, SAMPLE_RATE, Geometry, num_frames
+
+FLOOR = 1e-10  # of the mel power
+DYNAMIC_RANGE = 8.0  # log10 below the loudest bin of the clip
+
+
+def cut_chunks(waveform: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The samples that the frames of each chunk see, shape (C, S), float32.
+
+    ``waveform``: (samples,) float32. It is zero-padded to 0.5 s, then reflected by half a
+    transform at both ends, as a centred STFT does; past that the last chunk holds zeros.
+    """
+    if len(waveform) < MIN_SAMPLES:
+        waveform = np.pad(waveform, (0, MIN_SAMPLES - len(waveform)))
+    half = FFT_LENGTH // 2
+    num_chunks = geometry.num_chunks(num_frames(len(waveform)))
+    stride = geometry.chunk_frames * HOP_LENGTH
+    padded = np.zeros((num_chunks - 1) * stride + geometry.chunk_samples, dtype=np.float32)
+    head, body, tail = waveform[half:0:-1], waveform, waveform[-2 : -half - 2 : -1]
+    at = 0
+    for part in (head, body, tail):
+        part = part[: len(padded) - at]
+        padded[at : at + len(part)] = part
+        at += len(part)
+    return sliding_window_view(padded, geometry.chunk_samples)[::stride].copy()
+
+
+class LogMel(nn.Module):
+    """Samples of chunks -> log-mel spectrogram. Same numbers as ``WhisperFeatureExtractor``."""
+
+    window: torch.Tensor
+    filters: torch.Tensor
+
+    def __init__(self, num_mel_bins: int) -> None:
+        super().__init__()
+        filters = mel_filter_bank(
+            num_frequency_bins=FFT_LENGTH // 2 + 1,
+            num_mel_filters=num_mel_bins,
+            min_frequency=0.0,
+            max_frequency=SAMPLE_RATE / 2,
+            sampling_rate=SAMPLE_RATE,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        window = torch.hann_window(FFT_LENGTH, dtype=torch.float32)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer(
+            "filters", torch.tensor(filters, dtype=torch.float32), persistent=False
+        )
+
+    def forward(
+        self,
+        chunks: torch.Tensor,
+        frames: torch.Tensor,
+        clip_ids: torch.Tensor,
+        *,
+        num_clips: int,
+        chunks_at_once: int,
+    ) -> torch.Tensor:
+        """Log-mel of packed chunks, (C, M, F) float32, zero past the end of each clip.
+
+        ``chunks``: (C, S) float32. ``frames``: (C,) frames that each chunk holds of its clip.
+        ``clip_ids``: (C,) which clip a chunk belongs to: the floor is one per clip.
+        ``chunks_at_once`` bounds the memory of the transform.
+        """
+        log_mel = torch.cat([self._log_power(part) for part in chunks.split(chunks_at_once)])
+        num_frames = log_mel.shape[-1]
+        past_end = torch.arange(num_frames, device=chunks.device) >= frames[:, None]
+        past_end = past_end[:, None, :]  # (C, 1, F)
+        peaks = log_mel.masked_fill(past_end, -torch.inf).amax((1, 2))
+        floor = peaks.new_full((num_clips,), -torch.inf)
+        floor = floor.scatter_reduce(0, clip_ids, peaks, "amax") - DYNAMIC_RANGE
+        log_mel = torch.maximum(log_mel, floor[clip_ids][:, None, None])
+        return ((log_mel + 4.0) / 4.0).masked_fill(past_end, 0.0)
+
+    def _log_power(self, chunks: torch.Tensor) -> torch.Tensor:
+        frames = chunks.unfold(-1, FFT_LENGTH, HOP_LENGTH) * self.window  # (C, F, 400)
+        power = torch.fft.rfft(frames).abs().square()  # (C, F, 201)
+        mel = power @ self.filters  # (C, F, M)
+        return mel.clamp_(min=FLOOR).log10_().transpose(1, 2)

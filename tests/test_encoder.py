@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise, reference_config, reference_model
+
+from qwen3_asr_vllm.geometry import num_frames
+from qwen3_asr_vllm.log_mel import cut_chunks
+
+CLIPS_S = (0.5, 0.99, 1, 3.05, 8, 8.01, 17.3, 31)
+
+
+@pytest.fixture(scope="module", params=[{}, {"d_model": 96, "encoder_attention_heads": 3}])
+def reference(request):
+    return reference_model(reference_config(**request.param))
+
+
+@pytest.fixture(scope="module")
+def encoder(reference, vllm_parallel):
+    """Ours, with the weights of transformers' encoder and projector."""
+    return build_encoder(reference)
+
+
+def build_encoder(reference, **overrides):
+    from qwen3_asr_vllm.config import Qwen3ASRConfig
+    from qwen3_asr_vllm.encoder import AudioEncoder
+
+    config = Qwen3ASRConfig.from_dict(reference.config.to_dict()).thinker_config.audio_config
+    config.update(overrides)
+    encoder = AudioEncoder(config)
+    tower = reference.model.audio_tower.state_dict()
+    projector = reference.model.multi_modal_projector.state_dict()
+    for name, tensor in projector.items():
+        tower[name.replace("linear_", "proj")] = tensor
+    encoder.load_weights(tower.items())
+    for module in encoder.modules():
+        if quant_method := getattr(module, "quant_method", None):
+            quant_method.process_weights_after_loading(module)
+    return encoder.eval()
+
+
+@torch.inference_mode()
+def encode(encoder, waveforms):
+    chunks = [torch.from_numpy(cut_chunks(w, encoder.geometry)) for w in waveforms]
+    return encoder.encode_waveforms(torch.cat(chunks), [num_frames(len(w)) for w in waveforms])
+
+
+@torch.inference_mode()
+def encode_by_transformers(reference, waveform):
+    from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor
+
+    extract = Qwen3ASRFeatureExtractor()
+    inputs = extract(waveform, sampling_rate=16_000, padding="longest", return_attention_mask=True)
+    return reference.get_audio_features(
+        inputs["input_features"], inputs["attention_mask"]
+    ).pooler_output
+
+
+@pytest.mark.parametrize("seconds", CLIPS_S)
+def test_tokens_are_those_of_transformers(encoder, reference, seconds):
+    waveform = noise(seconds)
+    ours = encode(encoder, [waveform])[0]
+    torch.testing.assert_close(ours, encode_by_transformers(reference, waveform), atol=2e-5, rtol=0)
+
+
+def test_encoder_in_one_batch_equals_one_by_one(encoder):
+    waveforms = [noise(seconds, seed=i) for i, seconds in enumerate(CLIPS_S)]
+    batch = encode(encoder, waveforms)
+    alone = [encode(encoder, [waveform])[0] for waveform in waveforms]
+    for together, single in zip(batch, alone, strict=True):
+        torch.testing.assert_close(together, single, atol=1e-5, rtol=0)
+
+
+def test_encoding_whole_equals_encoding_its_windows(encoder):
+    """Nothing in the encoder reaches across 8 s; only the log-mel's floor and edges do."""
+    features = torch.randn(128, 1730)
+    with torch.inference_mode():
+        whole = encoder.encode_features(features, [1730])[0]
+        parts = [encoder.encode_features(f, [f.shape[1]])[0] for f in features.split(800, dim=1)]
+    torch.testing.assert_close(whole, torch.cat(parts), atol=1e-6, rtol=0)
+
+
+def test_features_give_the_tokens_of_their_waveform(encoder):
+    waveforms = [noise(3.05), noise(8.01, seed=1)]
+    frames = [num_frames(len(w)) for w in waveforms]
+    features = []
+    with torch.inference_mode():
+        for waveform, length in zip(waveforms, frames, strict=True):
+            chunks = torch.from_numpy(cut_chunks(waveform, encoder.geometry))
+            layout = encoder.layout([length])
+            log_mel = encoder.log_mel(
+                chunks,
+                torch.from_numpy(layout.chunk_frames),
+                torch.from_numpy(layout.clip_ids),
+                num_clips=1,
+                chunks_at_once=500,
+            )
+            features.append(log_mel.transpose(0, 1).flatten(1)[:, :length])
+        from_features = encoder.encode_features(torch.cat(features, dim=1), frames)
+    for ours, expected in zip(from_features, encode(encoder, waveforms), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+
+
+def test_conv_chunksize_bounds_the_stem(reference, encoder):
+    """31 chunks through a stem that holds 4: never more at once, and the same tokens."""
+    bounded = build_encoder(reference, conv_chunksize=4)
+    seen = []
+    bounded.conv2d1.register_forward_hook(lambda _, args, output: seen.append(len(args[0])))
+    waveform = noise(31)
+    tokens = encode(bounded, [waveform])[0]
+    assert seen == [4] * 7 + [3]
+    torch.testing.assert_close(tokens, encode(encoder, [waveform])[0], atol=1e-6, rtol=0)
+
+
+def test_both_layouts_hold_the_same_windows():
+    """Sorted by length for dense attention, or in order for variable-length kernels."""
+    from qwen3_asr_vllm.encoder import Layout
+    from qwen3_asr_vllm.geometry import Geometry
+
+    frames = [num_frames(round(seconds * 16_000)) for seconds in CLIPS_S]
+    in_order = Layout(frames, Geometry(), by_length=False)
+    by_length = Layout(frames, Geometry(), by_length=True)
+    assert sorted(in_order.windows) == sorted(by_length.windows)
+    assert list(by_length.windows) == sorted(by_length.windows, reverse=True)
+    np.testing.assert_array_equal(by_length.token_index[by_length.restore], in_order.token_index)
