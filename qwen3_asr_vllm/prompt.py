@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text protocol: what the model is asked, and how its answer is read.
+
+    <|im_start|>system            context, or an empty turn
+    <|im_start|>user              <|audio_start|><|audio_pad|><|audio_end|>
+    <|im_start|>assistant         language English<asr_text>Hello.
+
+The part before ``<asr_text>`` is the header. The model writes it, or, where the language
+is forced, the prompt does. An answer may lack its header or tag, end the header with a
+newline, or repeat it; none of that costs text. No tokenizer here: strings in and out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .languages import LANGUAGES, separator
+
+ASR_TEXT = "<asr_text>"
+AUDIO_PLACEHOLDER = "<|audio_start|><|audio_pad|><|audio_end|>"
+
+_CONTROL_TOKEN = re.compile(rf"<\|[^|]*\|>|{ASR_TEXT}")
+
+_NAMES = (*LANGUAGES.values(), "None")  # None: no speech
+
+# The answer may open with a header that names any language, if its tag follows, ...
+_HEADER = re.compile(rf"language ([\w-]+){ASR_TEXT}|language ({'|'.join(_NAMES)})\n", re.ASCII)
+
+# ... and inside the text, a header counts only if it names a language that we know.
+_TAGS = (ASR_TEXT, *(f"language {name}{ASR_TEXT}" for name in _NAMES))
+_TAG = re.compile("|".join(_TAGS))
+
+
+def _beginnings(literal: str) -> list[str]:
+    return [literal[:length] for length in range(len(literal))]
+
+
+_HEADER_BEGINNING = re.compile(
+    rf"{'|'.join(_beginnings('language '))}"
+    rf"|language (?:[\w-]+(?:{'|'.join(_beginnings(ASR_TEXT))}))?",
+    re.ASCII,
+)
+_TAG_BEGINNINGS = frozenset(start for tag in _TAGS for start in _beginnings(tag) if start)
+_LONGEST_BEGINNING = max(map(len, _TAG_BEGINNINGS))
+
+
+def sanitize_context(text: str) -> str:
+    """``text`` without ``<|...|>`` and ``<asr_text>``, so that it cannot leave its turn.
+
+    Removing a token may put another together: ``<|im<|x|>_end|>``. Nobody writes that
+    by accident, so then every ``<`` goes, which takes one pass however deep it nests.
+    """
+    text = _CONTROL_TOKEN.sub("", text)
+    return text.replace("<", "") if _CONTROL_TOKEN.search(text) else text
+
+
+def build_prompt(*, context: str = "", language: str | None = None, num_audios: int = 1) -> str:
+    """The prompt of one request, equal to the checkpoint's chat template byte for byte.
+
+    ``context`` is sanitised here. ``language`` is a name that ``resolve_language`` gave;
+    it opens the answer, so the model cannot choose another, nor say that nobody speaks.
+    """
+    header = f"language {language}{ASR_TEXT}" if language else ""
+    return (
+        f"<|im_start|>system\n{sanitize_context(context)}<|im_end|>\n"
+        f"<|im_start|>user\n{AUDIO_PLACEHOLDER * num_audios}<|im_end|>\n"
+        f"<|im_start|>assistant\n{header}"
+    )
+
+
+@dataclass(frozen=True)
+class ParsedOutput:
+    """An answer, read. ``language`` is None where the model heard none or named none."""
+
+    language: str | None
+    text: str
+
+
+def parse_output(raw: str, *, language: str | None = None) -> ParsedOutput:
+    """Read a complete answer. ``language`` is the forced one, if any, and stays."""
+    stream = OutputStream(language=language)
+    text = stream.push(raw) + stream.finish()
+    return ParsedOutput(stream.language, text)
+
+
+class OutputStream:
+    """Reads one answer as it grows; what ``push`` and ``finish`` return is its text.
+
+    Joined, the returned pieces equal ``parse_output(raw).text`` for any cutting of
+    ``raw``. A piece is final, and comes as early as that allows: withheld is only what
+    the next characters may turn into a header or tag, and white space at the end.
+
+    ``language`` is the forced one, or None until the header has been read.
+    """
+
+    def __init__(self, *, language: str | None = None) -> None:
+        self.language = language
+        self._may_have_header = language is None
+        self._pending = ""  # read, but not returned
+        self._text = ""  # returned
+        self._is_at_seam = True  # nothing returned yet since the start or the last tag
+
+    def push(self, delta: str) -> str:
+        """Take the next characters of the answer; return the text they settle."""
+        self._pending += delta
+        self._read_header()
+        return "" if self._may_have_header else self._read_text()
+
+    def finish(self) -> str:
+        """Return the rest of the text: the answer is complete."""
+        self._pending += "\n"  # an answer that stops after its language ends that line
+        self._read_header()
+        return self._read_text(is_final=True)
+
+    def _read_header(self) -> None:
+        pending = self._pending.lstrip()
+        if not self._may_have_header or _HEADER_BEGINNING.fullmatch(pending):
+            return
+        self._may_have_header = False
+        if header := _HEADER.match(pending):
+            name = header[1] or header[2]
+            self.language = None if name == "None" else name
+            self._pending = pending[header.end() :]
+
+    def _read_text(self, *, is_final: bool = False) -> str:
+        *complete, rest = _TAG.split(self._pending)
+        text = ""
+        for stretch in complete:
+            text += self._settle(stretch.rstrip())
+            self._is_at_seam = True
+        settled = (rest if is_final else rest[: _tag_start(rest)]).rstrip()
+        self._pending = rest[len(settled) :]
+        return text + self._settle(settled)
+
+    def _settle(self, stretch: str) -> str:
+        if self._is_at_seam:
+            stretch = stretch.lstrip()
+            stretch = separator(self._text, stretch) + stretch
+        if stretch:
+            self._is_at_seam = False
+        self._text += stretch
+        return stretch
+
+
+def _tag_start(text: str) -> int:
+    """Where a tag may have begun that ``text`` breaks off; its length if nowhere."""
+    starts = range(max(0, len(text) - _LONGEST_BEGINNING), len(text))
+    return next((start for start in starts if text[start:] in _TAG_BEGINNINGS), len(text))

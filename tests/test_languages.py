@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The language table against langcodes (CLDR) and transformers, and the seams between scripts."""
+
+import unicodedata
+from itertools import product
+from string import ascii_lowercase
+
+import langcodes
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3_asr_vllm.languages import (
+    ALIGNER_LANGUAGES,
+    LANGUAGES,
+    language_code,
+    resolve_language,
+    separator,
+)
+
+codes = pytest.mark.parametrize("code", LANGUAGES)
+
+
+def test_table_is_the_one_of_transformers():
+    from transformers.models.qwen3_asr import processing_qwen3_asr as reference
+
+    assert LANGUAGES == reference.LANGUAGE_CODE_TO_NAME
+    assert ALIGNER_LANGUAGES == reference.FORCED_ALIGNER_LANGUAGES
+
+
+@codes
+def test_code_and_name_agree_with_cldr(code):
+    assert langcodes.Language.get(code).language_name() == LANGUAGES[code]
+    assert langcodes.find(LANGUAGES[code]).language == code
+
+
+@codes
+def test_code_and_name_lead_to_each_other(code):
+    assert resolve_language(code) == LANGUAGES[code]
+    assert language_code(LANGUAGES[code]) == code
+
+
+@codes
+@pytest.mark.parametrize("variant", ["T", "B"])
+def test_three_letter_codes_are_those_of_iso_639(code, variant):
+    alpha3 = langcodes.Language.get(code).to_alpha3(variant=variant)
+    assert resolve_language(alpha3) == LANGUAGES[code]
+
+
+def test_two_letter_codes_are_those_of_cldr_and_no_others():
+    for code in map("".join, product(ascii_lowercase, repeat=2)):
+        expected = LANGUAGES.get(langcodes.standardize_tag(code))
+        assert _resolved_or_none(code) == expected, code
+
+
+@pytest.mark.parametrize("code", ["cmn", "arb", "zsm", "pes"])
+def test_standard_varieties_resolve_to_their_macrolanguage(code):
+    assert resolve_language(code) == LANGUAGES[langcodes.standardize_tag(code, macro=True)]
+
+
+@codes
+def test_full_tags_resolve(code):
+    tag = langcodes.Language.get(code).maximize().to_tag()  # such as fil-Latn-PH
+    assert resolve_language(tag) == LANGUAGES[code]
+    assert resolve_language(tag.replace("-", "_").upper()) == LANGUAGES[code]
+
+
+@given(st.sampled_from(list(LANGUAGES.items())), st.data())
+def test_case_and_surrounding_space_do_not_matter(language, data):
+    code, name = language
+    given_as = data.draw(st.sampled_from([code, name, f"{code}-419", f"{code}_US"]))
+    flips = data.draw(st.lists(st.booleans(), min_size=len(given_as), max_size=len(given_as)))
+    mixed = "".join(c.swapcase() if flip else c for c, flip in zip(given_as, flips, strict=True))
+    assert resolve_language(f" {mixed}\n") == name
+
+
+@pytest.mark.parametrize(
+    ("language", "name"),
+    [
+        ("zh-CN", "Chinese"),
+        ("zh-TW", "Chinese"),
+        ("zh-Hant", "Chinese"),
+        ("zh-Hant-TW", "Chinese"),
+        ("cmn-Hans-CN", "Chinese"),
+        ("zh-cmn", "Chinese"),
+        ("cmn-HK", "Chinese"),
+        ("Mandarin", "Chinese"),
+        ("zh-HK", "Cantonese"),
+        ("zh_hk", "Cantonese"),
+        ("zh-MO", "Cantonese"),
+        ("zh-Hant-HK", "Cantonese"),
+        ("zh-yue", "Cantonese"),
+        ("yue-CN", "Cantonese"),
+        ("en-HK", "English"),
+        ("tl", "Filipino"),
+        ("fil-PH", "Filipino"),
+        ("Tagalog", "Filipino"),
+        ("Farsi", "Persian"),
+        ("es-419", "Spanish"),
+    ],
+)
+def test_other_ways_to_say_it(language, name):
+    assert resolve_language(language) == name
+
+
+@pytest.mark.parametrize("language", [None, "", "  ", "auto", "AUTO", " Auto "])
+def test_nothing_and_auto_ask_for_detection(language):
+    assert resolve_language(language) is None
+
+
+@pytest.mark.parametrize(
+    "language", ["he", "sw", "Klingon", "None", "English<asr_text>", "it-is-not-one", "en US", "-"]
+)
+def test_unsupported_language_is_named_and_the_supported_are_listed(language):
+    with pytest.raises(ValueError) as error:
+        resolve_language(language)
+    assert repr(language) in str(error.value)
+    for code, name in LANGUAGES.items():
+        assert f"{code} {name}" in str(error.value)
+
+
+def test_unknown_name_has_no_code():
+    assert language_code("Klingon") is None
+
+
+@pytest.mark.parametrize("script", ["ARABIC", "CYRILLIC", "DEVANAGARI", "GREEK", "HANGUL", "LATIN"])
+def test_letters_of_spaced_scripts_are_joined_with_a_space(script):
+    for letter in _letters(script):
+        assert separator(letter, letter) == " ", unicodedata.name(letter)
+
+
+@pytest.mark.parametrize(
+    "script", ["BOPOMOFO", "CJK", "FULLWIDTH", "HALFWIDTH KATAKANA", "HIRAGANA", "KATAKANA", "THAI"]
+)
+def test_letters_of_spaceless_scripts_are_joined_without_a_space(script):
+    for letter in _letters(script):
+        assert separator(letter, letter) == "", unicodedata.name(letter)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ("Hello.", "World", " "),
+        ("안녕하세요.", "반갑습니다", " "),
+        ("नमस्ते", "दुनिया", " "),
+        ("你好", "世界", ""),
+        ("你好。", "世界", ""),
+        ("你好,", "世界", ""),
+        ("こんにちは", "世界", ""),
+        ("สวัสดี", "ครับ", ""),
+        ("ที่", "Bangkok", " "),
+        ("我喜欢", "Python", " "),
+        ("Python", "很好", " "),
+        ("你好。", "Hello", ""),
+        ("Hello", "（笑）", ""),
+        ("Wait…", "what", " "),
+        ("共", "3个", ""),
+        ("共 3", "个", ""),
+        ("page 3", "of 4", " "),
+        ("3", "4", " "),
+        ("3", "个", ""),
+        ("Hello ", "World", ""),
+        ("Hello", "\nWorld", ""),
+        ("", "World", ""),
+        ("Hello", "", ""),
+    ],
+)
+def test_separator_follows_the_script_at_the_seam(left, right, expected):
+    assert separator(left, right) == expected
+
+
+@given(st.text(), st.text(min_size=1))
+def test_separator_needs_only_the_first_character_of_the_right(left, right):
+    assert separator(left, right) == separator(left, right[0])
+
+
+def _resolved_or_none(language):
+    try:
+        return resolve_language(language)
+    except ValueError:
+        return None
+
+
+def _letters(script):
+    """Every letter that Unicode names after ``script``, one at least."""
+    characters = map(chr, range(0x110000))
+    found = [c for c in characters if c.isalpha() and unicodedata.name(c, "").startswith(script)]
+    assert found
+    return found

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prompt byte for byte, and the answer: parsed whole, and parsed as it streams."""
+
+import re
+import time
+from os.path import commonprefix
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from qwen3_asr_vllm.languages import LANGUAGES, separator
+from qwen3_asr_vllm.prompt import (
+    AUDIO_PLACEHOLDER,
+    OutputStream,
+    ParsedOutput,
+    build_prompt,
+    parse_output,
+    sanitize_context,
+)
+
+CONTROL_TOKENS = re.compile(r"<\|[^|]*\|>|<asr_text>")
+
+
+# ---- the prompt ----
+
+
+def test_prompt_keeps_the_empty_system_turn():
+    assert build_prompt() == (
+        "<|im_start|>system\n<|im_end|>\n"
+        "<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_prompt_with_context_and_forced_language():
+    assert build_prompt(context="Ada Lovelace, 差分機", language="Cantonese") == (
+        "<|im_start|>system\nAda Lovelace, 差分機<|im_end|>\n"
+        "<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n"
+        "<|im_start|>assistant\nlanguage Cantonese<asr_text>"
+    )
+
+
+@pytest.mark.parametrize("num_audios", [0, 1, 3])
+def test_prompt_has_one_placeholder_per_audio(num_audios):
+    prompt = build_prompt(num_audios=num_audios)
+    assert prompt.count(AUDIO_PLACEHOLDER) == num_audios
+    assert f"user\n{AUDIO_PLACEHOLDER * num_audios}<|im_end|>" in prompt
+
+
+hostile_text = st.lists(
+    st.sampled_from(["<|im_end|>", "<|", "|>", "<", "|", ">", "<asr_", "text>", "<asr_text>", "a"])
+    | st.text(max_size=3)
+).map("".join)
+
+
+@given(hostile_text)
+@example("<|im<|x|>_end|>")
+@example("<asr_te<asr_text>xt>")
+@example("<asr_te<|x|>xt>")
+@example("<<|x|>|y|>")
+def test_sanitised_context_has_no_control_token_and_is_a_fixpoint(text):
+    sanitised = sanitize_context(text)
+    assert not CONTROL_TOKENS.search(sanitised)
+    assert sanitize_context(sanitised) == sanitised
+
+
+@given(hostile_text)
+def test_context_cannot_change_the_turns_of_the_prompt(context):
+    assert CONTROL_TOKENS.findall(build_prompt(context=context)) == CONTROL_TOKENS.findall(
+        build_prompt()
+    )
+
+
+@given(hostile_text)
+def test_text_without_control_tokens_is_kept_as_it_is(text):
+    if not CONTROL_TOKENS.search(text):
+        assert sanitize_context(text) == text
+
+
+def test_control_tokens_go_and_the_text_around_them_stays():
+    assert sanitize_context("a <|im_end|>b<asr_text> < c |> d") == "a b < c |> d"
+
+
+def test_deeply_nested_tokens_cannot_stall_the_server():
+    """Nested 20,000 deep: removing a layer per pass would take seconds, this takes two passes."""
+    depth = 20_000
+    start = time.process_time()
+    assert "<" not in sanitize_context("<asr_te" * depth + "xt>" * depth)
+    assert "<" not in sanitize_context("<|a" * depth + "|>" * depth)
+    assert time.process_time() - start < 1
+
+
+# ---- the answer ----
+
+
+@pytest.mark.parametrize(
+    ("raw", "language", "text"),
+    [
+        ("language English<asr_text>Hello.", "English", "Hello."),
+        ("language None<asr_text>", None, ""),
+        ("", None, ""),
+        (" \n", None, ""),
+        # A repeated tag or header loses no text.
+        ("language Cantonese<asr_text>A。<asr_text>B", "Cantonese", "A。B"),
+        ("language Cantonese<asr_text>唔係你。<asr_text>我", "Cantonese", "唔係你。我"),
+        ("language English<asr_text>One.<asr_text>Two.", "English", "One. Two."),
+        ("language English<asr_text><asr_text>Hello.", "English", "Hello."),
+        ("language Chinese<asr_text>A language English<asr_text>B", "Chinese", "A B"),
+        ("language Chinese<asr_text>你好。language English<asr_text>Hi.", "Chinese", "你好。Hi."),
+        ("language English<asr_text>One.language None<asr_text>", "English", "One."),
+        ("language Thai<asr_text>A language Klingon<asr_text>B", "Thai", "A language Klingon B"),
+        ("language Chinese<asr_text>你好 <asr_text> 世界", "Chinese", "你好世界"),
+        # A language line without a tag, a tag without a language, neither.
+        ("language English\nHello", "English", "Hello"),
+        ("language English\n<asr_text>Hello", "English", "Hello"),
+        ("language None\n", None, ""),
+        ("language None", None, ""),
+        ("language English", "English", ""),
+        ("<asr_text>Hello.", None, "Hello."),
+        ("Hello.", None, "Hello."),
+        # Text that only looks like a header.
+        ("language learning is fun", None, "language learning is fun"),
+        ("language English is hard", None, "language English is hard"),
+        ("Language English is hard", None, "Language English is hard"),
+        ("language", None, "language"),
+        ("language \nHello", None, "language \nHello"),
+        ("language lessons\nHello", None, "language lessons\nHello"),
+        ("languages<asr_text>x", None, "languages x"),
+        ("language English<asr_text>language learning", "English", "language learning"),
+        ("language English<asr_text>a < b <asr_tex", "English", "a < b <asr_tex"),
+        # A language that is not in the table is reported as given.
+        ("language Klingon<asr_text>x", "Klingon", "x"),
+        ("language zh-CN<asr_text>x", "zh-CN", "x"),
+        # White space goes at both ends and stays inside.
+        (" \nlanguage English<asr_text> Hello \n world. \n", "English", "Hello \n world."),
+    ],
+)  # fmt: skip
+def test_answer_is_read_as(raw, language, text):
+    assert parse_output(raw) == ParsedOutput(language, text)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("Hello.", "Hello."),
+        ("", ""),
+        ("language learning is fun", "language learning is fun"),
+        ("language English\nis hard", "language English\nis hard"),
+        ("language English", "language English"),
+        ("Language English is hard", "Language English is hard"),
+        ("language Chinese<asr_text>Hello.", "Hello."),
+        ("<asr_text>Hello.", "Hello."),
+        ("One.<asr_text>Two.", "One. Two."),
+    ],
+)
+def test_forced_language_stays_and_the_answer_is_text_alone(raw, text):
+    assert parse_output(raw, language="English") == ParsedOutput("English", text)
+
+
+raw_outputs = st.lists(
+    st.sampled_from(
+        ["language ", "language English", "language None<asr_text>", "language Klingon", "Chinese"]
+        + ["<asr_text>", "<asr", "<", "l", "lang", "\n", " ", "Hello.", "你好", "。", "3", "ที่"]
+    )
+    | st.text(max_size=3),
+    max_size=8,
+).map("".join)
+forced_languages = st.sampled_from([None, "English"])
+
+
+@given(raw_outputs, forced_languages)
+def test_parse_output_matches_a_reading_of_the_whole_answer(raw, language):
+    assert parse_output(raw, language=language) == _read_whole(raw, language)
+
+
+@given(raw_outputs, forced_languages, st.data())
+def test_streamed_deltas_join_to_parse_output(raw, language, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=len(raw))))
+    stream = OutputStream(language=language)
+    deltas = [stream.push(raw[i:j]) for i, j in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    text = "".join(deltas) + stream.finish()
+    assert ParsedOutput(stream.language, text) == parse_output(raw, language=language)
+
+
+@given(raw_outputs, forced_languages)
+def test_deltas_come_as_early_as_possible(raw, language):
+    """What is out is all that every continuation has in common, white space aside."""
+    released = OutputStream(language=language).push(raw)
+    texts = [parse_output(raw + more, language=language).text for more in CONTINUATIONS]
+    assert released == commonprefix(texts).rstrip()
+
+
+@pytest.mark.parametrize(
+    ("language", "pushes", "deltas"),
+    [
+        (None, ["language", " learning", " is", " fun"], ["", "", "language learning is", " fun"]),
+        (None, ["Language", " English", " is"], ["Language", " English", " is"]),
+        (None, ["Hello", " world"], ["Hello", " world"]),
+        (None, ["language English<asr_text>", "Hi", " ", "there"], ["", "Hi", "", " there"]),
+        (None, ["language English", "<asr_text>H", "i"], ["", "H", "i"]),
+        (None, ["language English\nH", "i"], ["H", "i"]),
+        (None, ["language <asr", "_text"], ["language", ""]),
+        ("English", ["language", " learn", "ing"], ["", "language learn", "ing"]),
+        ("English", ["A <asr", "_text", ">B"], ["A", "", " B"]),
+        ("English", ["A <as", "ide"], ["A", " <aside"]),
+    ],
+)
+def test_deltas_of_a_stream_are(language, pushes, deltas):
+    stream = OutputStream(language=language)
+    assert [stream.push(push) for push in pushes] == deltas
+
+
+@pytest.mark.parametrize("name", LANGUAGES.values())
+def test_repeated_header_is_dropped_when_it_comes_by_the_character(name):
+    stream = OutputStream(language=name)
+    deltas = map(stream.push, f"One. Two. Three. language {name}<asr_text>Four.")
+    assert "".join(deltas) + stream.finish() == "One. Two. Three. Four."
+
+
+def test_language_is_known_once_the_header_is_read():
+    stream = OutputStream()
+    stream.push("language German")
+    assert stream.language is None
+    stream.push("<asr_text>")
+    assert stream.language == "German"
+
+
+TAGS = ["<asr_text>", *(f"language {name}<asr_text>" for name in [*LANGUAGES.values(), "None"])]
+CONTINUATIONS = ["", "☃", *{tag[start:] + "☃" for tag in TAGS for start in range(len(tag))}]
+
+
+def _read_whole(raw, language):
+    """The grammar of an answer as regular expressions over all of it: the reference."""
+    names = "|".join([*LANGUAGES.values(), "None"])
+    text = raw.lstrip()
+    header = re.match(rf"language (?:([A-Za-z0-9_-]+)<asr_text>|({names})(?:\n|\Z))", text)
+    if header and language is None:
+        name = header[1] or header[2]
+        language = None if name == "None" else name
+        text = text[header.end() :]
+    joined = ""
+    for stretch in re.split(rf"(?:language (?:{names}))?<asr_text>", text):
+        joined += separator(joined, stretch.strip()) + stretch.strip()
+    return ParsedOutput(language, joined)
