@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recording to a waveform, and from a waveform to clips.
+
+    path, bytes, file, array -> decode -> downmix -> resample -> check -> waveform -> clips
+
+A waveform is float32, mono, in [-1, 1] (lossy decoders overshoot a little), at 16 kHz.
+libsndfile reads wav, flac, ogg, opus and mp3; FFmpeg, through PyAV, reads the rest. Audio is
+decoded block by block, so a small file that expands into days of samples costs no more memory
+than the limit allows. Nothing here knows of models or engines.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from itertools import chain, pairwise
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE
+
+AudioSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | tuple[np.ndarray, int]
+)
+
+MAX_DURATION_S = 4 * 3600  # seconds of audio in one recording, unless the caller says otherwise
+SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
+SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
+
+_BLOCK_VALUES = 1 << 19  # values (samples x channels) decoded at a time: 2 MiB
+_UNKNOWN_FRAMES = 2**63 - 1  # a piped flac states no length; libsndfile opens but cannot read it
+
+
+class _Stream(NamedTuple):
+    """Audio as a decoder delivers it."""
+
+    sampling_rate: int
+    duration: float | None  # seconds, where the header states them
+    blocks: Iterable[np.ndarray]  # each (samples, channels), float32
+
+
+def load_audio(
+    source: AudioSource,
+    *,
+    sampling_rate: int | None = None,
+    max_duration_s: float = MAX_DURATION_S,
+) -> np.ndarray:
+    """The waveform of a recording, shape (samples,), float32, 16 kHz.
+
+    ``source`` is a path, the bytes of an audio or video file, a binary file (read from its
+    start), an array, or a pair of an array and its sampling rate. An array is float in [-1, 1],
+    int16 or int32, of shape (samples,), (samples, channels) or (channels, samples): the longer
+    axis is time. ``sampling_rate`` is the array's, 16 kHz by default; files state their own.
+    An array that is a waveform already is returned without a copy.
+
+    Raises ValueError, with the file's name, for what is not audio, is empty, holds NaN or
+    infinity, or is longer than ``max_duration_s``; OSError for a file that cannot be opened;
+    ImportError naming the package that would decode it.
+    """
+    if isinstance(source, tuple):
+        source, sampling_rate = source
+    try:
+        if isinstance(source, np.ndarray):
+            stream = _array_stream(source, sampling_rate or SAMPLE_RATE)
+            waveform = _waveform(stream, max_duration_s)
+        elif sampling_rate is not None:
+            raise ValueError("sampling_rate is for arrays; a file states its own. Leave it out.")
+        else:
+            with _open(source) as file:
+                waveform = _waveform(_decode(file), max_duration_s)
+        check_waveform(waveform)
+    except ValueError as error:
+        raise ValueError(f"{_label(source)}{error}") from error
+    return waveform
+
+
+def check_waveform(waveform: np.ndarray) -> None:
+    """Raises ValueError for a waveform that is empty or holds NaN or infinity."""
+    if waveform.size == 0:
+        raise ValueError("audio is empty: it holds no samples.")
+    if not np.isfinite([waveform.min(), waveform.max()]).all():  # min and max carry NaN along
+        raise ValueError("audio holds NaN or infinity; export it again or clean the array.")
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether nothing in it is louder than -66 dBFS: digital silence or dither."""
+    return bool(max(waveform.max(), -waveform.min()) < SILENT_PEAK)
+
+
+def split_at_silence(
+    waveform: np.ndarray, *, max_clip_s: float, search_s: float | None = None
+) -> list[tuple[int, int]]:
+    """Clips as (start, end) in samples, that concatenate exactly to the waveform.
+
+    Each clip but the last is cut in the middle of the widest quiet stretch of the last
+    ``search_s`` seconds (default: half of ``max_clip_s``) before ``max_clip_s`` is reached, so
+    no clip is longer than ``max_clip_s``.
+
+    Raises ValueError where ``max_clip_s`` is not between 1 and 1200.
+    """
+    if not 1 <= max_clip_s <= MAX_CLIP_S:
+        raise ValueError(f"max_clip_s is {max_clip_s:g}; the model takes 1 to {MAX_CLIP_S} s.")
+    max_frames = _frames(max_clip_s)
+    search = min(max(_frames(search_s or max_clip_s / 2), 1), max_frames - 1)
+    levels = _levels(waveform)
+    cuts = [0]  # in frames
+    while len(waveform) - cuts[-1] * HOP_LENGTH > max_frames * HOP_LENGTH:
+        limit = cuts[-1] + max_frames
+        cuts.append(limit - search + _widest_quiet(levels[limit - search : limit]))
+    return list(pairwise([*(cut * HOP_LENGTH for cut in cuts), len(waveform)]))
+
+
+def _frames(seconds: float) -> int:
+    return int(seconds * SAMPLE_RATE / HOP_LENGTH)
+
+
+def _levels(waveform: np.ndarray) -> np.ndarray:
+    """Loudness in dB of each whole frame, averaged over 50 ms, shape (len(waveform) // 160,)."""
+    frames = waveform[: len(waveform) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH)
+    power = np.einsum("ij,ij->i", frames, frames) / HOP_LENGTH
+    if len(power) >= 5:
+        power = np.convolve(power, np.full(5, 0.2), mode="same")
+    return np.asarray(10 * np.log10(np.maximum(power, 1e-10)))
+
+
+def _widest_quiet(levels: np.ndarray) -> int:
+    """The middle of the longest run of quiet frames.
+
+    Quiet is below half the way, in dB, from the loud frames (the 90th percentile) down to the
+    quietest, which counts as at most 60 dB down: a dropout must not make pauses look loud.
+    """
+    loud = np.percentile(levels, 90)
+    quiet = levels <= (loud + max(levels.min(), loud - 60)) / 2
+    edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    widest = np.argmax(ends - starts)
+    return int(starts[widest] + ends[widest]) // 2
+
+
+def _waveform(stream: _Stream, max_duration_s: float) -> np.ndarray:
+    """All blocks of a stream, mono at 16 kHz, shape (samples,)."""
+    if stream.sampling_rate not in SAMPLING_RATES:
+        raise ValueError(
+            f"audio states a sampling rate of {stream.sampling_rate} Hz; "
+            f"allowed are {SAMPLING_RATES.start} to {SAMPLING_RATES.stop - 1} Hz."
+        )
+    if stream.duration is not None:
+        _check_duration(stream.duration, max_duration_s)
+    mono = _mono(stream, max_duration_s)
+    parts = list(_resample(mono, stream.sampling_rate))
+    if len(parts) == 1:
+        return np.ascontiguousarray(parts[0])
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _mono(stream: _Stream, max_duration_s: float) -> Iterator[np.ndarray]:
+    """The blocks as (samples,); raises ValueError as soon as they are too long together."""
+    num_samples = 0
+    for block in stream.blocks:
+        num_samples += len(block)
+        _check_duration(num_samples / stream.sampling_rate, max_duration_s)
+        yield _downmix(block)
+
+
+def _downmix(block: np.ndarray) -> np.ndarray:
+    """The mean of the channels, (samples, channels) -> (samples,)."""
+    if block.shape[1] == 1:
+        return block[:, 0]
+    if block.shape[1] == 2:  # the same bits as the mean, twenty times faster
+        return np.asarray((block[:, 0] + block[:, 1]) * np.float32(0.5))
+    return np.asarray(block.mean(axis=1))
+
+
+def _resample(blocks: Iterable[np.ndarray], sampling_rate: int) -> Iterator[np.ndarray]:
+    """To 16 kHz; block by block gives the same bits as all at once."""
+    if sampling_rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    soxr = _require("soxr", f"resample {sampling_rate} Hz audio to {SAMPLE_RATE} Hz")
+    resampler = soxr.ResampleStream(sampling_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _check_duration(seconds: float, max_duration_s: float) -> None:
+    if seconds > max_duration_s:
+        raise ValueError(
+            f"audio is {seconds:.1f} s or longer; the limit is {max_duration_s:g} s. "
+            "Cut the recording or raise max_duration_s."
+        )
+
+
+def _array_stream(array: np.ndarray, sampling_rate: int) -> _Stream:
+    if array.ndim == 1:
+        array = array[:, None]
+    elif array.ndim != 2:
+        raise ValueError(
+            f"audio is an array of shape {array.shape}; pass (samples,), (samples, channels) "
+            "or (channels, samples)."
+        )
+    elif array.shape[0] < array.shape[1]:
+        array = array.T  # time is the longer axis
+    return _Stream(sampling_rate, len(array) / max(sampling_rate, 1), [_as_float(array)])
+
+
+def _as_float(array: np.ndarray) -> np.ndarray:
+    """float32 in [-1, 1]; the bits themselves where they are that already."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    if array.dtype in (np.int16, np.int32):
+        return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
+    raise ValueError(f"audio is an array of {array.dtype}; pass float in [-1, 1], int16 or int32.")
+
+
+def _open(source: Any) -> AbstractContextManager[BinaryIO]:
+    """A seekable binary file; only one that was opened here is closed."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    if isinstance(source, str | os.PathLike):
+        return open(source, "rb")
+    if not hasattr(source, "read"):
+        raise TypeError(
+            f"cannot read audio from {type(source).__name__}; pass a path, bytes, a binary file, "
+            "a numpy array, or a pair of an array and its sampling rate."
+        )
+    try:
+        source.seek(0)
+    except (AttributeError, OSError):  # a pipe
+        return io.BytesIO(source.read())
+    return nullcontext(source)
+
+
+def _decode(file: BinaryIO) -> _Stream:
+    if not file.read(1):
+        raise ValueError("audio is empty: the file has 0 bytes.")
+    return _open_soundfile(file) or _open_pyav(file)
+
+
+def _open_soundfile(file: BinaryIO) -> _Stream | None:
+    """None where soundfile is not installed or cannot read the file."""
+    file.seek(0)
+    try:
+        soundfile = import_module("soundfile")
+    except (ImportError, OSError):  # OSError: the package without its library
+        return None
+    try:
+        recording = soundfile.SoundFile(file)
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: a name that ends in .raw
+        return None
+    if recording.frames == _UNKNOWN_FRAMES:
+        return None
+    duration = recording.frames / recording.samplerate
+    return _Stream(recording.samplerate, duration, _soundfile_blocks(recording, soundfile))
+
+
+def _soundfile_blocks(recording: Any, soundfile: Any) -> Iterator[np.ndarray]:
+    size = max(1, _BLOCK_VALUES // recording.channels)
+    with recording, _as_broken_audio(soundfile.LibsndfileError):
+        while len(block := recording.read(size, dtype="float32", always_2d=True)):
+            yield block
+
+
+def _open_pyav(file: BinaryIO) -> _Stream:
+    """Raises ValueError where FFmpeg finds no audio."""
+    av = _require("av", "decode what libsndfile cannot read (m4a, aac, webm, video)")
+    file.seek(0)
+    try:
+        # The whitelist: a playlist (ffconcat, SDP) that someone uploads must not make FFmpeg open
+        # files of this machine or sockets. The tags of old files are often not UTF-8.
+        container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise ValueError(
+            "not audio, or cut off: neither libsndfile nor FFmpeg can read it."
+        ) from error
+    frames = _pyav_frames(container, av)
+    first = next(frames, None)
+    if first is None:
+        return _Stream(SAMPLE_RATE, None, [])
+    duration = container.duration / av.time_base if container.duration else None
+    # The rate of a decoded frame: the header of HE-AAC states half of it.
+    return _Stream(first.sample_rate, duration, _pyav_blocks(chain([first], frames), av))
+
+
+def _pyav_frames(container: Any, av: Any) -> Iterator[Any]:
+    """The decoded frames of the first audio track; closes the container after the last."""
+    with container:
+        if not container.streams.audio:
+            raise ValueError("not audio: the file has no audio track.")
+        with _as_broken_audio(av.FFmpegError):
+            yield from container.decode(container.streams.audio[0])
+
+
+def _pyav_blocks(frames: Iterable[Any], av: Any) -> Iterator[np.ndarray]:
+    to_float = av.AudioResampler(format="fltp")  # keeps the rate and the channels
+    for frame in frames:
+        with _as_broken_audio(av.FFmpegError):
+            planes = to_float.resample(frame)
+        for plane in planes:
+            yield plane.to_ndarray().T  # (channels, samples) -> (samples, channels)
+
+
+@contextmanager
+def _as_broken_audio(error_type: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except error_type as error:
+        raise ValueError(f"audio is broken: {getattr(error, 'strerror', error)}") from error
+
+
+def _require(package: str, purpose: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{package} is needed to {purpose}: pip install {package}") from error
+
+
+def _label(source: Any) -> str:
+    """How an error names the recording: "talk.mp3: ", or nothing where it has no name."""
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "")
+    return f"{os.fspath(name)}: " if isinstance(name, str | os.PathLike) and name else ""

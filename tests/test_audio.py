@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every format becomes the waveform that FFmpeg finds in it too; its clips add up to it."""
+
+import io
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from qwen3_asr_vllm import audio
+from qwen3_asr_vllm.audio import check_waveform, is_silent, load_audio, split_at_silence
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+
+FORMATS = {  # file name: what ffmpeg is told besides
+    "s16.wav": [],
+    "s24.wav": ["-c:a", "pcm_s24le"],
+    "float.wav": ["-c:a", "pcm_f32le"],
+    "mulaw.wav": ["-c:a", "pcm_mulaw", "-ar", "8000"],
+    "8khz.wav": ["-ar", "8000"],
+    "mono.wav": ["-ac", "1", "-ar", "16000"],
+    "six_channels.wav": ["-ac", "6"],
+    "t.flac": [],
+    "t.aiff": [],
+    "t.ogg": [],
+    "t.opus": [],
+    "t.mp3": [],
+    "44khz.mp3": ["-ar", "44100"],
+    "t.m4a": [],
+    "t.mp4": [],
+    "t.aac": [],
+    "t.webm": [],
+    "t.mkv": [],
+}
+
+
+def voice(seconds: float, rate: int, *, channels: int = 1) -> np.ndarray:
+    """A glide from 150 to 2000 Hz that swells and fades, (samples, channels) float32."""
+    t = np.arange(round(seconds * rate)) / rate
+    glide = np.sin(2 * np.pi * (150 * t + 925 * t**2 / seconds)) * np.sin(np.pi * 2 * t) ** 2
+    return (0.3 * glide[:, None] * np.linspace(1, 0.4, channels)).astype(np.float32)
+
+
+def encode(path: Path, *options: str, seconds: float = 3.0) -> Path:
+    """A 48 kHz stereo recording in the format of the path's name."""
+    wav = io.BytesIO()
+    soundfile.write(wav, voice(seconds, 48_000, channels=2), 48_000, "FLOAT", format="WAV")
+    command = ["ffmpeg", "-v", "error", "-y", "-i", "-", *options, str(path)]
+    subprocess.run(command, input=wav.getvalue(), check=True)
+    return path
+
+
+def pipe(path: Path, *options: str, seconds: float = 3.0) -> Path:
+    """The same through a pipe, so that the header cannot state a length."""
+    encode(path.with_suffix(".wav"), seconds=seconds)
+    command = ["ffmpeg", "-v", "error", "-i", str(path.with_suffix(".wav")), *options, "-"]
+    path.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    return path
+
+
+def ffmpeg_decode(path: Path) -> np.ndarray:
+    command = ["ffmpeg", "-v", "error", "-i", str(path), "-ar", "16000", "-c:a", "pcm_f32le"]
+    wav = subprocess.run([*command, "-f", "wav", "-"], check=True, capture_output=True).stdout
+    return soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)[0].mean(axis=1)
+
+
+def wav_bytes(samples: np.ndarray, rate: int = 16_000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, "FLOAT", format="WAV")
+    return file.getvalue()
+
+
+# ---- decoding ----
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_what_ffmpeg_decodes(tmp_path, name):
+    path = encode(tmp_path / name, *FORMATS[name])
+    waveform, reference = load_audio(path), ffmpeg_decode(path)
+    assert waveform.dtype == np.float32 and waveform.ndim == 1
+    assert abs(len(waveform) - len(reference)) <= 0.05 * 16_000
+    length = min(len(waveform), len(reference))
+    error = waveform[:length] - reference[:length]
+    assert np.sqrt(np.mean(error**2)) < 0.02 * np.sqrt(np.mean(reference**2))
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["t.wav", "t.m4a"])
+def test_path_string_bytes_file_and_pipe_are_one(tmp_path, name):
+    class Pipe(io.BytesIO):
+        def seek(self, *_):
+            raise io.UnsupportedOperation("seek")
+
+    path = encode(tmp_path / name)
+    waveform, data = load_audio(path), path.read_bytes()
+    file = io.BytesIO(data)
+    file.seek(100)
+    for source in (str(path), data, bytearray(data), file, Pipe(data)):
+        np.testing.assert_array_equal(load_audio(source), waveform)
+    assert not file.closed
+
+
+@needs_ffmpeg
+def test_a_file_with_the_wrong_name_is_read_by_its_content(tmp_path):
+    path = encode(tmp_path / "t.m4a")
+    waveform = load_audio(path)
+    for name in ("t.wav", "t.raw", "t"):
+        path = path.rename(tmp_path / name)
+        np.testing.assert_array_equal(load_audio(path), waveform)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["t.wav", "t.flac", "t.ogg", "t.opus", "t.mp3"])
+def test_decoding_in_blocks_is_decoding_at_once(tmp_path, monkeypatch, name):
+    path = encode(tmp_path / name)
+    whole = load_audio(path)
+    monkeypatch.setattr(audio, "_BLOCK_VALUES", 5_000)
+    np.testing.assert_array_equal(load_audio(path), whole)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["t.flac", "t.webm", "t.mp3"])
+def test_a_piped_file_without_a_length_is_read(tmp_path, name):
+    path = pipe(tmp_path / name, "-f", name.removeprefix("t."))
+    assert len(load_audio(path)) == pytest.approx(3 * 16_000, abs=800)
+
+
+# ---- downmix and resampling ----
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(2, 50), st.just(2)),
+        elements=st.floats(-1, 1, width=32),
+    )
+)
+def test_stereo_downmix_has_the_bits_of_the_mean(stereo):
+    np.testing.assert_array_equal(load_audio(stereo), stereo.mean(axis=1))
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
+def test_resampling_in_blocks_has_the_bits_of_soxr_at_once(monkeypatch, rate):
+    signal = voice(2.0, rate)[:, 0]
+    reference = soxr.resample(signal, rate, 16_000, quality="HQ")
+    np.testing.assert_array_equal(load_audio((signal, rate)), reference)
+    monkeypatch.setattr(audio, "_BLOCK_VALUES", 1_000)
+    np.testing.assert_array_equal(load_audio(wav_bytes(signal, rate)), reference)
+
+
+def test_a_tone_keeps_its_pitch_and_what_16_khz_cannot_hold_is_gone():
+    t48, t16 = np.arange(48_000) / 48_000, np.arange(16_000) / 16_000
+    inner = slice(1_000, -1_000)  # a tone that starts at once rings at its ends
+    kept = load_audio((np.sin(2 * np.pi * 1_000 * t48), 48_000))
+    np.testing.assert_allclose(kept[inner], np.sin(2 * np.pi * 1_000 * t16)[inner], atol=1e-4)
+    gone = load_audio((np.sin(2 * np.pi * 10_000 * t48), 48_000))
+    assert np.abs(gone[inner]).max() < 1e-4
+
+
+# ---- arrays ----
+
+
+def test_an_array_that_is_a_waveform_is_not_copied():
+    waveform = voice(1.0, 16_000)[:, 0]
+    assert np.shares_memory(load_audio(waveform), waveform)
+
+
+def test_the_longer_axis_of_an_array_is_time():
+    stereo = voice(1.0, 16_000, channels=2)
+    np.testing.assert_array_equal(load_audio(stereo.T), load_audio(stereo))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_integers_scale_to_one(dtype):
+    lowest = np.iinfo(dtype).min
+    waveform = load_audio(np.array([lowest, lowest // 2, 0, -(lowest // 2)], dtype))
+    np.testing.assert_array_equal(waveform, np.float32([-1, -0.5, 0, 0.5]))
+
+
+def test_the_sampling_rate_of_an_array_is_a_pair_or_a_keyword():
+    signal = voice(1.0, 8_000)[:, 0]
+    by_keyword = load_audio(signal, sampling_rate=8_000)
+    np.testing.assert_array_equal(load_audio((signal, 8_000)), by_keyword)
+    assert len(by_keyword) == 16_000
+
+
+# ---- what is refused, and how ----
+
+BAD = {
+    "no bytes": (b"", "empty: the file has 0 bytes"),
+    "no samples": (wav_bytes(np.zeros(0)), "empty: it holds no samples"),
+    "text": (b"Dear Sir or Madam, I have no sound", "not audio"),
+    "half a header": (wav_bytes(np.zeros(99))[:20], "not audio"),
+    "NaN": (wav_bytes(np.array([0.0, np.nan, 0.0])), "NaN or infinity"),
+    "infinity": (wav_bytes(np.array([0.0, np.inf, -np.inf])), "NaN or infinity"),
+    "empty array": (np.zeros(0, np.float32), "empty: it holds no samples"),
+    "NaN array": (np.array([np.nan] * 9), "NaN or infinity"),
+    "three axes": (np.zeros((2, 2, 2)), r"shape \(2, 2, 2\); pass \(samples,\)"),
+    "bytes array": (np.zeros(9, np.uint8), "array of uint8; pass float"),
+    "no rate": ((np.zeros(9), -1), "rate of -1 Hz; allowed are 1000 to 768000"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_audio_is_a_value_error_that_says_why(case):
+    source, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        load_audio(source)
+
+
+def test_the_error_names_the_file(tmp_path):
+    path = tmp_path / "letter.wav"
+    path.write_text("Dear Sir or Madam")
+    with pytest.raises(ValueError, match=r"letter\.wav: not audio"):
+        load_audio(path)
+    with pytest.raises(ValueError, match=r"letter\.wav: not audio"), path.open("rb") as file:
+        load_audio(file)
+    with pytest.raises(FileNotFoundError, match=r"none\.wav"):
+        load_audio(tmp_path / "none.wav")
+
+
+def test_what_no_recording_is_made_of_is_a_type_error():
+    with pytest.raises(TypeError, match="from dict; pass a path"):
+        load_audio({"path": "a.wav"})
+
+
+def test_a_sampling_rate_beside_a_file_is_refused():
+    with pytest.raises(ValueError, match="sampling_rate is for arrays"):
+        load_audio(wav_bytes(np.zeros(9)), sampling_rate=8_000)
+
+
+def test_too_long_is_known_from_the_header():
+    with pytest.raises(ValueError, match="3.0 s or longer; the limit is 2 s.*raise max_duration_s"):
+        load_audio(wav_bytes(np.zeros(48_000)), max_duration_s=2)
+    assert len(load_audio(wav_bytes(np.zeros(48_000)), max_duration_s=3)) == 48_000
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["bomb.flac", "bomb.webm"])
+def test_too_long_is_noticed_while_decoding(tmp_path, name):
+    path = pipe(tmp_path / name, "-f", name.removeprefix("bomb."), seconds=60)
+    with pytest.raises(ValueError, match=r"audio is [56]\.\d s or longer; the limit is 5 s"):
+        load_audio(path, max_duration_s=5)
+
+
+@needs_ffmpeg
+def test_a_video_without_sound_has_no_audio_track(tmp_path):
+    path = tmp_path / "silent.mp4"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=d=1:s=32x32", str(path)]
+    subprocess.run(command, check=True)
+    with pytest.raises(ValueError, match="no audio track"):
+        load_audio(path)
+
+
+@needs_ffmpeg
+def test_an_uploaded_playlist_opens_no_file_of_this_machine(tmp_path, monkeypatch):
+    encode(tmp_path / "private.mp3")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="not audio"):
+        load_audio(b"ffconcat version 1.0\nfile 'private.mp3'\n")
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["t.wav", "t.flac", "t.ogg", "t.mp3", "t.m4a", "t.webm"])
+def test_damage_gives_a_waveform_or_a_value_error(tmp_path, name):
+    data = encode(tmp_path / name, seconds=1.0).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        damaged = bytearray(data[: rng.integers(1, len(data))])
+        for place in rng.integers(0, len(damaged), 20):
+            damaged[place] = rng.integers(256)
+        try:
+            check_waveform(load_audio(bytes(damaged)))
+        except ValueError as error:
+            assert str(error)
+
+
+# ---- missing packages are named, not blamed on the audio ----
+
+
+@needs_ffmpeg
+def test_without_av_the_error_names_it(tmp_path, monkeypatch):
+    path = encode(tmp_path / "t.m4a")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match="pip install av"):
+        load_audio(path)
+
+
+def test_without_soxr_the_error_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    assert len(load_audio(wav_bytes(np.zeros(160)))) == 160
+    with pytest.raises(ImportError, match="resample 8000 Hz.*pip install soxr"):
+        load_audio(wav_bytes(np.zeros(160), 8_000))
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["t.wav", "t.flac"])
+def test_without_soundfile_av_reads_the_same(tmp_path, monkeypatch, name):
+    path = encode(tmp_path / name)
+    waveform = load_audio(path)
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    np.testing.assert_allclose(load_audio(path), waveform, atol=1e-6)
+
+
+# ---- silence ----
+
+
+def test_only_what_nobody_can_hear_is_silent():
+    dither = np.random.default_rng(0).integers(-2, 3, 16_000).astype(np.int16)
+    assert is_silent(np.zeros(16_000, np.float32))
+    assert is_silent(load_audio(dither))
+    assert not is_silent(0.005 * voice(1.0, 16_000)[:, 0])
+    assert not is_silent(-0.001 * np.eye(1, 16_000, 99, dtype=np.float32)[0])
+
+
+# ---- splitting ----
+
+
+def bursts(seconds: float, *, seed: int, pause_level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Noise of 0.5 to 2 s between pauses of 0.3 to 0.6 s, and which samples are pause."""
+    rng = np.random.default_rng(seed)
+    is_pause = np.zeros(round(seconds * 16_000), bool)
+    start = 0
+    while start < len(is_pause):
+        start += round(rng.uniform(0.5, 2.0) * 16_000)
+        length = round(rng.uniform(0.3, 0.6) * 16_000)
+        is_pause[start : start + length] = True
+        start += length
+    level = np.where(is_pause, pause_level, 0.1)
+    return (level * rng.standard_normal(len(level))).astype(np.float32), is_pause
+
+
+@given(
+    seconds=st.floats(0.01, 40),
+    max_clip_s=st.floats(1, 12),
+    search_s=st.none() | st.floats(0.01, 20),
+    seed=st.integers(0, 9),
+    pause_level=st.sampled_from([0.0, 1e-4, 0.1]),
+)
+def test_clips_concatenate_to_the_recording(seconds, max_clip_s, search_s, seed, pause_level):
+    waveform, _ = bursts(seconds, seed=seed, pause_level=pause_level)
+    clips = split_at_silence(waveform, max_clip_s=max_clip_s, search_s=search_s)
+    assert clips[0][0] == 0 and clips[-1][1] == len(waveform)
+    assert all(end == start for (_, end), (start, _) in zip(clips, clips[1:], strict=False))
+    assert all(0 < end - start <= max_clip_s * 16_000 for start, end in clips)
+
+
+@given(seed=st.integers(0, 1000), pause_level=st.sampled_from([0.0, 1e-5, 1e-3, 1e-2]))
+@settings(max_examples=50)
+def test_cuts_lie_in_pauses(seed, pause_level):
+    """Pauses down to 20 dB below the speech, at least one in each stretch that is searched."""
+    waveform, is_pause = bursts(60, seed=seed, pause_level=pause_level)
+    clips = split_at_silence(waveform, max_clip_s=10)
+    assert len(clips) >= 6
+    assert all(is_pause[start] for start, _ in clips[1:])
+
+
+def test_the_cut_is_the_middle_of_the_widest_pause():
+    waveform, _ = bursts(12, seed=0, pause_level=0.1)
+    for start, end in ((6.0, 6.3), (7.0, 7.8), (9.0, 9.2)):
+        waveform[round(start * 16_000) : round(end * 16_000)] *= 1e-3
+    (_, cut), _ = split_at_silence(waveform, max_clip_s=10)
+    assert cut / 16_000 == pytest.approx(7.4, abs=0.02)
+
+
+def test_a_dropout_does_not_hide_the_pauses():
+    waveform, _ = bursts(12, seed=0, pause_level=0.1)
+    waveform[round(6.0 * 16_000) : round(6.1 * 16_000)] = 0
+    waveform[round(8.0 * 16_000) : round(8.6 * 16_000)] *= 0.01
+    (_, cut), _ = split_at_silence(waveform, max_clip_s=10)
+    assert cut / 16_000 == pytest.approx(8.3, abs=0.02)
+
+
+def test_a_short_recording_is_one_clip():
+    assert split_at_silence(np.zeros(1, np.float32), max_clip_s=60) == [(0, 1)]
+    assert split_at_silence(np.zeros(16_000, np.float32), max_clip_s=1) == [(0, 16_000)]
+
+
+@pytest.mark.parametrize("max_clip_s", [0.5, 1201, float("nan")])
+def test_a_clip_length_beyond_the_model_is_refused(max_clip_s):
+    with pytest.raises(ValueError, match="the model takes 1 to 1200 s"):
+        split_at_silence(np.zeros(16_000, np.float32), max_clip_s=max_clip_s)
+
+
+def test_splitting_an_hour_takes_well_under_half_a_second():
+    minute, _ = bursts(60, seed=0, pause_level=1e-3)
+    hour = np.tile(minute, 60)
+    start = time.process_time()
+    split_at_silence(hour, max_clip_s=60)
+    assert time.process_time() - start < 0.5
