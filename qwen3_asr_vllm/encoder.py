@@ -107,10 +107,13 @@ class AudioEncoder(nn.Module):
         config: Qwen3ASRAudioEncoderConfig,
         *,
         quant_config: QuantizationConfig | None = None,
+        keep_order: bool = False,
         prefix: str = "",
     ) -> None:
+        """``keep_order``: never sort windows, so that row i of a layer is token i of the batch."""
         super().__init__()
         self.config = config
+        self.keep_order = keep_order
         self.geometry = config.geometry
         self.log_mel = LogMel(config.num_mel_bins)
 
@@ -154,11 +157,12 @@ class AudioEncoder(nn.Module):
 
     @property
     def attn_backend(self) -> AttentionBackendEnum:
-        return self.layers[0].self_attn.attn.attn_backend
+        first: EncoderLayer = self.layers[0]  # type: ignore[assignment]
+        return first.self_attn.attn.attn_backend
 
     def layout(self, frames: Sequence[int]) -> Layout:
         """The layout of clips with these mel frames, as this encoder's attention wants it."""
-        by_length = self.attn_backend == AttentionBackendEnum.TORCH_SDPA
+        by_length = self.attn_backend == AttentionBackendEnum.TORCH_SDPA and not self.keep_order
         return Layout(frames, self.geometry, by_length=by_length)
 
     def encode_waveforms(self, chunks: torch.Tensor, frames: Sequence[int]) -> list[torch.Tensor]:
@@ -188,20 +192,21 @@ class AudioEncoder(nn.Module):
     def forward(self, log_mel: torch.Tensor, layout: Layout) -> torch.Tensor:
         """(C, M, F) -> (T, output_dim), clip after clip."""
         x = torch.cat([self.stem(c) for c in log_mel.split(self.config.conv_chunksize)])
-        x = x.flatten(0, 1)[async_tensor_h2d(layout.token_index, device=self.device)]
+        index = async_tensor_h2d(layout.token_index, device=self.device)
+        x = self.conv_out(x.flatten(0, 1)[index])  # after packing: LoRA counts one row per token
+        x = x + self.positions.to(x.dtype)[index % len(self.positions)]  # restart in every chunk
         x = self.transform(x, self.attention_calls(layout))
         if layout.restore is not None:
             x = x[async_tensor_h2d(layout.restore, device=self.device)]
         return x
 
     def stem(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """(C, M, F) -> (C, t, D); each chunk on its own."""
+        """(C, M, F) -> (C, t, channels * M / 8); each chunk on its own."""
         x = log_mel.to(self.dtype).unsqueeze(1)
         x = F.gelu(self.conv2d1(x))
         x = F.gelu(self.conv2d2(x))
         x = F.gelu(self.conv2d3(x))  # (C, channels, M / 8, t)
-        x = x.permute(0, 3, 1, 2).flatten(2)  # the order that conv_out was trained on
-        return self.conv_out(x) + self.positions.to(x.dtype)  # positions restart in every chunk
+        return x.permute(0, 3, 1, 2).flatten(2)  # the order that conv_out was trained on
 
     def transform(self, x: torch.Tensor, calls: AttentionCalls) -> torch.Tensor:
         """(T, D) -> (T, output_dim)."""
@@ -347,7 +352,8 @@ def _tp_size(config: Qwen3ASRAudioEncoderConfig) -> int:
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, 2, padding=1).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(inputs, outputs, 3, 2, padding=1)
+    return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _sinusoids(length: int, channels: int) -> torch.Tensor:

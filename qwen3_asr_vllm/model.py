@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The architectures that vLLM looks up by name, and what they add to encoder and decoder.
+
+The thinker is our ``AudioEncoder`` and vLLM's own ``Qwen3ForCausalLM``. All architectures stand
+in this one file because vLLM caches what it knows of a model class by the hash of its file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from vllm.config import ModelConfig, SpeechToTextConfig, VllmConfig
+from vllm.config.speech_to_text import SpeechToTextParams
+from vllm.inputs import PromptType, TokensPrompt
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.interfaces import (
+    MultiModalEmbeddings,
+    StreamingTranscriptionPostProcessor,
+    SupportsEagle3,
+    SupportsLoRA,
+    SupportsMultiModal,
+    SupportsPP,
+    SupportsTranscription,
+)
+from vllm.model_executor.models.module_mapping import MultiModelKeys
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.multimodal.processing import cached_encode
+from vllm.sequence import IntermediateTensors
+from vllm.tokenizers import cached_tokenizer_from_config
+
+from .config import Qwen3ASRThinkerConfig
+from .encoder import AudioEncoder
+from .geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
+from .languages import LANGUAGES, language_code, resolve_language
+from .processor import DummyInputs, ProcessingInfo, Processor
+from .prompt import AUDIO_PLACEHOLDER, OutputStream, build_prompt, parse_output
+
+DEFAULT_CLIP_S = 60  # seconds; longer recordings are split on vLLM's own transcription route
+SPLIT_SEARCH_S = 10  # seconds before the limit in which that route looks for silence
+# Methods that store no list of unquantized modules: their makers leave the audio tower alone.
+UNLISTED_QUANTIZATION = ("gptq", "gptq_marlin", "auto_gptq", "awq", "awq_marlin", "auto_awq")
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
+class Qwen3ASRForConditionalGeneration(
+    nn.Module,
+    SupportsMultiModal,
+    SupportsPP,
+    SupportsTranscription,
+    SupportsLoRA,
+    SupportsEagle3,
+):
+    """Audio and text in, text out. Audio tokens take the place of ``<|audio_pad|>`` in the prompt."""
+
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+    supports_tower_connector_lora: ClassVar[bool] = True
+    # vLLM refuses a class that lists a code Whisper lacks; validate_language knows all 30
+    supported_languages: ClassVar[Mapping[str, str]] = {
+        code: name for code, name in LANGUAGES.items() if code != "fil"
+    }
+    no_space_languages: ClassVar[set[str]] = {"zh", "yue", "ja", "th"}
+
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={
+            "thinker.lm_head.": "language_model.lm_head.",
+            "thinker.model.": "language_model.model.",
+            "thinker.audio_tower.": "audio_tower.",
+            # the flat layout of transformers
+            "lm_head.": "language_model.lm_head.",
+            "model.audio_tower.": "audio_tower.",
+            "model.language_model.": "language_model.model.",
+            "model.multi_modal_projector.linear_1.": "audio_tower.proj1.",
+            "model.multi_modal_projector.linear_2.": "audio_tower.proj2.",
+        }
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config: Qwen3ASRThinkerConfig = vllm_config.model_config.hf_config.thinker_config
+        check_dimensions(config)
+        self.config = config
+
+        with self._mark_tower_model(vllm_config, "audio"):  # type: ignore[operator]
+            self.audio_tower = AudioEncoder(
+                config.audio_config,
+                quant_config=_tower_quantization(vllm_config.quant_config),
+                keep_order=vllm_config.lora_config is not None,  # adapters go by row
+                prefix=maybe_prefix(prefix, "audio_tower"),
+            )
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
+            self.language_model = Qwen3ForCausalLM(
+                vllm_config=vllm_config.with_hf_config(
+                    config.text_config, architectures=["Qwen3ForCausalLM"]
+                ),
+                prefix=maybe_prefix(prefix, "language_model"),
+            )
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+
+    # --- audio and text in, hidden states and logits out ---------------------------------------
+
+    def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
+        """Audio tokens of each clip, (tokens, hidden), in the order of the prompt."""
+        if (embeds := kwargs.get("audio_embeds")) is not None:
+            return list(embeds)
+        frames = kwargs["audio_feature_lengths"].flatten().tolist()  # kept on the host
+        if (chunks := kwargs.get("audio_chunks")) is not None:
+            return self.audio_tower.encode_waveforms(chunks, frames)
+        features = kwargs["input_audio_features"]
+        if isinstance(features, list) or features.ndim == 3:  # clips apart, maybe padded
+            clips = zip(features, frames, strict=True)
+            features = torch.cat([clip[:, :length] for clip, length in clips], dim=1)
+        return self.audio_tower.encode_features(features, frames)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor | IntermediateTensors:
+        if intermediate_tensors is not None:
+            inputs_embeds = None
+        return self.language_model.model(
+            input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds
+        )
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        return self.language_model.compute_logits(hidden_states)
+
+    # --- weights -------------------------------------------------------------------------------
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load either layout. Raises ValueError where part of a fused matrix is missing."""
+        names: set[str] = set()
+
+        def seen() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                names.add(name)
+                yield name, tensor
+
+        loaded: set[str] = AutoWeightsLoader(self).load_weights(
+            seen(), mapper=self.hf_to_vllm_mapper
+        )
+        check_fused_parts(names, self.packed_modules_mapping)
+        return loaded
+
+    # --- LoRA ----------------------------------------------------------------------------------
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        return MultiModelKeys.from_string_field(
+            language_model="language_model", tower_model=["audio_tower."]
+        )
+
+    def get_mm_lora_token_counts(
+        self, *, modality: str, mm_kwargs: MultiModalKwargsItem | None, num_mm_embeds: int
+    ) -> tuple[int, int | None]:
+        return num_mm_embeds, None  # the layers see one row per audio token
+
+    # --- vLLM's own transcription route ---------------------------------------------------------
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        if modality.startswith("audio"):
+            return AUDIO_PLACEHOLDER
+        raise ValueError(f"Qwen3-ASR hears audio; it takes no {modality}.")
+
+    @classmethod
+    def get_speech_to_text_config(
+        cls, model_config: ModelConfig, task_type: str
+    ) -> SpeechToTextConfig:
+        return SpeechToTextConfig(
+            sample_rate=SAMPLE_RATE,
+            max_audio_clip_s=_max_clip_s(model_config.max_model_len),
+            overlap_chunk_second=SPLIT_SEARCH_S,
+        )
+
+    @classmethod
+    def get_num_audio_tokens(
+        cls, audio_duration_s: float, stt_config: SpeechToTextConfig, model_config: ModelConfig
+    ) -> int | None:
+        frames = num_frames(int(audio_duration_s * SAMPLE_RATE))
+        tokens: int = model_config.hf_config.thinker_config.audio_config.geometry.num_tokens(frames)
+        return tokens
+
+    @classmethod
+    def validate_language(cls, language: str | None) -> str | None:
+        """The code of a language given in any spelling; None lets the model detect it."""
+        name = resolve_language(language)
+        return None if name is None else language_code(name)
+
+    @classmethod
+    def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> PromptType:
+        if stt_params.task_type != "transcribe":
+            raise ValueError(
+                "Qwen3-ASR transcribes and does not translate; use /v1/audio/transcriptions."
+            )
+        context = "\n".join(filter(None, (stt_params.request_prompt, stt_params.hotwords)))
+        prompt = build_prompt(context=context, language=resolve_language(stt_params.language))
+        tokenizer = cached_tokenizer_from_config(stt_params.model_config)
+        return TokensPrompt(
+            prompt_token_ids=cached_encode(tokenizer, prompt),
+            multi_modal_data={"audio": stt_params.audio},
+        )
+
+    @classmethod
+    def post_process_output(cls, text: str) -> str:
+        return parse_output(text).text
+
+    @classmethod
+    def get_streaming_post_processor_cls(cls) -> type[StreamingTranscriptionPostProcessor]:
+        return DeltaCleaner
+
+
+class DeltaCleaner(StreamingTranscriptionPostProcessor):
+    """Raw deltas of one clip -> deltas of its text."""
+
+    def __init__(self) -> None:
+        self.stream = OutputStream()
+
+    def process_delta(self, text_delta: str, finished: bool) -> str:
+        text = self.stream.push(text_delta)
+        return text + self.stream.finish() if finished else text
+
+
+def check_dimensions(config: Qwen3ASRThinkerConfig) -> None:
+    """Refuse a config that encoder and decoder cannot be built from; names the field."""
+    audio, text = config.audio_config, config.text_config
+    audio.geometry  # noqa: B018  (refuses windows that do not hold whole chunks)
+    if audio.output_dim != text.hidden_size:
+        raise ValueError(
+            f"audio_config.output_dim is {audio.output_dim}, but text_config.hidden_size is "
+            f"{text.hidden_size}: audio tokens must have the decoder's size."
+        )
+    if audio.d_model % audio.encoder_attention_heads:
+        raise ValueError(
+            f"audio_config.d_model is {audio.d_model}; it must be a multiple of "
+            f"encoder_attention_heads = {audio.encoder_attention_heads}."
+        )
+    if audio.d_model % 2:
+        raise ValueError(
+            f"audio_config.d_model is {audio.d_model}; sinusoidal positions need it even."
+        )
+    if audio.scale_embedding:
+        raise ValueError(
+            "audio_config.scale_embedding is true; no Qwen3-ASR encoder scales its input. "
+            "Set it to false."
+        )
+
+
+def check_fused_parts(names: set[str], packed: Mapping[str, list[str]]) -> None:
+    """Of every fused matrix (q, k, v; gate, up) all parts must have been in the checkpoint."""
+    for parts in packed.values():
+        pattern = re.compile(rf"\.(?:{'|'.join(parts)})\.")
+        groups = {pattern.sub(".{}.", name) for name in names if pattern.search(name)}
+        wanted = {group.replace("{}", part) for group in groups for part in parts}
+        if missing := sorted(wanted - names):
+            raise ValueError(
+                f"the checkpoint has no tensor {missing[0]} ({len(missing)} missing in all); "
+                "download it again."
+            )
+
+
+def _tower_quantization(quant_config: QuantizationConfig | None) -> QuantizationConfig | None:
+    if quant_config is None or quant_config.get_name() not in UNLISTED_QUANTIZATION:
+        return quant_config
+    return quant_config if getattr(quant_config, "modules_to_not_convert", None) else None
+
+
+def _max_clip_s(max_model_len: int) -> int:
+    """Seconds of audio per clip: QWEN3_ASR_MAX_CLIP_S, as far as the model's length allows.
+
+    A second takes 13 tokens of prompt and up to about as many of text.
+    """
+    given = os.environ.get("QWEN3_ASR_MAX_CLIP_S", str(DEFAULT_CLIP_S))
+    if not given.isdecimal() or not 1 <= int(given) <= MAX_CLIP_S:
+        raise ValueError(
+            f"QWEN3_ASR_MAX_CLIP_S is {given!r}; give whole seconds from 1 to {MAX_CLIP_S}."
+        )
+    return max(1, min(int(given), max_model_len // 32))

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How vLLM hands audio to the model: waveform in, one prompt token per audio token.
+
+No spectrogram is computed here: a clip travels to the worker as the samples of its chunks, in
+float32 whatever the model's dtype, and each clip is prepared on its own, because a log-mel
+spectrogram depends on everything it is padded with. Precomputed log-mel features and audio
+embeddings are accepted in the place of waveforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from vllm.config.multimodal import MultiModalDummyOptions
+from vllm.inputs import MultiModalDataDict
+from vllm.multimodal.inputs import (
+    MultiModalFieldConfig,
+    MultiModalKwargsItem,
+    MultiModalKwargsItems,
+)
+from vllm.multimodal.parse import (
+    AudioProcessorItems,
+    DictEmbeddingItems,
+    ModalityDataItems,
+    MultiModalDataItems,
+    MultiModalDataParser,
+)
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+    PromptReplacement,
+    PromptUpdate,
+)
+
+from .audio import check_waveform
+from .config import Qwen3ASRConfig, Qwen3ASRThinkerConfig
+from .geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, num_frames
+from .log_mel import cut_chunks
+
+AUDIO_TOKEN = "<|audio_pad|>"
+
+
+class ProcessingInfo(BaseProcessingInfo):
+    """What vLLM asks about the model's inputs; refuses a checkpoint that does not fit."""
+
+    def get_hf_config(self) -> Qwen3ASRThinkerConfig:
+        thinker: Qwen3ASRThinkerConfig = self.ctx.get_hf_config(Qwen3ASRConfig).thinker_config
+        return thinker
+
+    @property
+    def audio_token_id(self) -> int:
+        """The id of ``<|audio_pad|>``, on which config and tokenizer must agree."""
+        token_id = self.get_tokenizer().convert_tokens_to_ids(AUDIO_TOKEN)
+        expected = self.get_hf_config().audio_token_id
+        if token_id != expected:
+            raise ValueError(
+                f"audio_token_id is {expected} in the checkpoint's config, but {AUDIO_TOKEN} is "
+                f"{token_id} in its tokenizer; use the tokenizer that came with the checkpoint."
+            )
+        return expected
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {"audio": None}
+
+    def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
+        return {}
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        model_config = self.ctx.model_config
+        extractor, _ = FeatureExtractionMixin.get_feature_extractor_dict(
+            model_config.model, revision=model_config.revision
+        )
+        check_front_end(extractor, self.get_hf_config())
+        return DataParser(
+            target_sr=SAMPLE_RATE,
+            target_channels=1,
+            audio_resample_method="soxr",
+            expected_hidden_size=self._get_expected_hidden_size(),
+            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
+        )
+
+    def max_clip_samples(self, seq_len: int) -> int:
+        """The longest clip that the model takes and a sequence of this length holds."""
+        geometry = self.get_hf_config().audio_config.geometry
+        return min(MAX_CLIP_S * SAMPLE_RATE, geometry.max_samples(seq_len))
+
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        geometry = self.get_hf_config().audio_config.geometry
+        return {"audio": geometry.num_tokens(num_frames(self.max_clip_samples(seq_len)))}
+
+
+def check_front_end(extractor: Mapping[str, Any], thinker: Qwen3ASRThinkerConfig) -> None:
+    """Refuse a checkpoint trained on another spectrogram.
+
+    ``extractor``: the fields of its preprocessor_config.json. Raises ValueError with the field.
+    """
+    ours = {
+        "sampling_rate": SAMPLE_RATE,
+        "hop_length": HOP_LENGTH,
+        "n_fft": FFT_LENGTH,
+        "feature_size": thinker.audio_config.num_mel_bins,
+        "dither": 0.0,
+    }
+    for name, value in ours.items():
+        if extractor.get(name, value) != value:
+            raise ValueError(
+                f"{name} is {extractor[name]} in the checkpoint's preprocessor_config.json; "
+                f"Qwen3-ASR's log-mel spectrogram needs {value}."
+            )
+
+
+class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
+    """The longest clip that fits, so that vLLM sizes its encoder budget and cache for it."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        return AUDIO_TOKEN * mm_counts.get("audio", 0)
+
+    def get_dummy_mm_data(
+        self,
+        seq_len: int,
+        mm_counts: Mapping[str, int],
+        mm_options: MultiModalDummyOptions,
+    ) -> MultiModalDataDict:
+        num_audios = mm_counts.get("audio", 0)
+        # the budget is per item, so profiling asks for one; several share the sequence
+        length = self.info.max_clip_samples(seq_len // max(num_audios, 1))
+        return {
+            "audio": self._get_dummy_audios(
+                length=length,
+                num_audios=num_audios,
+                overrides=mm_options.get("audio"),
+            )
+        }
+
+
+class DataParser(MultiModalDataParser):
+    """Accepts waveforms, log-mel features and audio embeddings, and refuses what is not audio."""
+
+    def _parse_audio_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
+        if isinstance(data, dict):
+            return DictEmbeddingItems(
+                data,
+                modality="audio",
+                required_fields={"input_audio_features", "audio_feature_lengths"},
+                fields_factory=_feature_fields,
+            )
+        items = super()._parse_audio_data(data)
+        if isinstance(items, AudioProcessorItems):
+            waveforms = [items.get(i) for i in range(len(items))]
+            return AudioProcessorItems([w if w is None else as_waveform(w) for w in waveforms])
+        return items
+
+
+def as_waveform(samples: Any) -> np.ndarray:
+    """Samples as a waveform: (samples,) float32, at 16 kHz already.
+
+    Raises ValueError for what is empty, too long for one clip, or holds NaN or infinity.
+    """
+    waveform = np.asarray(samples, dtype=np.float32)
+    check_waveform(waveform)
+    seconds = len(waveform) / SAMPLE_RATE
+    if seconds > MAX_CLIP_S:
+        raise ValueError(
+            f"audio is {seconds:.1f} s; the model takes at most {MAX_CLIP_S} s in one clip. "
+            "Split the recording, or use /v1/audio/transcriptions, which does."
+        )
+    return waveform
+
+
+def _feature_fields(inputs: Mapping[str, torch.Tensor]) -> dict[str, MultiModalFieldConfig]:
+    lengths = inputs.get("audio_feature_lengths", torch.empty(0))
+    features = inputs.get("input_audio_features")
+    padded = isinstance(features, torch.Tensor) and features.ndim == 3  # (clips, M, frames)
+    fields = {
+        "input_audio_features": MultiModalFieldConfig.batched("audio")
+        if padded
+        else MultiModalFieldConfig.flat_from_sizes("audio", lengths, dim=1),
+        "audio_feature_lengths": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
+    }
+    if "feature_attention_mask" in inputs:
+        fields["feature_attention_mask"] = MultiModalFieldConfig.batched("audio", keep_on_cpu=True)
+    return fields
+
+
+class Processor(BaseMultiModalProcessor[ProcessingInfo]):
+    """Waveforms -> the chunks that the worker gets, and the prompt with their audio tokens."""
+
+    def _call_hf_processor(
+        self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
+    ) -> BatchFeature:
+        if hf_kwargs:
+            raise ValueError(
+                f"mm_processor_kwargs {sorted(hf_kwargs)} are not supported: Qwen3-ASR's "
+                "front end has nothing to set."
+            )
+        waveforms = hf_data.get("audio")
+        if not waveforms:
+            return BatchFeature()
+        assert isinstance(waveforms, list)
+        geometry = self.info.get_hf_config().audio_config.geometry
+        chunks = [torch.from_numpy(cut_chunks(waveform, geometry)) for waveform in waveforms]
+        return BatchFeature(
+            {
+                "audio_chunks": torch.cat(chunks) if len(chunks) > 1 else chunks[0],
+                "audio_feature_lengths": torch.tensor([num_frames(len(w)) for w in waveforms]),
+            }
+        )
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        if "audio_embeds" in hf_inputs:
+            return {"audio_embeds": MultiModalFieldConfig.batched("audio")}
+        if "audio_chunks" not in hf_inputs:
+            return _feature_fields(hf_inputs)
+        geometry = self.info.get_hf_config().audio_config.geometry
+        lengths = hf_inputs["audio_feature_lengths"].tolist()
+        num_chunks = torch.tensor([geometry.num_chunks(n) for n in lengths])
+        return {
+            "audio_chunks": MultiModalFieldConfig.flat_from_sizes("audio", num_chunks),
+            "audio_feature_lengths": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
+        }
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, Any],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        token_id = self.info.audio_token_id
+
+        def audio_tokens(item: int) -> list[int]:
+            return [token_id] * self._num_tokens(out_mm_kwargs["audio"][item])
+
+        return [PromptReplacement("audio", target=[token_id], replacement=audio_tokens)]
+
+    def _num_tokens(self, item: MultiModalKwargsItem) -> int:
+        if "audio_embeds" in item:
+            return len(item["audio_embeds"].data)
+        frames = int(item["audio_feature_lengths"].data)
+        tokens = self.info.get_hf_config().audio_config.geometry.num_tokens(frames)
+        if tokens < 1:
+            raise ValueError("audio_feature_lengths is 0; a clip has at least one frame.")
+        return tokens

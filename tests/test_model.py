@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Through vLLM's engine, float32 on the CPU, against transformers' own classes."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    engine,
+    noise,
+    reference_config,
+    reference_model,
+    save_flat,
+    save_nested,
+)
+
+from qwen3_asr_vllm.config import Qwen3ASRConfig
+from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt
+
+pytestmark = pytest.mark.vllm
+
+CLIPS_S = (0.5, 0.99, 1, 3.05, 8, 8.01, 17.3, 31)
+NUM_NEW = 12
+ODD_HEADS = {"d_model": 96, "encoder_attention_heads": 3, "encoder_layers": 3}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return reference_model(reference_config())
+
+
+@pytest.fixture(scope="module")
+def llm(reference, tmp_path_factory):
+    checkpoint = save_nested(reference, tmp_path_factory.mktemp("nested"))
+    options = {
+        "max_logprobs": 40,
+        "limit_mm_per_prompt": {"audio": 4},
+        "enable_mm_embeds": True,
+        "enable_lora": True,
+        "enable_tower_connector_lora": True,
+        "max_lora_rank": 8,
+    }
+    with engine(checkpoint, **options) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def odd_reference():
+    return reference_model(reference_config(**ODD_HEADS), seed=1)
+
+
+@pytest.fixture(scope="module")
+def parallel_llm(odd_reference, tmp_path_factory):
+    """Two ranks, of which each holds half the decoder and, for want of a half, all 3 heads."""
+    checkpoint = save_flat(odd_reference, tmp_path_factory.mktemp("flat"))
+    options = {"max_logprobs": 40, "tensor_parallel_size": 2}
+    with engine(checkpoint, in_process=False, **options) as llm:
+        yield llm
+
+
+def request(*audios, num_audios=None, context=""):
+    prompt = build_prompt(context=context, num_audios=num_audios or len(audios))
+    return {"prompt": prompt, "multi_modal_data": {"audio": list(audios)}}
+
+
+def generate(llm, requests, **options):
+    from vllm import SamplingParams
+
+    lora_request = options.pop("lora_request", None)
+    params = SamplingParams(
+        temperature=0, max_tokens=NUM_NEW, logprobs=40, ignore_eos=True, **options
+    )
+    outputs = llm.generate(requests, params, use_tqdm=False, lora_request=lora_request)
+    return outputs
+
+
+def log_mel_by_transformers(waveform):
+    from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor
+
+    extract = Qwen3ASRFeatureExtractor()
+    return extract(waveform, sampling_rate=16_000, padding="longest", return_attention_mask=True)
+
+
+@torch.inference_mode()
+def logprobs_by_transformers(model, output, *waveforms):
+    """(NUM_NEW, vocab) for the tokens that the engine chose, in one teacher-forced pass."""
+    ids = [*output.prompt_token_ids, *output.outputs[0].token_ids]
+    embeds = model.get_input_embeddings()(torch.tensor([ids]))
+    if waveforms:
+        tokens = [audio_tokens_by_transformers(model, waveform) for waveform in waveforms]
+        embeds[torch.tensor([ids]) == model.config.audio_token_id] = torch.cat(tokens)
+    logits = model(inputs_embeds=embeds).logits[0]
+    return logits.log_softmax(-1)[len(output.prompt_token_ids) - 1 : -1]
+
+
+@torch.inference_mode()
+def audio_tokens_by_transformers(model, waveform):
+    inputs = log_mel_by_transformers(waveform)
+    features = model.get_audio_features(inputs["input_features"], inputs["attention_mask"])
+    return features.pooler_output
+
+
+def assert_same(output, expected):
+    """Greedy tokens equal, and every top-40 log-probability within 1e-4."""
+    generated = output.outputs[0]
+    assert generated.token_ids == expected.argmax(-1).tolist()
+    for step, top in enumerate(generated.logprobs):
+        assert len(top) >= 40
+        ours = torch.tensor([entry.logprob for entry in top.values()])
+        torch.testing.assert_close(ours, expected[step, list(top)], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["nested", "flat, two ranks, odd heads"])
+def test_tokens_and_logprobs_are_those_of_transformers(request, layout):
+    names = ("llm", "reference") if layout == "nested" else ("parallel_llm", "odd_reference")
+    llm, reference = map(request.getfixturevalue, names)
+    waveforms = [noise(seconds, seed=i) for i, seconds in enumerate(CLIPS_S)]
+    outputs = generate(llm, [globals()["request"](w) for w in waveforms])
+    for output, waveform in zip(outputs, waveforms, strict=True):
+        assert_same(output, logprobs_by_transformers(reference, output, waveform))
+    heard = [next(iter(o.outputs[0].logprobs[0].values())).logprob for o in outputs]
+    assert all(abs(a - b) > 1e-3 for a, b in pairwise(heard))  # the audio matters
+
+
+def test_several_audios_in_one_prompt(llm, reference):
+    waveforms = [noise(1.2), noise(0.7, seed=1), noise(2.4, seed=2)]
+    output = generate(llm, [request(*waveforms)])[0]
+    assert_same(output, logprobs_by_transformers(reference, output, *waveforms))
+
+
+def test_adjacent_placeholders_share_one_pair_of_marks(llm, reference):
+    """Two clips inside one <|audio_start|>...<|audio_end|>, as streaming sends its windows."""
+    waveforms = [noise(1.2), noise(0.7, seed=1)]
+    double = AUDIO_PLACEHOLDER.replace("<|audio_pad|>", "<|audio_pad|><|audio_pad|>")
+    prompt = build_prompt().replace(AUDIO_PLACEHOLDER, double)
+    data = {"prompt": prompt, "multi_modal_data": {"audio": waveforms}}
+    output = generate(llm, [data])[0]
+    assert_same(output, logprobs_by_transformers(reference, output, *waveforms))
+
+
+def test_a_prompt_without_audio_is_plain_text(llm, reference):
+    output = generate(llm, [{"prompt": "one two three"}])[0]
+    assert_same(output, logprobs_by_transformers(reference, output))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_precomputed_features_are_heard_like_their_waveforms(llm, reference, padded):
+    waveforms = [noise(1.23), noise(2.5, seed=1)]
+    lengths = [len(w) // 160 for w in waveforms]
+    features = [
+        log_mel_by_transformers(w)["input_features"][0][:, :n]
+        for w, n in zip(waveforms, lengths, strict=True)
+    ]
+    if padded:  # (clips, mels, frames): the layout of vLLM's Rust front end
+        widest = max(lengths)
+        features = [torch.nn.functional.pad(f, (0, widest - f.shape[1])) for f in features]
+        packed = torch.stack(features)
+    else:
+        packed = torch.cat(features, dim=1)
+    audio = {"input_audio_features": packed, "audio_feature_lengths": torch.tensor(lengths)}
+    data = {"prompt": build_prompt(num_audios=2), "multi_modal_data": {"audio": audio}}
+    output = generate(llm, [data])[0]
+    assert_same(output, logprobs_by_transformers(reference, output, *waveforms))
+
+
+def test_audio_embeddings_take_the_place_of_audio(llm, reference):
+    waveforms = [noise(1.23), noise(2.5, seed=1)]
+    embeds = [audio_tokens_by_transformers(reference, w).clone() for w in waveforms]
+    data = {"prompt": build_prompt(num_audios=2), "multi_modal_data": {"audio": embeds}}
+    output = generate(llm, [data])[0]
+    assert_same(output, logprobs_by_transformers(reference, output, *waveforms))
+
+
+def test_prefix_caching_reuses_audio_and_changes_nothing(llm):
+    block = llm.llm_engine.vllm_config.cache_config.block_size
+    asked = request(noise(30, seed=11))
+    first, again = (generate(llm, [asked])[0] for _ in range(2))
+    other = generate(llm, [request(noise(30, seed=12))])[0]
+    assert first.num_cached_tokens == 0
+    assert again.num_cached_tokens == (len(again.prompt_token_ids) - 1) // block * block > 0
+    assert other.num_cached_tokens == 0  # other audio, other key
+    assert again.outputs[0].token_ids == first.outputs[0].token_ids
+
+
+def test_a_batch_of_requests_equals_one_by_one(llm):
+    requests = [request(noise(s, seed=20 + i)) for i, s in enumerate((0.6, 9, 1.7, 0.5))]
+    batch = generate(llm, requests)
+    for together, asked in zip(batch, requests, strict=True):
+        alone = generate(llm, [asked])[0]
+        assert together.outputs[0].token_ids == alone.outputs[0].token_ids
+
+
+LORA_TARGETS = {
+    "thinker.model.layers.1.self_attn.q_proj": "model.language_model.layers.1.self_attn.q_proj",
+    "thinker.model.layers.0.mlp.down_proj": "model.language_model.layers.0.mlp.down_proj",
+    "thinker.audio_tower.layers.1.self_attn.v_proj": "model.audio_tower.layers.1.self_attn.v_proj",
+    "thinker.audio_tower.layers.0.fc2": "model.audio_tower.layers.0.fc2",
+}
+
+
+def save_adapter(reference, path, part):
+    """A PEFT adapter on the layers whose name holds ``part``, and the weights it adds."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(5)
+    modules = dict(reference.named_modules())
+    targets = {ours: theirs for ours, theirs in LORA_TARGETS.items() if part in ours}
+    tensors, deltas = {}, {}
+    for ours, theirs in targets.items():
+        outputs, inputs = modules[theirs].weight.shape
+        a = torch.randn(4, inputs, generator=generator) * inputs**-0.5
+        b = torch.randn(outputs, 4, generator=generator) * 0.5
+        tensors[f"base_model.model.{ours}.lora_A.weight"] = a
+        tensors[f"base_model.model.{ours}.lora_B.weight"] = b
+        deltas[theirs] = b @ a
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 4,
+        "target_modules": sorted({name.rpartition(".")[2] for name in targets}),
+        "bias": "none",
+    }
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return deltas
+
+
+@pytest.mark.parametrize("part", ["thinker.model", "audio_tower"])
+def test_lora_adapts_decoder_and_tower(llm, reference, tmp_path, part):
+    from vllm.lora.request import LoRARequest
+
+    deltas = save_adapter(reference, tmp_path, part)
+    waveform = noise(2.2, seed=31)
+    lora = LoRARequest(part, 1 + ("tower" in part), str(tmp_path))
+    output = generate(llm, [request(waveform)], lora_request=lora)[0]
+    plain = logprobs_by_transformers(reference, output, waveform)
+    with torch.no_grad():
+        modules = dict(reference.named_modules())
+        for name, delta in deltas.items():
+            modules[name].weight += delta
+        adapted = logprobs_by_transformers(reference, output, waveform)
+        for name, delta in deltas.items():
+            modules[name].weight -= delta
+    assert (adapted - plain).abs().max() > 0.05
+    assert_same(output, adapted)
+
+
+def test_eagle3_reads_the_decoder(llm):
+    layers = llm.apply_model(lambda model: model.get_eagle3_default_aux_hidden_state_layers())
+    assert layers == [(2, 1, -1)]  # of a decoder of two layers
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (np.zeros(0, np.float32), "empty"),
+        (np.array([0.1] * 9000 + [np.nan], np.float32), "NaN"),
+        (np.zeros(1201 * 16_000, np.float32), r"1201\.0 s; the model takes at most 1200 s"),
+    ],
+)
+def test_bad_audio_is_refused(llm, audio, message):
+    with pytest.raises(ValueError, match=message):
+        generate(llm, [request(audio)])
+
+
+def test_an_option_of_the_front_end_is_refused(llm):
+    asked = request(noise(1)) | {"mm_processor_kwargs": {"padding": "max_length"}}
+    with pytest.raises(ValueError, match="padding"):
+        generate(llm, [asked])
+
+
+def test_the_longest_clip_that_fits_is_accepted(llm):
+    """78 s at 13 tokens a second fill 1024: the encoder's budget follows, not 30 s."""
+    output = generate(llm, [request(noise(76))])[0]
+    assert len(output.prompt_token_ids) > 13 * 76
+    budget = llm.llm_engine.vllm_config.scheduler_config.max_num_encoder_input_tokens
+    assert budget >= 1014
+
+
+def test_a_missing_tensor_is_named(reference, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = save_nested(reference, tmp_path)
+    tensors = load_file(checkpoint / "model.safetensors")
+    missing = "thinker.audio_tower.layers.1.self_attn.k_proj.weight"
+    tensors.pop(missing)
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=missing), engine(checkpoint):
+        pass
+
+
+DIMENSIONS = [
+    ({"output_dim": 64}, r"audio_config\.output_dim is 64.*hidden_size is 128"),
+    ({"encoder_attention_heads": 5}, r"audio_config\.d_model is 64.*encoder_attention_heads = 5"),
+    ({"n_window_infer": 130}, r"audio_config\.n_window_infer is 130"),
+    ({"scale_embedding": True}, r"audio_config\.scale_embedding is true"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DIMENSIONS)
+def test_dimensions_that_do_not_fit_name_the_field(change, message):
+    from qwen3_asr_vllm.model import check_dimensions
+
+    flat = reference_config().to_dict()
+    flat["audio_config"] |= change
+    with pytest.raises(ValueError, match=message):
+        check_dimensions(Qwen3ASRConfig.from_dict(flat).thinker_config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sampling_rate", 8000), ("hop_length", 80), ("n_fft", 512), ("feature_size", 80)],
+)
+def test_another_spectrogram_is_refused(field, value):
+    from qwen3_asr_vllm.processor import check_front_end
+
+    thinker = Qwen3ASRConfig.from_dict(reference_config().to_dict()).thinker_config
+    with pytest.raises(ValueError, match=rf"{field} is {value} in the checkpoint's"):
+        check_front_end({field: value}, thinker)
