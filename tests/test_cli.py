@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: quick help, exit codes, files written, and what reaches vLLM."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from qwen3_asr_vllm import cli
+from qwen3_asr_vllm.transcript import Segment, Transcript
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+class FakeModel:
+    """Says how long each waveform is, and notes what else it was told."""
+
+    def transcribe(self, waveforms, **wishes):
+        self.wishes = wishes
+        return [
+            Transcript(
+                text=f"{len(w) / 16_000:g} seconds",
+                duration=len(w) / 16_000,
+                segments=(Segment(0, len(w) / 16_000, f"{len(w) / 16_000:g} seconds", "English"),),
+                warnings=("loop",) if len(w) > 16_000 else (),
+            )
+            for w in waveforms
+        ]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    fake = FakeModel()
+    monkeypatch.setattr(cli, "_load_model", lambda name, options: fake)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    return fake
+
+
+@pytest.fixture
+def files(tmp_path):
+    """a.wav of 1 s, b.wav of 2 s, letter.wav that is none."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    soundfile.write(tmp_path / "b.wav", np.zeros(32_000), 16_000)
+    (tmp_path / "letter.wav").write_text("Dear Sir or Madam")
+    return [str(tmp_path / name) for name in ("a.wav", "letter.wav", "b.wav")]
+
+
+# ---- help ----
+
+
+def cpu_seconds_of_help() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert python("-m", "qwen3_asr_vllm.cli", "--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_takes_under_300_ms():
+    assert min(cpu_seconds_of_help() for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("command", [[], ["transcribe"], ["serve"], ["doctor"]])
+def test_help_imports_nothing_heavy(command):
+    result = python("-X", "importtime", "-m", "qwen3_asr_vllm.cli", *command, "--help")
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert result.returncode == 0 and "usage: qwen3-asr" in result.stdout
+    assert "qwen3_asr_vllm.transcript" in imported  # the list is read right
+    assert not imported & {"numpy", "torch", "vllm", "transformers", "soundfile"}
+
+
+def test_version_is_the_package_version(capsys):
+    from qwen3_asr_vllm import __version__
+
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"qwen3-asr {__version__}\n"
+
+
+# ---- wrong command lines ----
+
+WRONG = {
+    "": "required: COMMAND",
+    "sing": "invalid choice: 'sing'",
+    "transcribe": "required: FILE",
+    "transcribe a.wav -f docx": "invalid choice: 'docx'",
+    "transcribe a.wav -l Klingon": "unsupported language 'Klingon'",
+    "transcribe a.wav --max-clip-s 5000": "'5000' is not from 1 to 1200 seconds",
+    "transcribe a.wav --max-clip-s long": "'long' is not from 1 to 1200 seconds",
+    "doctor --gpu": "unrecognized arguments: --gpu",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_command_line_exits_2_and_says_why(line, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(line.split())
+    assert WRONG[line] in capsys.readouterr().err
+
+
+def test_serve_without_a_model_does_not_serve_another(capsys):
+    assert cli.main(["serve"]) == 2
+    assert "serve needs a model, such as Qwen/Qwen3-ASR-1.7B" in capsys.readouterr().err
+
+
+# ---- transcribe ----
+
+
+def test_texts_go_to_stdout_and_the_rest_to_stderr(model, files, capsys):
+    assert cli.main(["transcribe", files[0], files[2]]) == 0
+    out, err = capsys.readouterr()
+    assert out == "1 seconds\n2 seconds\n"
+    assert err == f"qwen3-asr: {files[2]}: loop\n"
+
+
+def test_wishes_reach_the_model(model, files):
+    cli.main(["transcribe", files[0], "-l", "zh-CN", "-c", "Anna", "--max-clip-s", "30"])
+    assert model.wishes == {"language": "Chinese", "context": "Anna", "max_clip_s": 30.0}
+
+
+def test_json_is_one_document(model, files, capsys):
+    assert cli.main(["transcribe", files[0], "-f", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["text"], document["language"]) == ("1 seconds", "English")
+
+
+def test_a_file_that_fails_is_reported_and_the_others_are_written(model, files, tmp_path, capsys):
+    folder = tmp_path / "new" / "folder"
+    assert cli.main(["transcribe", *files, "-o", str(folder)]) == 1
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {
+        "a.txt": "1 seconds\n",
+        "b.txt": "2 seconds\n",
+    }
+    out, err = capsys.readouterr()
+    assert out == "" and "letter.wav: not audio" in err
+
+
+def test_no_model_is_loaded_for_files_that_all_fail(files, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_load_model", lambda *_: pytest.fail("loaded"))
+    assert cli.main(["transcribe", files[1], "none.wav"]) == 1
+    assert "letter.wav" in (err := capsys.readouterr().err) and "none.wav" in err
+
+
+def test_two_files_are_never_written_to_one(model, files, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.flac", np.zeros(160), 16_000)
+    line = ["transcribe", files[0], str(tmp_path / "a.flac")]
+    assert cli.main([*line, "-o", str(tmp_path)]) == 2
+    assert "a.txt" in capsys.readouterr().err
+    assert not (tmp_path / "a.txt").exists()
+    assert cli.main(line) == 0
+
+
+def test_many_files_are_held_in_memory_few_at_a_time(model, files, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "BATCH_S", 1.5)
+    batches = list(cli._batches([files[0], files[0], files[2], files[0]], []))
+    assert [[len(w) // 16_000 for _, w in batch] for batch in batches] == [[1, 1], [2], [1]]
+
+
+@pytest.mark.vllm
+def test_other_options_of_transcribe_are_the_engine_s():
+    options = cli._engine_options(["--gpu-memory-utilization", "0.5", "--enforce_eager"])
+    assert options == {"gpu_memory_utilization": 0.5, "enforce_eager": True}
+    with pytest.raises(SystemExit, match="2"):
+        cli._engine_options(["--no-such-option", "1"])
+
+
+# ---- serve ----
+
+SERVE = """
+import json, os, sys
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from qwen3_asr_vllm import cli
+
+def cmd(args):
+    print(json.dumps([args.model_tag, args.port, args.max_model_len, {
+        name: os.environ[name] for name in cli.SERVE_ENVIRONMENT}]))
+
+ServeSubcommand.cmd = staticmethod(cmd)
+sys.exit(cli.main(["serve", "--port", "8123", "some/model", "--max_model_len=4k"]))
+"""
+
+
+@pytest.mark.vllm
+def test_serve_is_vllm_serve_with_our_routes_and_limits():
+    result = python("-c", SERVE, VLLM_MAX_AUDIO_CLIP_FILESIZE_MB="7")
+    assert result.returncode == 0, result.stderr
+    model, port, max_model_len, environment = json.loads(result.stdout.splitlines()[-1])
+    assert (model, port, max_model_len) == ("some/model", 8123, 4000)
+    assert environment == {**cli.SERVE_ENVIRONMENT, "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "7"}
+    assert environment["VLLM_PLUGINS"] == "qwen3_asr"
+
+
+# ---- doctor ----
+
+
+def test_doctor_exits_1_on_a_problem_and_goes_on(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("gone. Do: pip install it")
+
+    monkeypatch.setattr(cli, "CHECKS", {"first": broken, "second": lambda: "1.0"})
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().out == (
+        "PROBLEM  first: gone. Do: pip install it\nok       second: 1.0\n"
+    )
+
+
+def test_doctor_says_how_to_install_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(RuntimeError, match="Do: pip install av"):
+        cli.CHECKS["m4a aac webm video (av)"]()
+
+
+def test_doctor_notices_that_the_plugin_is_switched_off(monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    with pytest.raises(RuntimeError, match="Do: add qwen3_asr to it"):
+        cli._check_entry_points()
+
+
+@pytest.mark.vllm
+def test_doctor_finds_our_model_without_a_checkpoint():
+    result = python("-m", "qwen3_asr_vllm.cli", "doctor", VLLM_PLUGINS="qwen3_asr")
+    lines = [line for line in result.stdout.splitlines() if line.startswith(("ok", "PROBLEM"))]
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(lines) == len(cli.CHECKS)
+    assert any("qwen3_asr_vllm.model.Qwen3ASRForConditionalGeneration" in line for line in lines)
