@@ -94,10 +94,10 @@ class Qwen3ASRTextConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        rope = kwargs.pop("rope_scaling", None) or self.rope_parameters
-        self.rope_parameters = _plain_rope(rope) if rope else None
-        super().__post_init__(**kwargs)
+        rope = kwargs.pop("rope_scaling", None) or self.rope_parameters or {}
+        self.rope_parameters = {"rope_theta": self.rope_theta} | _plain_rope(rope)
         self.rope_theta = self.rope_parameters["rope_theta"]
+        super().__post_init__(**kwargs)
 
 
 class Qwen3ASRThinkerConfig(PreTrainedConfig):
