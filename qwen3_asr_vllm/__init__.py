@@ -21,7 +21,7 @@ __all__ = ["Qwen3ASR", "Transcript", "register"]
 TESTED_VLLM = ("0.32", "0.33")
 ARCHITECTURES = ("Qwen3ASRForConditionalGeneration",)
 
-logger = logging.getLogger(f"vllm.{__name__}")  # under vLLM's logger, so that its handler prints
+logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
 
 def register() -> None:
@@ -56,7 +56,7 @@ def _register() -> None:
     vllm_config._CONFIG_REGISTRY[Qwen3ASRConfig.model_type] = Qwen3ASRConfig
     for architecture in ARCHITECTURES:
         ModelRegistry.register_model(architecture, f"{__name__}.model:{architecture}")
-    logger.info("Qwen3-ASR is served by the plugin qwen3_asr_vllm %s.", __version__)
+    logger.debug("Registered %s.", ", ".join(ARCHITECTURES))
 
 
 def __getattr__(name: str) -> Any:

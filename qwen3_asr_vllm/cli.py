@@ -41,10 +41,14 @@ SERVE_ENVIRONMENT = {
     "VLLM_MAX_AUDIO_DECODE_BYTES": str(4 << 30),  # 3 h of 44.1 kHz stereo instead of 12 min
 }
 
-# What transcribe sets where the user has not: stdout is for the transcripts.
+# What transcribe sets where the user has not: stdout is for the transcripts, stderr for errors.
 TRANSCRIBE_ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-all",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
 }
 
 
@@ -59,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         return _transcribe(args, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return _doctor()
+    return _doctor(DECODERS if args.decoders else INSTALLATION | DECODERS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     serve.add_argument("model", metavar="MODEL", nargs="?", help=f"such as {DEFAULT_MODEL}")
-    commands.add_parser("doctor", help="check the installation; needs no model")
+    doctor = commands.add_parser("doctor", help="check the installation; needs no model")
+    doctor.add_argument(
+        "--decoders", action="store_true", help="only check that audio formats decode; needs no GPU"
+    )
     return parser
 
 
@@ -211,10 +218,14 @@ def _serve(argv: list[str]) -> int:
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from .offline import engine_defaults
+
     cli_env_setup()
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="qwen3-asr")
-    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    serve = command.subparser_init(parser.add_subparsers(dest="subparser"))
+    given = {arg.partition("=")[0].lstrip("-").replace("-", "_") for arg in argv}
+    serve.set_defaults(**engine_defaults(given))
     args = parser.parse_args(["serve", *argv])
     if args.model_tag is None:  # vLLM would serve a text model
         return _usage_error(f"serve needs a model, such as {DEFAULT_MODEL}")
@@ -227,10 +238,10 @@ def _serve(argv: list[str]) -> int:
 # doctor -------------------------------------------------------------------------------------
 
 
-def _doctor() -> int:
+def _doctor(checks: dict[str, Callable[[], str]]) -> int:
     """Print what is installed and how it fits together; 1 if something must be done."""
     problems = 0
-    for name, check in CHECKS.items():
+    for name, check in checks.items():
         try:
             print(f"ok       {name}: {check()}")
         except Exception as error:  # whatever is wrong with the installation is the answer
@@ -293,16 +304,51 @@ def _check_memory() -> str:
     return f"no GPU; {total / 2**30:.1f} GiB of RAM, {os.cpu_count()} cores"
 
 
-CHECKS: dict[str, Callable[[], str]] = {
+def _check_decoder(container: str, codec: str) -> Callable[[], str]:
+    """Write half a second of a tone in a format, 48 kHz stereo, and read it as users' files are."""
+
+    def check() -> str:
+        import io
+
+        import av
+        import numpy as np
+
+        from .audio import load_audio
+
+        file = io.BytesIO()
+        with av.open(file, "w", format=container) as output:
+            stream: Any = output.add_stream(codec, rate=48_000, layout="stereo")
+            tone = np.sin(np.arange(24_000, dtype=np.float32) * 0.05) / 2
+            frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), "fltp", "stereo")
+            frame.sample_rate = 48_000
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        waveform = load_audio(file.getvalue())
+        if not 0.4 < np.abs(waveform).max() < 0.6:
+            raise RuntimeError("a tone came back at another level. Do: pip install -U av soundfile")
+        return f"{len(waveform) / 16_000:.2f} s of 0.50 s"
+
+    return check
+
+
+INSTALLATION: dict[str, Callable[[], str]] = {
     "vllm": _check_vllm,
     "torch": _check_package("torch", install="torch"),
     "transformers": _check_package("transformers", install="transformers"),
     "plugin": _check_entry_points,
     "model class": _check_model_class,
-    "wav flac ogg opus mp3 (soundfile)": _check_package("soundfile", install="soundfile"),
-    "m4a aac webm video (av)": _check_package("av", install="av"),
-    "other sampling rates than 16 kHz (soxr)": _check_package("soxr", install="soxr"),
     "memory": _check_memory,
+}
+DECODERS: dict[str, Callable[[], str]] = {
+    "soundfile": _check_package("soundfile", install="soundfile"),
+    "av": _check_package("av", install="av"),
+    "soxr": _check_package("soxr", install="soxr"),
+    "wav": _check_decoder("wav", "pcm_s16le"),
+    "flac": _check_decoder("flac", "flac"),
+    "mp3": _check_decoder("mp3", "libmp3lame"),
+    "ogg opus": _check_decoder("ogg", "libopus"),
+    "m4a": _check_decoder("ipod", "aac"),
+    "webm": _check_decoder("webm", "libopus"),
 }
 
 

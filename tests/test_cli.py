@@ -206,8 +206,8 @@ def test_doctor_exits_1_on_a_problem_and_goes_on(monkeypatch, capsys):
     def broken():
         raise RuntimeError("gone. Do: pip install it")
 
-    monkeypatch.setattr(cli, "CHECKS", {"first": broken, "second": lambda: "1.0"})
-    assert cli.main(["doctor"]) == 1
+    monkeypatch.setattr(cli, "DECODERS", {"first": broken, "second": lambda: "1.0"})
+    assert cli.main(["doctor", "--decoders"]) == 1
     assert capsys.readouterr().out == (
         "PROBLEM  first: gone. Do: pip install it\nok       second: 1.0\n"
     )
@@ -216,7 +216,14 @@ def test_doctor_exits_1_on_a_problem_and_goes_on(monkeypatch, capsys):
 def test_doctor_says_how_to_install_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RuntimeError, match="Do: pip install av"):
-        cli.CHECKS["m4a aac webm video (av)"]()
+        cli.DECODERS["av"]()
+
+
+def test_doctor_decodes_every_format(capsys):
+    assert cli.main(["doctor", "--decoders"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(cli.DECODERS)
+    assert all(line.startswith("ok") for line in lines)
 
 
 def test_doctor_notices_that_the_plugin_is_switched_off(monkeypatch):
@@ -230,5 +237,5 @@ def test_doctor_finds_our_model_without_a_checkpoint():
     result = python("-m", "qwen3_asr_vllm.cli", "doctor", VLLM_PLUGINS="qwen3_asr")
     lines = [line for line in result.stdout.splitlines() if line.startswith(("ok", "PROBLEM"))]
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(lines) == len(cli.CHECKS)
+    assert len(lines) == len(cli.INSTALLATION | cli.DECODERS)
     assert any("qwen3_asr_vllm.model.Qwen3ASRForConditionalGeneration" in line for line in lines)
