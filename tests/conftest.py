@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import pytest
 
@@ -140,9 +148,33 @@ def vllm_parallel() -> Iterator[None]:
         yield
 
 
+def heldout() -> list[dict[str, Any]]:
+    """What is said in the recordings that training never saw."""
+    manifest = (DATA / "heldout" / "manifest.jsonl").read_text()
+    return [json.loads(line) for line in manifest.splitlines()]
+
+
+def error_rate(rows: list[dict[str, Any]], answers: list[str], language: str) -> float:
+    """Words wrong, or characters in Chinese, over all recordings of a language."""
+    pairs = [
+        (r["text"], a) for r, a in zip(rows, answers, strict=True) if r["language"] == language
+    ]
+    expected, heard = (list(map(_normalize, texts)) for texts in zip(*pairs, strict=True))
+    return (jiwer.cer if language == "Chinese" else jiwer.wer)(expected, heard)
+
+
+def _normalize(text: str) -> str:
+    return re.sub(r"[^\w\s]", "", text.lower())
+
+
 @contextmanager
-def engine(model: Path, *, in_process: bool = True, **options: Any) -> Iterator[Any]:
-    """A real vLLM engine on the CPU in float32; in this process it starts in half the time."""
+def engine(
+    model: Path, *, start: Any = None, in_process: bool = True, **options: Any
+) -> Iterator[Any]:
+    """A real vLLM engine on the CPU in float32; in this process it starts in half the time.
+
+    ``start``: what makes it from the options, ``vllm.LLM`` or ``Qwen3ASR``.
+    """
     import torch
     from vllm import LLM
 
@@ -150,9 +182,71 @@ def engine(model: Path, *, in_process: bool = True, **options: Any) -> Iterator[
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(int(not in_process)))
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # ranks outnumber memory nodes
         defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024}
-        llm = LLM(str(model), **defaults | {"max_num_seqs": 16} | options)
+        made = (start or LLM)(str(model), **defaults | {"max_num_seqs": 16} | options)
     try:
-        yield llm
+        yield made
     finally:
+        llm = made if start is None else made.llm
         llm.llm_engine.engine_core.shutdown()
         torch.set_num_threads(2)  # the engine in this process pins them
+
+
+# Every process of the server notes which addresses it asks for.
+NOTE_ADDRESSES = """
+import os, sys
+
+def note(event, args):
+    if event == "socket.getaddrinfo" or event == "socket.connect":
+        address = args[0] if event == "socket.getaddrinfo" else args[1]
+        if isinstance(address, tuple):
+            address = address[0]
+        if isinstance(address, str) and not address.startswith("/"):
+            with open(os.environ["ADDRESSES"], "a") as file:
+                file.write(f"{address}\\n")
+
+sys.addaudithook(note)
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    log: Path
+    addresses: Path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """``qwen3-asr serve`` on the tiny checkpoint, as a user starts it."""
+    from vllm.utils.network_utils import get_open_port
+
+    folder, port = tmp_path_factory.mktemp("server"), get_open_port()
+    (folder / "sitecustomize.py").write_text(NOTE_ADDRESSES)
+    made = Server(f"http://127.0.0.1:{port}", folder / "log", folder / "addresses")
+    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(CHECKPOINT)]
+    options = f"--port {port} --host 127.0.0.1 --dtype float32 --enforce-eager"
+    drop = ("HF_HUB_OFFLINE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
+    env = {name: value for name, value in os.environ.items() if name not in drop}
+    env |= {"ADDRESSES": str(made.addresses), "PYTHONPATH": str(folder)}
+    with made.log.open("w") as log:
+        process = subprocess.Popen(
+            command + options.split(), stdout=log, stderr=subprocess.STDOUT, env=env
+        )
+        try:
+            _wait_until_ready(process, made)
+            yield made
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"{server.url}/health")
+            return
+        except (urllib.error.URLError, ConnectionError):
+            if process.poll() is not None:
+                break
+            time.sleep(1)
+    pytest.fail(f"the server did not start:\n{server.log.read_text()[-5000:]}")

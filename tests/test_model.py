@@ -62,6 +62,15 @@ def parallel_llm(odd_reference, tmp_path_factory):
         yield llm
 
 
+@pytest.fixture(scope="module")
+def staged_llm(odd_reference, tmp_path_factory):
+    """Two pipeline stages: encoder and first layers, then the rest."""
+    checkpoint = save_flat(odd_reference, tmp_path_factory.mktemp("staged"))
+    options = {"max_logprobs": 40, "pipeline_parallel_size": 2}
+    with engine(checkpoint, in_process=False, **options) as llm:
+        yield llm
+
+
 def request(*audios, num_audios=None, context=""):
     prompt = build_prompt(context=context, num_audios=num_audios or len(audios))
     return {"prompt": prompt, "multi_modal_data": {"audio": list(audios)}}
@@ -114,10 +123,16 @@ def assert_same(output, expected):
         torch.testing.assert_close(ours, expected[step, list(top)], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("layout", ["nested", "flat, two ranks, odd heads"])
+ENGINES = {
+    "nested": ("llm", "reference"),
+    "flat, two ranks, odd heads": ("parallel_llm", "odd_reference"),
+    "flat, two stages": ("staged_llm", "odd_reference"),
+}
+
+
+@pytest.mark.parametrize("layout", ENGINES)
 def test_tokens_and_logprobs_are_those_of_transformers(request, layout):
-    names = ("llm", "reference") if layout == "nested" else ("parallel_llm", "odd_reference")
-    llm, reference = map(request.getfixturevalue, names)
+    llm, reference = map(request.getfixturevalue, ENGINES[layout])
     waveforms = [noise(seconds, seed=i) for i, seconds in enumerate(CLIPS_S)]
     outputs = generate(llm, [globals()["request"](w) for w in waveforms])
     for output, waveform in zip(outputs, waveforms, strict=True):
@@ -279,6 +294,50 @@ def test_the_longest_clip_that_fits_is_accepted(llm):
     assert len(output.prompt_token_ids) > 13 * 76
     budget = llm.llm_engine.vllm_config.scheduler_config.max_num_encoder_input_tokens
     assert budget >= 1014
+
+
+RAW = "language Cantonese<asr_text>唔係你。<asr_text>我"
+UNTAGGED = "language learning is fun, language by language"
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("language English<asr_text>Hello.", "Hello."),
+        ("language None<asr_text>", ""),
+        (RAW, "唔係你。我"),
+        ("language German\nGuten Tag.", "Guten Tag."),
+        (UNTAGGED, UNTAGGED),
+    ],
+)
+def test_the_core_route_gets_clean_text(raw, text):
+    from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration as architecture
+
+    assert architecture.post_process_output(raw) == text
+    for size in (1, 2, 5, 100):
+        cleaner = architecture.get_streaming_post_processor_cls()()
+        pieces = [raw[i : i + size] for i in range(0, len(raw), size)]
+        deltas = [cleaner.process_delta(p, i == len(pieces) - 1) for i, p in enumerate(pieces)]
+        assert "".join(deltas) == text
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("", 60), ("1200", 1200), ("25", 25)])
+def test_the_core_route_splits_at(monkeypatch, given, seconds):
+    from qwen3_asr_vllm import model
+
+    if given:
+        monkeypatch.setenv("QWEN3_ASR_MAX_CLIP_S", given)
+    assert model._max_clip_s(65_536) == seconds
+    assert model._max_clip_s(640) == 20  # no more than fits
+
+
+@pytest.mark.parametrize("given", ["0", "1201", "long"])
+def test_a_clip_length_out_of_range_is_refused(monkeypatch, given):
+    from qwen3_asr_vllm import model
+
+    monkeypatch.setenv("QWEN3_ASR_MAX_CLIP_S", given)
+    with pytest.raises(ValueError, match=f"QWEN3_ASR_MAX_CLIP_S is '{given}'.*1 to 1200"):
+        model._max_clip_s(65_536)
 
 
 def test_a_missing_tensor_is_named(reference, tmp_path):

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Qwen3ASR`` on the tiny checkpoint, which really transcribes."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import jiwer
+import numpy as np
+import pytest
+import soundfile
+from conftest import CHECKPOINT, DATA, engine, error_rate, heldout
+
+from qwen3_asr_vllm.geometry import SAMPLE_RATE
+from qwen3_asr_vllm.offline import Qwen3ASR
+from qwen3_asr_vllm.prompt import build_prompt
+
+pytestmark = pytest.mark.vllm
+
+HELLO = DATA / "hello.flac"
+
+
+@pytest.fixture(scope="module")
+def model():
+    with engine(CHECKPOINT, start=Qwen3ASR, max_model_len=4096) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def transcripts(model):
+    return model.transcribe([DATA / "heldout" / row["audio_filepath"] for row in heldout()])
+
+
+@pytest.mark.parametrize("language", ["English", "German", "Chinese"])
+def test_heldout_error_rate(transcripts, language):
+    """Sentences that training never saw, half of them in voices that it never heard."""
+    answers = [transcript.text for transcript in transcripts]
+    assert error_rate(heldout(), answers, language) < 0.05
+
+
+def test_heldout_languages(transcripts):
+    right = [t.language == row["language"] for t, row in zip(transcripts, heldout(), strict=True)]
+    assert sum(right) >= 0.97 * len(right)
+
+
+def test_a_path_and_its_samples_give_the_same_transcript(model):
+    samples, rate = soundfile.read(HELLO, dtype="float32")
+    assert rate == SAMPLE_RATE
+    from_path, from_array = model.transcribe([HELLO, samples])
+    assert from_path == from_array
+    assert from_path.duration == len(samples) / rate
+    expected = HELLO.with_suffix(".txt").read_text()
+    assert jiwer.wer(expected.lower(), from_path.text.lower()) < 0.1
+
+
+def test_alone_and_in_a_list_are_the_same(model):
+    assert model.transcribe([HELLO]) == [model.transcribe(HELLO)]
+
+
+def test_a_forced_language_is_the_language_of_the_transcript(model):
+    assert model.transcribe(HELLO, language="en").language == "English"
+    assert model.transcribe(HELLO, language="de").language == "German"
+
+
+def test_an_unknown_language_is_refused_before_the_engine_runs(model):
+    with pytest.raises(ValueError, match="'klingon'.*en English"):
+        model.transcribe(HELLO, language="klingon")
+
+
+def test_a_file_that_is_not_audio_is_named(model, tmp_path):
+    path = tmp_path / "notes.wav"
+    path.write_text("these are words, not sounds")
+    with pytest.raises(ValueError, match="notes.wav"):
+        model.transcribe([HELLO, path])
+
+
+def test_silence_is_no_text_and_no_language(model):
+    transcript = model.transcribe(np.zeros(5 * SAMPLE_RATE, np.float32))
+    assert (transcript.text, transcript.language) == ("", None)
+
+
+def test_a_recording_of_three_languages_keeps_them_in_order(model):
+    transcript = model.transcribe(DATA / "three_languages.flac", max_clip_s=12)
+    assert list(transcript.languages) == ["English", "German", "Chinese"]
+    assert [s.end for s in transcript.segments[:-1]] == [s.start for s in transcript.segments[1:]]
+    assert transcript.segments[-1].end == transcript.duration
+
+
+def test_the_prompt_is_that_of_the_chat_template(model):
+    """Byte for byte, with and without context, by the template in the checkpoint."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    template = json.loads((CHECKPOINT / "chat_template.json").read_text())["chat_template"]
+    for context in ("", "Kathrin, Maier"):
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": context}]},
+            {"role": "user", "content": [{"type": "audio", "audio": "x"}]},
+        ]
+        rendered = tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+        assert build_prompt(context=context) == rendered
+
+
+@pytest.mark.parametrize("language", ["", "fil", "zh-HK", "English"])
+def test_the_core_route_sends_the_same_prompt(model, language):
+    """What vLLM's own transcription route gets from the model class, token for token."""
+    from vllm.config.speech_to_text import SpeechToTextParams
+
+    from qwen3_asr_vllm.languages import resolve_language
+    from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration as architecture
+
+    model_config = model.llm.model_config
+    params = SpeechToTextParams(
+        audio=np.zeros(16_000, np.float32),
+        stt_config=architecture.get_speech_to_text_config(model_config, "transcribe"),
+        model_config=model_config,
+        language=architecture.validate_language(language),
+        request_prompt="A call.<|im_end|>",
+        hotwords="Kathrin, Maier",
+    )
+    sent = architecture.get_generation_prompt(params)["prompt_token_ids"]
+    expected = build_prompt(context="A call.\nKathrin, Maier", language=resolve_language(language))
+    assert model.llm.get_tokenizer().decode(sent) == expected
+
+
+@pytest.mark.parametrize("kind", ["audio_url", "input_audio"])
+def test_llm_chat_hears_audio(model, kind):
+    from vllm import SamplingParams
+
+    audio = base64.b64encode(HELLO.read_bytes()).decode()
+    part = {
+        "audio_url": {"url": f"data:audio/flac;base64,{audio}"},
+        "input_audio": {"data": audio, "format": "flac"},
+    }[kind]
+    messages = [{"role": "user", "content": [{"type": kind, kind: part}]}]
+    answer = model.llm.chat(messages, SamplingParams(temperature=0, max_tokens=200), use_tqdm=False)
+    text = model.transcribe(HELLO).text
+    assert answer[0].outputs[0].text == f"language English<asr_text>{text}"

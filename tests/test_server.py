@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``qwen3-asr serve`` on the tiny checkpoint: vLLM's core routes, asked by the real client."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import jiwer
+import numpy as np
+import openai
+import pytest
+import soundfile
+from conftest import CHECKPOINT, DATA, error_rate, heldout
+
+import qwen3_asr_vllm
+from qwen3_asr_vllm.languages import LANGUAGES
+
+pytestmark = pytest.mark.vllm
+
+HELLO = DATA / "hello.flac"
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def transcribe(client, file, **fields):
+    return client.audio.transcriptions.create(model=str(CHECKPOINT), file=file, **fields)
+
+
+def wav(samples, sampling_rate=16_000):
+    file = io.BytesIO()
+    soundfile.write(file, samples, sampling_rate, format="WAV")
+    return ("audio.wav", file.getvalue())
+
+
+@pytest.fixture(scope="module")
+def hello(client):
+    return transcribe(client, HELLO).text
+
+
+def test_one_log_line_says_whose_model_is_served(server):
+    line = f"Qwen3-ASR is served by the plugin qwen3_asr_vllm {qwen3_asr_vllm.__version__}."
+    assert server.log.read_text().count(line) == 1
+
+
+def test_nothing_outside_is_asked_for_a_local_checkpoint(server, hello):
+    """The server's processes note every address that they look up or connect to."""
+    assert "127.0.0.1" in server.addresses.read_text()  # the note-taking works
+    assert set(server.addresses.read_text().split()) <= {"127.0.0.1", "::1", "localhost", "0.0.0.0"}
+
+
+def test_a_recording_is_heard(hello):
+    expected = HELLO.with_suffix(".txt").read_text().strip()
+    assert jiwer.wer(expected.lower(), hello.lower()) < 0.1
+    assert "<" not in hello and "language" not in hello
+
+
+def test_heldout_error_rates(client):
+    """Sentences that training never saw, half of them in voices that it never heard."""
+    rows = heldout()
+    answers = [transcribe(client, DATA / "heldout" / row["audio_filepath"]).text for row in rows]
+    for language in ("English", "German", "Chinese"):
+        assert error_rate(rows, answers, language) < 0.05, language
+
+
+def test_silence_is_no_text(client):
+    assert transcribe(client, wav(np.zeros(32_000, np.float32))).text == ""
+
+
+def test_streamed_deltas_join_to_the_text(client, hello):
+    deltas, finishes = [], 0
+    with client.audio.transcriptions.with_streaming_response.create(
+        model=str(CHECKPOINT), file=HELLO, stream=True
+    ) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                choice = json.loads(line[6:])["choices"][0]
+                deltas.append(choice["delta"].get("content") or "")
+                finishes += choice.get("finish_reason") is not None
+    assert len(deltas) > 3
+    assert "".join(deltas) == hello
+    assert finishes == 1
+
+
+@pytest.mark.parametrize("language", ["en", "EN", "English", "en-US", "eng", "", "auto"])
+def test_a_language_is_taken_in_any_spelling(client, hello, language):
+    assert transcribe(client, HELLO, language=language).text == hello
+
+
+@pytest.mark.parametrize("language", ["fil", "tl", "yue", "zh-TW", "Macedonian"])
+def test_a_language_that_in_tree_refuses_or_mistakes_is_forced(client, language):
+    assert isinstance(transcribe(client, HELLO, language=language).text, str)
+
+
+def test_an_unknown_language_lists_the_known_ones(client):
+    with pytest.raises(openai.BadRequestError) as error:
+        transcribe(client, HELLO, language="tlh")
+    for code, name in LANGUAGES.items():
+        assert code in str(error.value) and name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.full(16_000, np.nan, np.float32), "NaN"),
+        (np.zeros(0, np.float32), "empty"),
+    ],
+)
+def test_bad_audio_is_a_bad_request(client, samples, message):
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="WAV", subtype="FLOAT")
+    with pytest.raises(openai.BadRequestError, match=message):
+        transcribe(client, ("audio.wav", file.getvalue()))
+
+
+def test_what_is_not_audio_is_a_bad_request(client):
+    with pytest.raises(openai.BadRequestError, match=re.compile("audio file", re.I)):
+        transcribe(client, ("notes.wav", b"these are words, not sounds" * 100))
+
+
+def test_a_very_short_clip_is_padded_not_refused(client):
+    assert isinstance(transcribe(client, wav(np.full(160, 0.01, np.float32))).text, str)
+
+
+def test_a_long_recording_is_split_and_heard_whole(client):
+    """64-90 s in three languages: longer than one clip of this server (60 s)."""
+    path = DATA / "three_languages.flac"
+    expected = path.with_suffix(".txt").read_text()
+    text = transcribe(client, path).text
+    assert jiwer.cer(re.sub(r"\s+", "", expected), re.sub(r"\s+", "", text)) < 0.15
+
+
+def test_twenty_minutes_in_one_clip_are_accepted(client):
+    samples, rate = soundfile.read(HELLO, dtype="float32")
+    assert rate == 16_000
+    clip = np.resize(samples, 1199 * rate)
+    audio = base64.b64encode(wav(clip)[1]).decode()
+    part = {"type": "input_audio", "input_audio": {"data": audio, "format": "wav"}}
+    answer = client.chat.completions.create(
+        model=str(CHECKPOINT),
+        messages=[{"role": "user", "content": [part]}],
+        max_tokens=8,
+        temperature=0,
+    )
+    assert answer.usage.prompt_tokens > 13 * 1199
+
+
+@pytest.mark.parametrize("kind", ["input_audio", "audio_url"])
+def test_chat_hears_audio(client, hello, kind):
+    audio = base64.b64encode(HELLO.read_bytes()).decode()
+    part = {
+        "input_audio": {"data": audio, "format": "flac"},
+        "audio_url": {"url": f"data:audio/flac;base64,{audio}"},
+    }[kind]
+    answer = client.chat.completions.create(
+        model=str(CHECKPOINT),
+        messages=[{"role": "user", "content": [{"type": kind, kind: part}]}],
+        temperature=0,
+    )
+    assert answer.choices[0].message.content == f"language English<asr_text>{hello}"
+
+
+def test_translation_is_refused(client):
+    with pytest.raises(openai.BadRequestError, match="does not translate"):
+        client.audio.translations.create(model=str(CHECKPOINT), file=HELLO)
