@@ -12,7 +12,7 @@ D = d_model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +38,14 @@ from .geometry import Geometry
 from .log_mel import LogMel
 
 MAX_TIMESCALE = 10_000.0
+GRAPH_BUFFERS = ("chunks", "chunk_frames", "clip_ids", "token_index", "windows")
+GRAPH_CHUNKS_AT_ONCE = 128  # through the stem: a graph keeps its peak of memory for good
+# Attention that can be captured: its kernels read the bounds of windows on the device.
+GRAPH_BACKENDS = (
+    AttentionBackendEnum.FLASH_ATTN,
+    AttentionBackendEnum.ROCM_AITER_FA,
+    AttentionBackendEnum.TRITON_ATTN,
+)
 
 
 class Layout:
@@ -86,7 +94,7 @@ class AttentionCalls:
     """
 
     shapes: list[tuple[int, int]]
-    metadata: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    metadata: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
 
 
 class AudioEncoder(nn.Module):
@@ -175,7 +183,7 @@ class AudioEncoder(nn.Module):
             num_clips=len(frames),
             chunks_at_once=self.config.conv_chunksize,
         )
-        return list(self(log_mel, layout).split(layout.clip_tokens))
+        return self._encode(log_mel, layout)
 
     def encode_features(self, features: torch.Tensor, frames: Sequence[int]) -> list[torch.Tensor]:
         """Audio tokens of each clip from its log-mel, (M, sum of frames): clip after clip."""
@@ -186,26 +194,82 @@ class AudioEncoder(nn.Module):
         index[np.arange(num_frames) >= layout.chunk_frames[:, None]] = features.shape[1]
         columns = async_tensor_h2d(index.reshape(-1), device=self.device)
         padded = F.pad(features, (0, 1))[:, columns]  # (M, C * F), zeros past each clip's end
-        chunks = padded.unflatten(1, (-1, num_frames)).transpose(0, 1)
-        return list(self(chunks, layout).split(layout.clip_tokens))
+        return self._encode(padded.unflatten(1, (-1, num_frames)).transpose(0, 1), layout)
 
-    def forward(self, log_mel: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """(C, M, F) -> (T, output_dim), clip after clip."""
-        x = torch.cat([self.stem(c) for c in log_mel.split(self.config.conv_chunksize)])
-        index = async_tensor_h2d(layout.token_index, device=self.device)
-        x = self.conv_out(x.flatten(0, 1)[index])  # after packing: LoRA counts one row per token
-        x = x + self.positions.to(x.dtype)[index % len(self.positions)]  # restart in every chunk
-        x = self.transform(x, self.attention_calls(layout))
+    def _encode(self, log_mel: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+        x = self(
+            log_mel,
+            async_tensor_h2d(layout.token_index, device=self.device),
+            self.attention_calls(layout),
+            chunks_at_once=self.config.conv_chunksize,
+        )
         if layout.restore is not None:
             x = x[async_tensor_h2d(layout.restore, device=self.device)]
+        return list(x.split(layout.clip_tokens))
+
+    def graph_buffers(self, chunks: torch.Tensor, frames: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What ``encode_graph`` reads, for the (C, S) samples of these clips.
+
+        A graph of more chunks takes the same buffers padded with zeros: chunks of no frames, which
+        have no peak and raise no floor; windows of no tokens; tokens that nobody asks for.
+        """
+        layout = Layout(frames, self.geometry, by_length=False)
+        windows = np.zeros(len(chunks), dtype=np.int32)  # every window has a chunk
+        windows[: len(layout.windows)] = layout.windows
+        arrays = (layout.chunk_frames, layout.clip_ids, layout.token_index, windows)
+        on_device = [async_tensor_h2d(array, device=self.device) for array in arrays]
+        return dict(zip(GRAPH_BUFFERS, [chunks, *on_device], strict=True))
+
+    def encode_graph(self, buffers: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Tokens of all clips, one after the other, then those of the padding, (., output_dim).
+
+        Nothing here depends on the clips but through the buffers, so that it can be captured in a
+        CUDA graph. Before a capture it must run once, for cuFFT to make its plans.
+        """
+        chunks, frames, clip_ids, token_index, windows = (buffers[key] for key in GRAPH_BUFFERS)
+        chunks_at_once = min(GRAPH_CHUNKS_AT_ONCE, self.config.conv_chunksize)
+        log_mel = self.log_mel(
+            chunks, frames, clip_ids, num_clips=len(chunks), chunks_at_once=chunks_at_once
+        )
+        calls = self._graph_attention_calls(windows, len(token_index))
+        x: torch.Tensor = self(log_mel, token_index, calls, chunks_at_once=chunks_at_once)
         return x
+
+    def _graph_attention_calls(self, windows: torch.Tensor, num_tokens: int) -> AttentionCalls:
+        """The padding gets windows of its own: rows that attention leaves unwritten may hold NaN,
+        and kernels that multiply what they mask by zero carry it into a clip's last window."""
+        length = self.geometry.window_tokens
+        bounds = F.pad(windows.cumsum(0), (1, 0))
+        padding = torch.arange(length, num_tokens + length, length, device=windows.device)
+        bounds = torch.cat([bounds, (bounds[-1] + padding).clamp_(max=num_tokens)])
+        metadata = {"cu_seqlens": bounds.int(), "max_seqlen": torch.tensor(length, device="cpu")}
+        return AttentionCalls([(1, num_tokens)], metadata)
+
+    def forward(
+        self,
+        log_mel: torch.Tensor,
+        token_index: torch.Tensor,
+        calls: AttentionCalls,
+        *,
+        chunks_at_once: int,
+    ) -> torch.Tensor:
+        """(C, M, F) -> (T, output_dim), in the order of ``token_index``.
+
+        ``token_index``: (T,) into the C * t tokens of chunks. ``chunks_at_once`` bounds the memory
+        of the convolutions.
+        """
+        x = torch.cat([self.stem(part) for part in log_mel.split(chunks_at_once)])
+        x = self.conv_out(x.flatten(0, 1)[token_index])  # packed: LoRA counts one row per token
+        positions = self.positions.to(x.dtype)
+        x = x + positions[token_index % len(positions)]  # they restart in every chunk
+        return self.transform(x, calls)
 
     def stem(self, log_mel: torch.Tensor) -> torch.Tensor:
         """(C, M, F) -> (C, t, channels * M / 8); each chunk on its own."""
         x = log_mel.to(self.dtype).unsqueeze(1)
-        x = F.gelu(self.conv2d1(x))
-        x = F.gelu(self.conv2d2(x))
-        x = F.gelu(self.conv2d3(x))  # (C, channels, M / 8, t)
+        for conv in (self.conv2d1, self.conv2d2, self.conv2d3):
+            x = torch.ops.aten.gelu_(conv(x))  # in place: conv2d1 gives 3 MB per chunk in bf16
+        # (C, channels, M / 8, t)
         return x.permute(0, 3, 1, 2).flatten(2)  # the order that conv_out was trained on
 
     def transform(self, x: torch.Tensor, calls: AttentionCalls) -> torch.Tensor:

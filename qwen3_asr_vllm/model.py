@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,11 +17,13 @@ from torch import nn
 from vllm.config import ModelConfig, SpeechToTextConfig, VllmConfig
 from vllm.config.speech_to_text import SpeechToTextParams
 from vllm.inputs import PromptType, TokensPrompt
+from vllm.logger import init_logger
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
     StreamingTranscriptionPostProcessor,
     SupportsEagle3,
+    SupportsEncoderCudaGraph,
     SupportsLoRA,
     SupportsMultiModal,
     SupportsPP,
@@ -29,22 +31,38 @@ from vllm.model_executor.models.interfaces import (
 )
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
-from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    WeightsMapper,
+    maybe_prefix,
+    scatter_output_slices,
+)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.multimodal.processing import cached_encode
 from vllm.sequence import IntermediateTensors
 from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.worker.encoder_cudagraph_defs import (
+    EncoderCudaGraphCaptureInputs,
+    EncoderCudaGraphConfig,
+    EncoderCudaGraphPathConfig,
+    EncoderCudaGraphReplayBuffers,
+    EncoderItemSpec,
+)
 
+from . import __version__
 from .config import Qwen3ASRThinkerConfig
-from .encoder import AudioEncoder
+from .decoding import DEFAULT_CLIP_S
+from .encoder import GRAPH_BACKENDS, GRAPH_BUFFERS, AudioEncoder
 from .geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
 from .languages import LANGUAGES, language_code, resolve_language
 from .processor import DummyInputs, ProcessingInfo, Processor
 from .prompt import AUDIO_PLACEHOLDER, OutputStream, build_prompt, parse_output
 
-DEFAULT_CLIP_S = 60  # seconds; longer recordings are split on vLLM's own transcription route
-SPLIT_SEARCH_S = 10  # seconds before the limit in which that route looks for silence
+logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
+
+GRAPH_CHUNKS = (4, 256)  # slots of the smallest and largest CUDA graph of the encoder
+SPLIT_SEARCH_S = 10  # seconds before a clip's limit in which vLLM's own route looks for silence
 # Methods that store no list of unquantized modules: their makers leave the audio tower alone.
 UNLISTED_QUANTIZATION = ("gptq", "gptq_marlin", "auto_gptq", "awq", "awq_marlin", "auto_awq")
 
@@ -57,8 +75,9 @@ class Qwen3ASRForConditionalGeneration(
     SupportsTranscription,
     SupportsLoRA,
     SupportsEagle3,
+    SupportsEncoderCudaGraph,
 ):
-    """Audio and text in, text out. Audio tokens take the place of ``<|audio_pad|>`` in the prompt."""
+    """Audio and text in, text out: audio tokens take the place of ``<|audio_pad|>``."""
 
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
@@ -89,6 +108,7 @@ class Qwen3ASRForConditionalGeneration(
         super().__init__()
         config: Qwen3ASRThinkerConfig = vllm_config.model_config.hf_config.thinker_config
         check_dimensions(config)
+        logger.info_once("Qwen3-ASR is served by the plugin qwen3_asr_vllm %s.", __version__)
         self.config = config
 
         with self._mark_tower_model(vllm_config, "audio"):  # type: ignore[operator]
@@ -98,6 +118,9 @@ class Qwen3ASRForConditionalGeneration(
                 keep_order=vllm_config.lora_config is not None,  # adapters go by row
                 prefix=maybe_prefix(prefix, "audio_tower"),
             )
+        if obstacle := graph_obstacle(self.audio_tower, vllm_config):
+            vllm_config.compilation_config.cudagraph_mm_encoder = False
+            logger.info("No CUDA graphs of the audio encoder: %s.", obstacle)
         with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = Qwen3ForCausalLM(
                 vllm_config=vllm_config.with_hf_config(
@@ -111,16 +134,27 @@ class Qwen3ASRForConditionalGeneration(
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
         """Audio tokens of each clip, (tokens, hidden), in the order of the prompt."""
-        if (embeds := kwargs.get("audio_embeds")) is not None:
-            return list(embeds)
-        frames = kwargs["audio_feature_lengths"].flatten().tolist()  # kept on the host
-        if (chunks := kwargs.get("audio_chunks")) is not None:
-            return self.audio_tower.encode_waveforms(chunks, frames)
-        features = kwargs["input_audio_features"]
+        kind, clips, frames = self._clips(kwargs)
+        if kind == "audio_embeds":
+            return clips
+        if kind == "audio_chunks":
+            return self.audio_tower.encode_waveforms(kwargs[kind], frames)
+        return self.audio_tower.encode_features(torch.cat(clips, dim=1), frames)
+
+    def _clips(self, mm_kwargs: dict[str, Any]) -> tuple[str, list[torch.Tensor], list[int]]:
+        """What the clips of a batch came as, the data of each, and its mel frames."""
+        if (embeds := mm_kwargs.get("audio_embeds")) is not None:
+            return "audio_embeds", list(embeds), [len(clip) for clip in embeds]
+        frames = mm_kwargs["audio_feature_lengths"].flatten().tolist()  # kept on the host
+        if (chunks := mm_kwargs.get("audio_chunks")) is not None:
+            num_chunks = [self.audio_tower.geometry.num_chunks(n) for n in frames]
+            return "audio_chunks", list(chunks.split(num_chunks)), frames
+        features = mm_kwargs["input_audio_features"]
         if isinstance(features, list) or features.ndim == 3:  # clips apart, maybe padded
-            clips = zip(features, frames, strict=True)
-            features = torch.cat([clip[:, :length] for clip, length in clips], dim=1)
-        return self.audio_tower.encode_features(features, frames)
+            clips = [clip[:, :n] for clip, n in zip(features, frames, strict=True)]
+        else:
+            clips = list(features.split(frames, dim=1))
+        return "input_audio_features", clips, frames
 
     def forward(
         self,
@@ -138,6 +172,110 @@ class Qwen3ASRForConditionalGeneration(
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         return self.language_model.compute_logits(hidden_states)
+
+    # --- CUDA graphs of the encoder -------------------------------------------------------------
+    #
+    # vLLM captures one graph for each budget of tokens and packs the clips of a step into the
+    # smallest that holds them. A graph is made of chunks, so the budget counts the tokens of whole
+    # chunks: 13 each, however few of the last one's a clip keeps. Features and embeddings take no
+    # part in it; ``postprocess_encoder_output`` encodes them as ``embed_multimodal`` does.
+
+    def get_encoder_cudagraph_config(self) -> EncoderCudaGraphConfig:
+        return EncoderCudaGraphConfig(
+            modalities=["audio"],
+            buffer_keys=list(GRAPH_BUFFERS),
+            out_hidden_size=self.config.text_config.hidden_size,
+            paths={"audio": EncoderCudaGraphPathConfig()},
+        )
+
+    def get_input_modality(self, mm_kwargs: dict[str, Any]) -> str:
+        return "audio"
+
+    def get_max_frames_per_video(self) -> int:
+        return 1
+
+    def get_encoder_cudagraph_budget_range(self, vllm_config: VllmConfig) -> tuple[int, int]:
+        chunk_tokens = self.audio_tower.geometry.chunk_tokens
+        fewest, most = GRAPH_CHUNKS
+        in_a_step = vllm_config.scheduler_config.max_num_batched_tokens // chunk_tokens
+        return fewest * chunk_tokens, max(fewest, min(most, in_a_step)) * chunk_tokens
+
+    def get_encoder_cudagraph_item_specs(self, mm_kwargs: dict[str, Any]) -> list[EncoderItemSpec]:
+        kind, clips, frames = self._clips(mm_kwargs)
+        if kind == "audio_embeds":
+            return [EncoderItemSpec(len(clip), len(clip)) for clip in clips]
+        geometry = self.audio_tower.geometry
+        path_tokens = geometry.chunk_tokens if kind == "audio_chunks" else 0
+        return [
+            EncoderItemSpec(
+                input_size=geometry.num_chunks(n),
+                output_tokens=geometry.num_tokens(n),
+                path_output_tokens={"audio": geometry.num_chunks(n) * path_tokens},
+            )
+            for n in frames
+        ]
+
+    def select_encoder_cudagraph_items(
+        self, mm_kwargs: dict[str, Any], indices: list[int]
+    ) -> dict[str, Any]:
+        kind, clips, frames = self._clips(mm_kwargs)
+        chosen = [clips[i] for i in indices]
+        return {
+            kind: torch.cat(chosen) if kind == "audio_chunks" else chosen,
+            "audio_feature_lengths": torch.tensor([frames[i] for i in indices]),
+        }
+
+    def prepare_encoder_cudagraph_capture_inputs(
+        self,
+        token_budget: int,
+        max_batch_size: int,
+        max_frames_per_batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        path: str = "default",
+        axis_keys: tuple[Hashable, ...] | None = None,
+    ) -> EncoderCudaGraphCaptureInputs:
+        """The buffers of one clip of whole chunks that fills the budget."""
+        geometry = self.audio_tower.geometry
+        num_chunks = max(1, token_budget // geometry.chunk_tokens)
+        chunks = torch.zeros(num_chunks, geometry.chunk_samples, device=device)
+        return EncoderCudaGraphCaptureInputs(
+            self.audio_tower.graph_buffers(chunks, [num_chunks * geometry.chunk_frames])
+        )
+
+    def prepare_encoder_cudagraph_replay_buffers(
+        self,
+        mm_kwargs: dict[str, Any],
+        max_batch_size: int,
+        max_frames_per_batch: int,
+        path: str = "default",
+    ) -> EncoderCudaGraphReplayBuffers:
+        _, _, frames = self._clips(mm_kwargs)
+        buffers = self.audio_tower.graph_buffers(mm_kwargs["audio_chunks"], frames)
+        return EncoderCudaGraphReplayBuffers({**buffers})
+
+    def encoder_cudagraph_forward(
+        self, inputs: dict[str, torch.Tensor], path: str = "default"
+    ) -> torch.Tensor:
+        return self.audio_tower.encode_graph(inputs)
+
+    def encoder_eager_forward(
+        self, mm_kwargs: dict[str, Any], path: str = "default"
+    ) -> torch.Tensor:
+        return torch.cat(list(self.embed_multimodal(**mm_kwargs)))
+
+    def postprocess_encoder_output(
+        self,
+        outputs: dict[str, torch.Tensor],
+        indices: list[int],
+        per_item_out_tokens: list[int],
+        dest: dict[int, torch.Tensor] | list[torch.Tensor | None],
+        clone: bool = False,
+        batch_mm_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if (tokens := outputs.get("audio")) is None:
+            tokens = self.encoder_eager_forward(batch_mm_kwargs or {})
+        scatter_output_slices(tokens, indices, per_item_out_tokens, dest, clone)
 
     # --- weights -------------------------------------------------------------------------------
 
@@ -180,10 +318,11 @@ class Qwen3ASRForConditionalGeneration(
     def get_speech_to_text_config(
         cls, model_config: ModelConfig, task_type: str
     ) -> SpeechToTextConfig:
+        max_clip_s = _max_clip_s(model_config.max_model_len)
         return SpeechToTextConfig(
             sample_rate=SAMPLE_RATE,
-            max_audio_clip_s=_max_clip_s(model_config.max_model_len),
-            overlap_chunk_second=SPLIT_SEARCH_S,
+            max_audio_clip_s=max_clip_s,
+            overlap_chunk_second=min(SPLIT_SEARCH_S, max_clip_s // 2),
         )
 
     @classmethod
@@ -272,6 +411,18 @@ def check_fused_parts(names: set[str], packed: Mapping[str, list[str]]) -> None:
             )
 
 
+def graph_obstacle(encoder: AudioEncoder, vllm_config: VllmConfig) -> str | None:
+    """Why CUDA graphs of the encoder cannot be had although they were asked for."""
+    if not vllm_config.compilation_config.cudagraph_mm_encoder:
+        return None
+    if encoder.attn_backend not in GRAPH_BACKENDS:
+        return f"its attention runs on {encoder.attn_backend.name}, which cannot be captured"
+    lora = vllm_config.lora_config
+    if lora is not None and lora.enable_tower_connector_lora:
+        return "adapters of the audio tower go by row, and a graph takes clips in another order"
+    return None
+
+
 def _tower_quantization(quant_config: QuantizationConfig | None) -> QuantizationConfig | None:
     if quant_config is None or quant_config.get_name() not in UNLISTED_QUANTIZATION:
         return quant_config
@@ -283,7 +434,7 @@ def _max_clip_s(max_model_len: int) -> int:
 
     A second takes 13 tokens of prompt and up to about as many of text.
     """
-    given = os.environ.get("QWEN3_ASR_MAX_CLIP_S", str(DEFAULT_CLIP_S))
+    given = os.environ.get("QWEN3_ASR_MAX_CLIP_S", f"{DEFAULT_CLIP_S:g}")
     if not given.isdecimal() or not 1 <= int(given) <= MAX_CLIP_S:
         raise ValueError(
             f"QWEN3_ASR_MAX_CLIP_S is {given!r}; give whole seconds from 1 to {MAX_CLIP_S}."

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from conftest import noise, reference_config, reference_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen3_asr_vllm.geometry import num_frames
 from qwen3_asr_vllm.log_mel import cut_chunks
@@ -23,18 +26,19 @@ def encoder(reference, vllm_parallel):
     return build_encoder(reference)
 
 
-def build_encoder(reference, **overrides):
+def build_encoder(reference, *, device="cpu", keep_order=False, **overrides):
     from qwen3_asr_vllm.config import Qwen3ASRConfig
     from qwen3_asr_vllm.encoder import AudioEncoder
 
     config = Qwen3ASRConfig.from_dict(reference.config.to_dict()).thinker_config.audio_config
     config.update(overrides)
-    encoder = AudioEncoder(config)
+    encoder = AudioEncoder(config, keep_order=keep_order)
     tower = reference.model.audio_tower.state_dict()
     projector = reference.model.multi_modal_projector.state_dict()
     for name, tensor in projector.items():
         tower[name.replace("linear_", "proj")] = tensor
     encoder.load_weights(tower.items())
+    encoder.to(device)
     for module in encoder.modules():
         if quant_method := getattr(module, "quant_method", None):
             quant_method.process_weights_after_loading(module)
@@ -43,8 +47,12 @@ def build_encoder(reference, **overrides):
 
 @torch.inference_mode()
 def encode(encoder, waveforms):
-    chunks = [torch.from_numpy(cut_chunks(w, encoder.geometry)) for w in waveforms]
-    return encoder.encode_waveforms(torch.cat(chunks), [num_frames(len(w)) for w in waveforms])
+    return encoder.encode_waveforms(*chunks_of(waveforms, encoder.geometry))
+
+
+def chunks_of(waveforms, geometry):
+    chunks = [torch.from_numpy(cut_chunks(w, geometry)) for w in waveforms]
+    return torch.cat(chunks), [num_frames(len(w)) for w in waveforms]
 
 
 @torch.inference_mode()
@@ -112,6 +120,52 @@ def test_conv_chunksize_bounds_the_stem(reference, encoder):
     tokens = encode(bounded, [waveform])[0]
     assert seen == [4] * 7 + [3]
     torch.testing.assert_close(tokens, encode(encoder, [waveform])[0], atol=1e-6, rtol=0)
+
+
+class OperatorCount(TorchDispatchMode):
+    """Counts what reaches the device, each operator by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.calls[operator.overloadpacket.__name__] += 1
+        return operator(*args, **kwargs or {})
+
+
+# What makes the host wait for the device: a shape or a number that only the device knows.
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "repeat_interleave"}
+
+
+@pytest.mark.parametrize("keep_order", [False, True], ids=["dense", "with bounds"])
+def test_32_clips_take_the_operators_of_one_and_none_waits(encoder, keep_order):
+    encoder.keep_order = keep_order
+    counts = []
+    for num_clips in (1, 32):
+        chunks, frames = chunks_of([noise(9.3)] * num_clips, encoder.geometry)
+        with torch.inference_mode(), OperatorCount() as count:
+            encoder.encode_waveforms(chunks, frames)
+        counts.append(count.calls)
+    encoder.keep_order = False
+    assert counts[0] == counts[1]
+    assert counts[0]["torch_sdpa_wrapper"] >= encoder.config.encoder_layers
+    assert not WAITS & counts[0].keys()
+
+
+@torch.inference_mode()
+def test_the_host_reads_nothing_from_the_device(reference, vllm_parallel):
+    """On a device without data every read raises: the layout is known before the first kernel."""
+    encoder = build_encoder(reference, device="meta", keep_order=True)
+    chunks, frames = chunks_of([noise(9.3), noise(0.7)], encoder.geometry)
+    chunks = chunks.to("meta")
+    tokens = encoder.encode_waveforms(chunks, frames)
+    assert [len(clip) for clip in tokens] == [121, 9]
+    features = torch.empty(128, sum(frames), device="meta")
+    assert [len(clip) for clip in encoder.encode_features(features, frames)] == [121, 9]
+    assert len(encoder.encode_graph(encoder.graph_buffers(chunks, frames))) == 130
+    with pytest.raises(RuntimeError):
+        tokens[0].sum().item()
 
 
 def test_both_layouts_hold_the_same_windows():

@@ -62,15 +62,6 @@ def parallel_llm(odd_reference, tmp_path_factory):
         yield llm
 
 
-@pytest.fixture(scope="module")
-def staged_llm(odd_reference, tmp_path_factory):
-    """Two pipeline stages: encoder and first layers, then the rest."""
-    checkpoint = save_flat(odd_reference, tmp_path_factory.mktemp("staged"))
-    options = {"max_logprobs": 40, "pipeline_parallel_size": 2}
-    with engine(checkpoint, in_process=False, **options) as llm:
-        yield llm
-
-
 def request(*audios, num_audios=None, context=""):
     prompt = build_prompt(context=context, num_audios=num_audios or len(audios))
     return {"prompt": prompt, "multi_modal_data": {"audio": list(audios)}}
@@ -126,7 +117,6 @@ def assert_same(output, expected):
 ENGINES = {
     "nested": ("llm", "reference"),
     "flat, two ranks, odd heads": ("parallel_llm", "odd_reference"),
-    "flat, two stages": ("staged_llm", "odd_reference"),
 }
 
 
@@ -350,6 +340,41 @@ def test_a_missing_tensor_is_named(reference, tmp_path):
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=missing), engine(checkpoint):
         pass
+
+
+def test_the_tower_takes_the_quantization_of_the_checkpoint(reference, vllm_parallel):
+    """Every matrix of the encoder asks for its method, under the name that vLLM maps to."""
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    from qwen3_asr_vllm.encoder import AudioEncoder
+
+    class Recorder:
+        online_quantization_config = None
+
+        def get_quant_method(self, layer, prefix):
+            asked.add(prefix.removeprefix("audio_tower."))
+            return UnquantizedLinearMethod()
+
+    asked: set[str] = set()
+    config = Qwen3ASRConfig.from_dict(reference.config.to_dict()).thinker_config.audio_config
+    AudioEncoder(config, quant_config=Recorder(), prefix="audio_tower")
+    per_layer = ("self_attn.qkv_proj", "self_attn.out_proj", "fc1", "fc2")
+    assert asked == {"conv_out", "proj1", "proj2"} | {
+        f"layers.{i}.{name}" for i in range(config.encoder_layers) for name in per_layer
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "listed", "is_quantized"),
+    [("gptq", None, False), ("awq", [], False), ("awq", ["lm_head"], True), ("fp8", None, True)],
+)
+def test_methods_that_list_nothing_leave_the_tower_alone(method, listed, is_quantized):
+    from types import SimpleNamespace
+
+    from qwen3_asr_vllm.model import _tower_quantization
+
+    config = SimpleNamespace(get_name=lambda: method, modules_to_not_convert=listed)
+    assert _tower_quantization(config) is (config if is_quantized else None)
 
 
 DIMENSIONS = [
