@@ -114,6 +114,11 @@ def split_at_silence(
     return list(pairwise([*(cut * HOP_LENGTH for cut in cuts), len(waveform)]))
 
 
+def quiet_frames(waveform: np.ndarray) -> np.ndarray:
+    """Which whole frames are pauses rather than speech, shape (len(waveform) // 160,), bool."""
+    return _is_quiet(_levels(waveform)) if len(waveform) >= HOP_LENGTH else np.zeros(0, bool)
+
+
 def _frames(seconds: float) -> int:
     return int(seconds * SAMPLE_RATE / HOP_LENGTH)
 
@@ -127,15 +132,19 @@ def _levels(waveform: np.ndarray) -> np.ndarray:
     return np.asarray(10 * np.log10(np.maximum(power, 1e-10)))
 
 
-def _widest_quiet(levels: np.ndarray) -> int:
-    """The middle of the longest run of quiet frames.
+def _is_quiet(levels: np.ndarray) -> np.ndarray:
+    """Whether each frame lies below half the way, in dB, from the loud ones to the quietest.
 
-    Quiet is below half the way, in dB, from the loud frames (the 90th percentile) down to the
-    quietest, which counts as at most 60 dB down: a dropout must not make pauses look loud.
+    Loud is the 90th percentile; the quietest counts as at most 60 dB below it: a dropout must not
+    make pauses look loud.
     """
     loud = np.percentile(levels, 90)
-    quiet = levels <= (loud + max(levels.min(), loud - 60)) / 2
-    edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False))
+    return np.asarray(levels <= (loud + max(levels.min(), loud - 60)) / 2)
+
+
+def _widest_quiet(levels: np.ndarray) -> int:
+    """The middle of the longest run of quiet frames."""
+    edges = np.flatnonzero(np.diff(_is_quiet(levels), prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
     widest = np.argmax(ends - starts)
     return int(starts[widest] + ends[widest]) // 2
@@ -260,9 +269,12 @@ def _open_soundfile(file: BinaryIO) -> _Stream | None:
 
 def _soundfile_blocks(recording: Any, soundfile: Any) -> Iterator[np.ndarray]:
     size = max(1, _BLOCK_VALUES // recording.channels)
+    # libsndfile takes several times as long to scale 16-bit samples, to the same bits.
+    scale = np.float32(2**-15) if recording.subtype == "PCM_16" else None
+    dtype = "float32" if scale is None else "int16"
     with recording, _as_broken_audio(soundfile.LibsndfileError):
-        while len(block := recording.read(size, dtype="float32", always_2d=True)):
-            yield block
+        while len(block := recording.read(size, dtype=dtype, always_2d=True)):
+            yield block if scale is None else block * scale
 
 
 def _open_pyav(file: BinaryIO) -> _Stream:
@@ -272,7 +284,9 @@ def _open_pyav(file: BinaryIO) -> _Stream:
     try:
         # The whitelist: a playlist (ffconcat, SDP) that someone uploads must not make FFmpeg open
         # files of this machine or sockets. The tags of old files are often not UTF-8.
-        container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
+        # The mode: without one, PyAV takes that of the file, and would write to a temporary one.
+        options = {"protocol_whitelist": "none"}
+        container = av.open(file, "r", options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         raise ValueError(
             "not audio, or cut off: neither libsndfile nor FFmpeg can read it."

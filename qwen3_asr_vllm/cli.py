@@ -21,7 +21,7 @@ from . import __version__
 from .decoding import DEFAULT_CLIP_S
 from .geometry import MAX_CLIP_S
 from .languages import resolve_language
-from .transcript import FORMATS
+from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,8 +100,18 @@ def _add_transcribe(commands: Any) -> None:
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="default: %(default)s")
-    parser.add_argument("-f", "--format", choices=FORMATS, default="txt", help="default: txt")
-    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help="write DIR/FILE.txt")
+    parser.add_argument(
+        "-f",
+        "--format",
+        dest="formats",
+        type=_formats,
+        default="txt",
+        metavar="FORMAT",
+        help=f"any of {','.join(FORMATS)}, or all; default: txt",
+    )
+    parser.add_argument(
+        "-o", "--output-dir", type=Path, metavar="DIR", help="write DIR/FILE.txt and so on"
+    )
     parser.add_argument("-l", "--language", type=_language, help="code or name; default: detect")
     parser.add_argument("-c", "--context", default="", help="names and terms to expect")
     parser.add_argument(
@@ -111,6 +121,29 @@ def _add_transcribe(commands: Any) -> None:
         metavar="S",
         help="most seconds that the model hears at once; default: %(default)g",
     )
+    parser.add_argument(
+        "--max_line_width",
+        type=_at_least(2),
+        default=MAX_LINE_WIDTH,
+        metavar="N",
+        help="columns of a subtitle line, 2 for a Chinese character; default: %(default)d",
+    )
+    parser.add_argument(
+        "--max_line_count",
+        type=_at_least(1),
+        default=MAX_LINE_COUNT,
+        metavar="N",
+        help="lines of a subtitle; default: %(default)d",
+    )
+
+
+def _formats(value: str) -> list[str]:
+    """The formats of a comma list, each once."""
+    names = list(FORMATS) if value == "all" else list(dict.fromkeys(value.split(",")))
+    if unknown := [name for name in names if name not in FORMATS]:
+        known = ", ".join(FORMATS)
+        raise argparse.ArgumentTypeError(f"unknown format {unknown[0]!r}; use {known}, or all")
+    return names
 
 
 def _language(value: str) -> str | None:
@@ -129,11 +162,22 @@ def _clip_seconds(value: str) -> float:
     raise argparse.ArgumentTypeError(f"{value!r} is not from 1 to {MAX_CLIP_S} seconds")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(value: str) -> int:
+        if not value.isdecimal() or int(value) < least:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from {least}")
+        return int(value)
+
+    return number
+
+
 # transcribe ---------------------------------------------------------------------------------
 
 
 def _transcribe(args: argparse.Namespace, rest: list[str]) -> int:
-    outputs = [_output_path(args, file) for file in args.files]
+    outputs = [_output_path(args, file, name) for file in args.files for name in args.formats]
+    if len(args.formats) > 1 and not args.output_dir:
+        return _usage_error("several formats need -o DIR, where they are written")
     if args.output_dir and (twice := next((o for o in outputs if outputs.count(o) > 1), None)):
         return _usage_error(f"several files would be written to {twice}; rename one")
     _set_defaults(TRANSCRIBE_ENVIRONMENT)
@@ -190,17 +234,19 @@ def _batches(files: list[Path], failed: list[Path]) -> Iterator[list[tuple[Path,
         yield batch
 
 
-def _output_path(args: argparse.Namespace, file: Path) -> Path:
-    return Path(args.output_dir or "") / f"{file.stem}.{args.format}"
+def _output_path(args: argparse.Namespace, file: Path, name: str) -> Path:
+    return Path(args.output_dir or "") / f"{file.stem}.{name.replace('_', '.')}"
 
 
 def _write(transcript: Transcript, file: Path, args: argparse.Namespace) -> None:
-    text = FORMATS[args.format](transcript)
-    if args.output_dir:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        _output_path(args, file).write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    layout = {"max_line_width": args.max_line_width, "max_line_count": args.max_line_count}
+    for name in args.formats:
+        text = FORMATS[name](transcript, **(layout if name in SUBTITLES else {}))
+        if args.output_dir:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+            _output_path(args, file, name).write_text(text, encoding="utf-8")
+        else:
+            sys.stdout.write(text)
     for warning in transcript.warnings:
         _complain(f"{file}: {warning}")
 

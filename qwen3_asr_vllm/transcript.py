@@ -1,17 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was said, when, and in which language; and the formats that it is written in.
 
+    Transcript -> txt json srt vtt tsv lrc verbose_json
+
 Times are seconds from the start of the recording. A field that is None was not measured.
+Subtitles are measured in columns: a full-width character, as Chinese has, takes two.
 """
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Callable, Iterable
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import accumulate, pairwise
 from typing import Any
+from unicodedata import category, east_asian_width
 
-from .languages import separator
+from .languages import language_code, separator
+
+MAX_LINE_WIDTH = 42  # columns of a subtitle line: 42 Latin letters or 21 Chinese characters
+MAX_LINE_COUNT = 2
+MIN_CUE_S, MAX_CUE_S = 1.0, 7.0  # how long a subtitle stays
+
+_LONG_SENTENCE = 120  # columns, about 8 s of speech: longer ones are cut at commas
+_ABBREVIATIONS = "Mr|Mrs|Ms|Dr|St|Prof|No|vs"
+_CLOSERS = "[\"'”’»)\\]）」』】》〉]*"
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,11 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """A timed stretch of transcript. ``language`` is a name, None where nobody speaks."""
+    """A timed stretch of transcript, a sentence or a clause; ``language`` is a name.
+
+    ``text`` begins with the white space before it, so that the texts of all segments, put
+    together, are the text of the transcript.
+    """
 
     start: float
     end: float
@@ -57,12 +78,178 @@ class Transcript:
         return next(iter(self.languages), None)
 
 
+# text ---------------------------------------------------------------------------------------
+
+
 def join_texts(texts: Iterable[str]) -> str:
     """One text from many, with a space between two where their scripts want one."""
     joined = ""
     for text in map(str.strip, texts):
         joined += separator(joined, text) + text
     return joined
+
+
+def display_width(text: str) -> int:
+    """Columns that a text takes: two for a full-width character, none for a combining one."""
+    return sum(map(_columns, text))
+
+
+@cache
+def _columns(char: str) -> int:
+    if category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if east_asian_width(char) in "WF" else 1
+
+
+_SENTENCE_END = re.compile(f"[.!?…؟۔।]+{_CLOSERS}(?=\\s)|[。！？｡]+{_CLOSERS}")
+_CLAUSE_END = re.compile(
+    "[,;:،؛](?=\\s)|[，、；：]"
+    "|(?<=[\u0e00-\u0e7f])(?=\\s+[\u0e00-\u0e7f])"  # a space is the comma of Thai
+)
+# A period that ends no sentence: of an initial, an ordinal (German "3. Oktober") or a title.
+_ABBREVIATED = re.compile(rf"\b(?:[A-Za-zÀ-ɏА-я]|\d\d?|{_ABBREVIATIONS})\.$")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a stripped text, which put together are the text; none if it is empty.
+
+    Each begins with the white space before it. One wider than 120 columns is cut at commas too.
+    Marks tell sentences apart, not grammar: "approx. Six" makes two.
+    """
+    ends = (match.end() for match in _SENTENCE_END.finditer(text) if _ends_sentence(match))
+    sentences = [text[start:end] for start, end in pairwise([0, *ends, len(text)])]
+    return [clause for sentence in sentences if sentence for clause in _clauses(sentence)]
+
+
+def _ends_sentence(mark: re.Match[str]) -> bool:
+    before, after = mark.string[max(0, mark.end() - 8) : mark.end()], mark.string[mark.end() :]
+    next_char = after.lstrip()[:1]
+    return bool(next_char) and not next_char.islower() and not _ABBREVIATED.search(before)
+
+
+def _clauses(sentence: str) -> list[str]:
+    """A sentence, cut at the comma nearest to its middle for as long as it is too wide."""
+    matches = _CLAUSE_END.finditer(sentence)
+    ends = [match.end() for match in matches if match.end() < len(sentence)]
+    if display_width(sentence) <= _LONG_SENTENCE or not ends:
+        return [sentence]
+    end = _nearest_middle(sentence, ends)
+    return [*_clauses(sentence[:end]), *_clauses(sentence[end:])]
+
+
+def _nearest_middle(parts: Sequence[str], cuts: Iterable[int]) -> int:
+    """That of the cuts, indices into the parts, whose sides are the most equal in width."""
+    widths = [0, *accumulate(map(display_width, parts))]
+    return min(cuts, key=lambda cut: abs(2 * widths[cut] - widths[-1]))
+
+
+# subtitles ----------------------------------------------------------------------------------
+
+_SPACE = re.compile(r"[^\S\xa0\u202f]+")  # but no no-break space
+_CLAUSE_MARKS = ",;:.!?…،؛؟۔।，、；：。！？"
+_NO_LINE_START = "、。，．！？：；）」』】》〉”’…・ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ),.!?:;%"
+_NO_LINE_END = "（「『【《〈“‘("
+
+
+@dataclass(frozen=True)
+class _Cue:
+    start_ms: int
+    end_ms: int
+    lines: list[str]
+
+
+def _cues(transcript: Transcript, *, max_line_width: int, max_line_count: int) -> Iterator[_Cue]:
+    """The segments laid out as subtitles: in order, never two at once, each at least 1 ms.
+
+    A segment that does not fit into one cue, or lasts longer than 7 s, is cut in halves, at a
+    comma if one is near, and its time is shared by width. A cue stays for a second where the next
+    one leaves the room, and for 7 s at most.
+
+    Raises ValueError for lines of less than two columns, or none.
+    """
+    if max_line_width < 2 or max_line_count < 1:
+        raise ValueError(f"no text fits {max_line_count} line(s) of {max_line_width} column(s).")
+    blocks = [
+        block
+        for segment in transcript.segments
+        if (atoms := _atoms(segment.text, max_line_width))
+        for block in _blocks(atoms, segment.start, segment.end, max_line_width, max_line_count)
+    ]
+    limits = [*(start for start, _, _ in blocks[1:]), transcript.duration]
+    shown_until = 0
+    for (start, end, atoms), limit in zip(blocks, limits, strict=False):
+        end = min(max(end, min(start + MIN_CUE_S, limit)), start + MAX_CUE_S)
+        start_ms = max(round(1000 * start), shown_until)
+        shown_until = max(round(1000 * end), start_ms + 1)
+        yield _Cue(start_ms, shown_until, _balanced_lines(atoms, max_line_width))
+
+
+def _atoms(text: str, width: int) -> list[str]:
+    """What stays on one line: words after a space, ideographs with the punctuation around them.
+
+    White space becomes one space. A word that is wider than a line makes several atoms.
+    """
+    atoms: list[str] = []
+    for char in _SPACE.sub(" ", text.strip()):
+        last = atoms[-1] if atoms else ""
+        fits = not _columns(char) or display_width(last.lstrip() + char) <= width
+        if last and fits and not _may_break(last[-1], char):
+            atoms[-1] += char
+        else:
+            atoms.append(char)
+    return atoms
+
+
+def _may_break(left: str, right: str) -> bool:
+    """Whether a line may end between two characters."""
+    if left == " " or right == " ":
+        return right == " "
+    may = left not in _NO_LINE_END and right not in _NO_LINE_START and _columns(right) > 0
+    return may and (_is_ideograph(left) or _is_ideograph(right))
+
+
+def _is_ideograph(char: str) -> bool:
+    """Whether it is full-width and written without spaces, unlike Korean."""
+    return _columns(char) == 2 and not "\uac00" <= char <= "\ud7a3"
+
+
+def _blocks(
+    atoms: list[str], start: float, end: float, width: int, count: int
+) -> Iterator[tuple[float, float, list[str]]]:
+    """The cues of a segment: start, end, and the atoms, of each."""
+    fits = len(_wrap(atoms, width)) <= count and end - start <= MAX_CUE_S
+    if fits or len(atoms) == 1:
+        yield start, end, atoms
+        return
+    margin = len(atoms) // 4
+    near = range(margin + 1, len(atoms) - margin)
+    clause_ends = [cut for cut in near if atoms[cut - 1][-1] in _CLAUSE_MARKS]
+    cut = _nearest_middle(atoms, clause_ends or range(1, len(atoms)))
+    left, right = (1 + display_width("".join(half)) for half in (atoms[:cut], atoms[cut:]))
+    middle = start + (end - start) * left / (left + right)
+    yield from _blocks(atoms[:cut], start, middle, width, count)
+    yield from _blocks(atoms[cut:], middle, end, width, count)
+
+
+def _wrap(atoms: list[str], width: int) -> list[str]:
+    """Lines, each as full as it gets."""
+    lines = [""]
+    for atom in atoms:
+        if lines[-1] and display_width(lines[-1] + atom) > width:
+            lines.append("")
+        lines[-1] += atom if lines[-1] else atom.lstrip(" ")
+    return lines
+
+
+def _balanced_lines(atoms: list[str], width: int) -> list[str]:
+    """No more lines than ``_wrap`` needs, of the least width that does."""
+    count = len(_wrap(atoms, width))
+    fair = min(width, -(-display_width("".join(atoms)) // count))
+    wraps = (_wrap(atoms, narrower) for narrower in range(fair, width + 1))
+    return next(lines for lines in wraps if len(lines) <= count)
+
+
+# formats ------------------------------------------------------------------------------------
 
 
 def _txt(transcript: Transcript) -> str:
@@ -74,19 +261,149 @@ def _json(transcript: Transcript) -> str:
 
     text, language (null if nobody speaks), languages, duration, segments, warnings
     """
-    document = {
-        "text": transcript.text,
-        "language": transcript.language,
-        "languages": transcript.languages,
-        "duration": transcript.duration,
-        "segments": [asdict(s, dict_factory=_measured) for s in transcript.segments],
-        "warnings": transcript.warnings,
+    return _dumps(
+        {
+            "text": transcript.text,
+            "language": transcript.language,
+            "languages": transcript.languages,
+            "duration": transcript.duration,
+            "segments": [asdict(s, dict_factory=_measured) for s in transcript.segments],
+            "warnings": transcript.warnings,
+        }
+    )
+
+
+def _verbose_json(transcript: Transcript) -> str:
+    """OpenAI's format of this name, in which every field of a segment is there and no null.
+
+    A confidence that was not measured is 0.0, and ``unmeasured`` lists its name. ``tokens`` is
+    empty, for text is what was cut into segments. ``seek`` is the start in frames of 10 ms.
+    ``language`` is in small letters, as OpenAI has it, and "" if nobody speaks.
+    """
+    segments = transcript.segments
+    words = [asdict(word) for segment in segments for word in segment.words or ()]
+    confidences = ("avg_logprob", "no_speech_prob")
+    unmeasured = [c for c in confidences if any(getattr(s, c) is None for s in segments)]
+    return _dumps(
+        {
+            "task": "transcribe",
+            "language": (transcript.language or "").lower(),
+            "languages": [{"code": language_code(name)} for name in transcript.languages],
+            "duration": transcript.duration,
+            "text": transcript.text,
+            "segments": [_verbose_segment(i, segment) for i, segment in enumerate(segments)],
+            **({"words": words} if words else {}),
+            **({"unmeasured": unmeasured} if unmeasured else {}),
+            "usage": {"type": "duration", "seconds": transcript.duration},
+        }
+    )
+
+
+def _verbose_segment(index: int, segment: Segment) -> dict[str, Any]:
+    text = segment.text.encode(errors="replace")
+    return {
+        "id": index,
+        "seek": int(segment.start * 100),
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "language": segment.language,
+        "tokens": [],
+        "temperature": 0.0,  # decoding is greedy
+        "avg_logprob": segment.avg_logprob or 0.0,
+        "compression_ratio": len(text) / len(zlib.compress(text)),
+        "no_speech_prob": segment.no_speech_prob or 0.0,
     }
-    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+
+
+def _srt(
+    transcript: Transcript,
+    *,
+    max_line_width: int = MAX_LINE_WIDTH,
+    max_line_count: int = MAX_LINE_COUNT,
+) -> str:
+    """SubRip. It has no escapes, so an arrow, which parsers look for, becomes another one."""
+    cues = _cues(transcript, max_line_width=max_line_width, max_line_count=max_line_count)
+    return "\n".join(
+        f"{number}\n{_span(cue, ',')}\n{_lines(cue).replace('-->', '→')}\n"
+        for number, cue in enumerate(cues, 1)
+    )
+
+
+def _vtt(
+    transcript: Transcript,
+    *,
+    max_line_width: int = MAX_LINE_WIDTH,
+    max_line_count: int = MAX_LINE_COUNT,
+) -> str:
+    """WebVTT, with &, < and > escaped."""
+    cues = _cues(transcript, max_line_width=max_line_width, max_line_count=max_line_count)
+    blocks = (f"{_span(cue, '.')}\n{html.escape(_lines(cue), quote=False)}\n" for cue in cues)
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+def _tsv(transcript: Transcript) -> str:
+    """Whisper's table of segments: start and end in milliseconds, text."""
+    rows = (
+        f"{round(1000 * s.start)}\t{round(1000 * s.end)}\t{_one_line(s.text)}\n"
+        for s in transcript.segments
+    )
+    return "start\tend\ttext\n" + "".join(rows)
+
+
+def _lrc(transcript: Transcript) -> str:
+    """Lyrics: a line for each segment, after its start as [minutes:seconds]."""
+    return "".join(f"{_lrc_time(s.start)}{_one_line(s.text)}\n" for s in transcript.segments)
+
+
+def _dumps(document: dict[str, Any]) -> str:
+    """JSON for people, with times and ratios to three decimals."""
+    return json.dumps(_rounded(document), ensure_ascii=False, indent=2) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def _measured(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in fields if value is not None}
 
 
-FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": _txt, "json": _json}
+def _lines(cue: _Cue) -> str:
+    return "\n".join(cue.lines)
+
+
+def _span(cue: _Cue, point: str) -> str:
+    return f"{_clock(cue.start_ms, point)} --> {_clock(cue.end_ms, point)}"
+
+
+def _clock(milliseconds: int, point: str) -> str:
+    """Hours, minutes, seconds: 01:02:03,456."""
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours:02d}:{minutes:02d}:{seconds % 60:02d}{point}{milliseconds:03d}"
+
+
+def _lrc_time(start: float) -> str:
+    minutes, hundredths = divmod(round(100 * start), 6000)
+    return f"[{minutes:02d}:{hundredths // 100:02d}.{hundredths % 100:02d}]"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+FORMATS: dict[str, Callable[..., str]] = {
+    "txt": _txt,
+    "json": _json,
+    "srt": _srt,
+    "vtt": _vtt,
+    "tsv": _tsv,
+    "lrc": _lrc,
+    "verbose_json": _verbose_json,
+}
+SUBTITLES = ("srt", "vtt")  # which also take max_line_width and max_line_count

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from qwen3_asr_vllm import cli
-from qwen3_asr_vllm.transcript import Segment, Transcript
+from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -92,7 +92,9 @@ WRONG = {
     "": "required: COMMAND",
     "sing": "invalid choice: 'sing'",
     "transcribe": "required: FILE",
-    "transcribe a.wav -f docx": "invalid choice: 'docx'",
+    "transcribe a.wav -f srt,docx": "unknown format 'docx'; use txt, json, srt, vtt",
+    "transcribe a.wav --max_line_width 1": "'1' is not a whole number from 2",
+    "transcribe a.wav --max_line_count two": "'two' is not a whole number from 1",
     "transcribe a.wav -l Klingon": "unsupported language 'Klingon'",
     "transcribe a.wav --max-clip-s 5000": "'5000' is not from 1 to 1200 seconds",
     "transcribe a.wav --max-clip-s long": "'long' is not from 1 to 1200 seconds",
@@ -131,6 +133,27 @@ def test_json_is_one_document(model, files, capsys):
     assert cli.main(["transcribe", files[0], "-f", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["text"], document["language"]) == ("1 seconds", "English")
+
+
+def test_formats_are_written_side_by_side(model, files, tmp_path, capsys):
+    line = ["transcribe", files[0], files[2], "-f", "srt,verbose_json,srt"]
+    assert cli.main(line) == 2
+    assert "several formats need -o DIR" in capsys.readouterr().err
+    assert cli.main([*line, "-o", str(tmp_path / "out")]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"a.srt", "a.verbose.json", "b.srt", "b.verbose.json"}
+    assert (tmp_path / "out/a.srt").read_text().endswith("--> 00:00:01,000\n1 seconds\n")
+
+
+def test_all_formats_are_written(model, files, tmp_path):
+    assert cli.main(["transcribe", files[0], "-f", "all", "-o", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == len(FORMATS)
+
+
+def test_subtitles_have_the_layout_that_was_asked_for(model, files, capsys):
+    layout = ["--max_line_width", "4", "--max_line_count", "3"]
+    assert cli.main(["transcribe", files[0], "-f", "vtt", *layout]) == 0
+    assert capsys.readouterr().out.endswith("\n1\nseco\nnds\n")
 
 
 def test_a_file_that_fails_is_reported_and_the_others_are_written(model, files, tmp_path, capsys):

@@ -3,6 +3,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qwen3_asr_vllm.decoding import max_new_tokens
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt
@@ -37,8 +39,7 @@ def test_requests_are_the_clips_of_the_recording():
     assert [r.start for r in requests] == pytest.approx([0, 7.5], abs=0.02)
     assert [r.clip_index for r in requests] == [0, 1]
     assert [r.max_tokens for r in requests] == [max_new_tokens(len(c) / 16_000) for c in clips]
-    assert [s.start for s in transcript.segments] == [r.start for r in requests]
-    assert transcript.segments[-1].end == transcript.duration == 15
+    assert transcript.duration == 15
 
 
 @pytest.mark.parametrize(
@@ -57,16 +58,21 @@ def test_texts_are_joined_by_their_script(first, second, text):
 def test_each_clip_has_the_language_that_the_model_heard():
     _, transcript = run(
         transcribe(recording(7, -1, 7, -1, 7, -1, 7), max_clip_s=10),
-        "language German<asr_text>Eins.",
+        "language German<asr_text>Eins. Und?",
         "language English<asr_text>Two.",
         "language None<asr_text>",
         "language German<asr_text>Vier.",
     )
-    heard = [segment.language for segment in transcript.segments]
-    assert heard == ["German", "English", None, "German"]
+    heard = [(segment.text, segment.language) for segment in transcript.segments]
+    assert heard == [
+        ("Eins.", "German"),
+        (" Und?", "German"),
+        (" Two.", "English"),
+        (" Vier.", "German"),
+    ]
     assert transcript.languages == ("German", "English")
     assert transcript.language == "German"
-    assert transcript.text == "Eins. Two. Vier."
+    assert transcript.text == "Eins. Und? Two. Vier."
 
 
 def test_a_forced_language_opens_every_answer():
@@ -90,11 +96,11 @@ def test_context_reaches_every_clip_and_cannot_leave_its_turn():
 def test_a_silent_clip_is_not_sent():
     waveform = recording(7, -24, 7)
     requests, transcript = run(transcribe(waveform, language="en", max_clip_s=10), "One.", "Two.")
-    assert [r.clip_index for r in requests] == [0, len(transcript.segments) - 1]
+    assert requests[0].clip_index == 0 and requests[1].clip_index > 1
     assert all(np.abs(r.waveform).max() > 0.1 for r in requests)
-    for segment in transcript.segments[1:-1]:
-        assert (segment.text, segment.language) == ("", None)
-    assert transcript.text == "One. Two."
+    one, two = transcript.segments
+    assert (one.text, two.text) == ("One.", " Two.")
+    assert one.end == pytest.approx(7, abs=0.2) and two.start == pytest.approx(31, abs=0.2)
 
 
 def test_a_recording_of_silence_asks_nothing():
@@ -102,6 +108,7 @@ def test_a_recording_of_silence_asks_nothing():
         next(transcribe(recording(-25), max_clip_s=10))
     transcript = stop.value.value
     assert (transcript.text, transcript.language, transcript.duration) == ("", None, 25)
+    assert transcript.segments == ()
 
 
 def test_reaching_the_token_budget_is_reported():
@@ -125,6 +132,61 @@ def test_outputs_that_do_not_match_the_requests_are_an_error():
 def test_a_wrong_wish_fails_before_anything_is_asked(wrong):
     with pytest.raises(ValueError, match=r"Klingon|5000"):
         next(transcribe(TWO_CLIPS, **wrong))
+
+
+# ---- segments ----
+
+
+def spans(waveform, answer):
+    """(text, start, end) of each segment of a recording of one clip."""
+    _, transcript = run(transcribe(waveform, language="en"), answer)
+    return [(s.text, s.start, s.end) for s in transcript.segments]
+
+
+def test_sentences_are_said_between_the_pauses():
+    waveform = recording(-1, 4, -0.6, 3, -2, 2, -1)
+    heard = spans(waveform, "This takes four seconds. This takes three. Two here.")
+    assert [text for text, _, _ in heard] == [
+        "This takes four seconds.",
+        " This takes three.",
+        " Two here.",
+    ]
+    times = [time for _, *span in heard for time in span]
+    assert times == pytest.approx([1, 5, 5.6, 8.6, 10.6, 12.6], abs=0.15)
+
+
+def test_a_pause_inside_a_sentence_does_not_end_it():
+    waveform = recording(2, -0.4, 2, -0.4, 4)
+    (_, _, end), (_, start, _) = spans(
+        waveform, "Twenty six letters, I think. Twenty six letters, I think."
+    )
+    assert (end, start) == pytest.approx((4.4, 4.8), abs=0.15)
+
+
+def test_without_pauses_time_is_shared_by_width():
+    steady = np.full(16_000 * 9, 0.1, np.float32)
+    (_, *first), (_, *second) = spans(steady, "你好。 Abcde.")
+    assert [*first, *second] == pytest.approx([0, 4.15, 4.15, 9], abs=0.1)
+
+
+stretches = st.lists(st.sampled_from([-2, -0.5, -0.1, -0.003, 0.003, 0.05, 0.4, 3]), max_size=7)
+sentences = st.lists(st.sampled_from(["Yes.", "No!", "你好。", "One, two, three.", "3.", "\u0301"]))
+
+
+@settings(deadline=None)
+@given(stretches, st.lists(sentences.map(" ".join), min_size=3, max_size=3))
+def test_segments_tile_the_text_and_lie_in_order_inside_the_recording(seconds, answers):
+    waveform = recording(0.001, *seconds)
+    transcription = transcribe(waveform, language="en", max_clip_s=5)
+    requests = next(transcription)
+    _, transcript = run(
+        transcribe(waveform, language="en", max_clip_s=5), *answers[: len(requests)]
+    )
+    segments = transcript.segments
+    assert "".join(s.text for s in segments) == transcript.text
+    times = [time for s in segments for time in (s.start, s.end)]
+    assert times == sorted(times)
+    assert all(0 <= s.start < s.end <= transcript.duration for s in segments)
 
 
 # ---- many recordings ----
