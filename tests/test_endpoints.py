@@ -1,0 +1,768 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v1/audio/transcriptions``: first with an engine of six lines, then as the server has it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import openai
+import pytest
+import soundfile
+from conftest import CHECKPOINT, DATA, noise
+
+from qwen3_asr_vllm.prompt import parse_output
+
+pytestmark = pytest.mark.vllm
+
+HELLO = DATA / "hello.flac"
+ROUTE = "/v1/audio/transcriptions"
+
+
+def wav(samples, sampling_rate=16_000):
+    file = io.BytesIO()
+    soundfile.write(file, samples, sampling_rate, format="WAV")
+    return ("audio.wav", file.getvalue(), "audio/wav")
+
+
+SECOND = wav(noise(1.0))
+STOP = "stop"  # why each answer of the engine ends
+
+
+# --- without an engine ------------------------------------------------------------------------
+
+
+class Engine:
+    """Answers each request with the next of ``answers``, in pieces of three characters."""
+
+    errored = False
+    renderer = input_processor = None
+
+    def __init__(self, *answers: str | Exception, max_num_seqs: int = 64) -> None:
+        self.answers = answers
+        self.asked: list[Any] = []  # (prompt, sampling parameters, options)
+        self.running = self.most_running = self.aborted = 0
+        self.model_config = SimpleNamespace(
+            get_diff_sampling_param=dict, is_encoder_decoder=False, max_model_len=4096
+        )
+        self.vllm_config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs)
+        )
+        self.renderer = SimpleNamespace(render_cmpl_async=self.render)
+
+    async def render(self, prompts):
+        return prompts
+
+    def check_admission(self, n):
+        pass
+
+    async def generate(self, prompt, params, request_id, **options):
+        index = len(self.asked)
+        self.asked.append((prompt, params, options))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            answer = self.answers[index % len(self.answers)]
+            if isinstance(answer, Exception):
+                raise answer
+            size = 3 if params.output_kind.name == "DELTA" else len(answer)
+            for start in range(0, len(answer), size):
+                await asyncio.sleep(0)
+                last = start + size >= len(answer)
+                yield output(answer[start : start + size], STOP if last else None)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.aborted += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+def output(text, finish_reason):
+    completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[1, 2])
+    return SimpleNamespace(outputs=[completion], prompt_token_ids=[0] * 10)
+
+
+@pytest.fixture
+def serve():
+    """Start the route on an engine; returns a function that posts a form to it."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+    from vllm.entrypoints.openai.models.protocol import BaseModelPath
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+
+    from qwen3_asr_vllm.endpoints import EndpointPlugin, Transcriber
+
+    def start(engine, *, max_clip_s=60.0):
+        app = FastAPI()
+        EndpointPlugin().attach_router(app)
+        models = OpenAIServingModels(engine, [BaseModelPath("asr", "asr"), BaseModelPath("b", "b")])
+        app.state.qwen3_asr = Transcriber(engine, models, max_clip_s=max_clip_s)
+        client = TestClient(app, raise_server_exceptions=False)
+
+        def post(file=SECOND, **fields):
+            return client.post(ROUTE, files={"file": file} if file else {}, data=fields)
+
+        post.client = client
+        return post
+
+    return start
+
+
+@pytest.fixture
+def post(serve):
+    return serve(Engine("language English<asr_text>Good morning."))
+
+
+def error(response, status):
+    assert response.status_code == status, response.text
+    body = response.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    return body
+
+
+def events(response):
+    lines = [line for line in response.text.splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+def test_json_says_text_languages_and_seconds(post):
+    response = post()
+    assert response.json() == {
+        "text": "Good morning.",
+        "language": "English",
+        "languages": [{"code": "en"}],
+        "usage": {"type": "duration", "seconds": 1.0},
+    }
+    assert "X-Ignored-Params" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"keywords[]": ["Ada", "Grace Hopper"]},
+        {"keywords": ["Ada", "Grace Hopper"]},
+        {"keywords": "Ada, Grace Hopper"},
+        {"keywords": '["Ada", "Grace Hopper"]'},
+        {"hotwords": "Ada,Grace Hopper"},
+        {"prompt": "Ada, Grace Hopper"},
+        {"keywords[]": "Ada", "hotwords": "Grace Hopper"},
+    ],
+)
+def test_context_in_any_spelling(serve, fields):
+    engine = Engine("language English<asr_text>Hi.")
+    assert serve(engine)(**fields).status_code == 200
+    prompt = engine.asked[0][0]["prompt"]
+    assert prompt.startswith("<|im_start|>system\nAda, Grace Hopper<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"language": "yue"}, {"language": "Cantonese"}, {"languages[]": "zh-HK"}],
+)
+def test_a_language_is_forced(serve, fields):
+    engine = Engine("早晨。")
+    assert serve(engine)(**fields).json()["languages"] == [{"code": "yue"}]
+    assert engine.asked[0][0]["prompt"].endswith("assistant\nlanguage Cantonese<asr_text>")
+
+
+def test_sampling_fields_reach_the_engine(serve):
+    engine = Engine("language English<asr_text>Hi.")
+    given = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7}
+    given |= {"repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3}
+    fields = {"max_completion_tokens": 9, "vllm_xargs": '{"a": 1}', "priority": -2}
+    assert serve(engine)(**given, **fields).status_code == 200
+    _, params, options = engine.asked[0]
+    assert {name: getattr(params, name) for name in given} == given
+    assert (params.max_tokens, params.extra_args, options["priority"]) == (9, {"a": 1}, -2)
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_completion_tokens": 100_000}])
+def test_decoding_is_greedy_and_bounded_by_the_duration(serve, fields):
+    from qwen3_asr_vllm.decoding import max_new_tokens
+
+    engine = Engine("language English<asr_text>Hi.")
+    serve(engine)(**fields)
+    params = engine.asked[0][1]
+    assert (params.temperature, params.max_tokens) == (0, max_new_tokens(1.0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"language": "tlh"}, "language", "zh Chinese"),
+        ({"languages": "en,tlh"}, "languages", "zh Chinese"),
+        ({"languages": "en,de"}, "languages", "pass one"),
+        ({"temperature": "hot"}, "temperature", "number"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "greater"),
+        ({"response_format": "docx"}, "response_format", "verbose_json"),
+        ({"response_format": "diarized_json"}, "response_format", "verbose_json"),
+        ({"response_format": "srt", "stream": "true"}, "response_format", "stream"),
+        ({"timestamp_granularities[]": "word"}, "timestamp_granularities", "aligner"),
+        ({"timestamp_granularities[]": "segment"}, "timestamp_granularities", "verbose_json"),
+        ({"include[]": "logprobs"}, "include", "logprobs"),
+        ({"to_language": "de"}, "to_language", "does not translate"),
+        ({"known_speaker_names[]": "Ada"}, "known_speaker_names", "speakers"),
+        ({"use_beam_search": "true"}, "use_beam_search", "beam search"),
+        ({"n": "3"}, "n", "one answer"),
+        ({"vllm_xargs": "{"}, "vllm_xargs", "JSON"),
+        ({"file": None}, "file", "required"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused(post, fields, param, message):
+    body = error(post(**fields), 400)
+    assert body["param"] == param
+    assert message in body["message"]
+    assert body["type"] == "invalid_request_error"
+
+
+def test_what_is_ignored_is_named(post):
+    response = post(
+        **{"vad_filter": "true", "chunking_strategy[type]": "server_vad", "x \xe9": "1"},
+        n="1",
+        use_beam_search="False",
+        chunking_strategy="auto",
+    )
+    assert response.status_code == 200
+    assert response.headers["X-Ignored-Params"] == "vad_filter, chunking_strategy[type], x??"
+
+
+def test_empty_fields_are_fields_left_out(post):
+    response = post(language="", prompt="", temperature="", response_format="")
+    assert response.json()["text"] == "Good morning."
+
+
+def test_text_is_plain(post):
+    response = post(response_format="text")
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.text == "Good morning.\n"
+
+
+@pytest.mark.parametrize("name", ["verbose_json", "srt", "vtt"])
+def test_formats_are_those_of_the_command_line(post, name):
+    from qwen3_asr_vllm.transcript import FORMATS
+
+    assert name in FORMATS
+    response = post(response_format=name)
+    assert response.status_code == 200
+    assert "Good morning." in response.text
+
+
+def test_a_model_is_found_by_any_of_its_names(post):
+    for name in ("asr", "b", ""):
+        assert post(model=name).status_code == 200
+    body = error(post(model="whisper-1"), 404)
+    assert body["param"] == "model" and body["code"] == "model_not_found"
+    assert "whisper-1" in body["message"] and "asr, b" in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (("notes.wav", b"these are words" * 100), "not audio"),
+        (("notes.wav", b"these are words" * 100_000), "not audio"),
+        (("empty.wav", b""), "empty"),
+        (wav(np.zeros(0, np.float32)), "empty"),
+        ("a string", "file"),
+    ],
+)
+def test_bad_audio_is_the_clients_mistake(post, file, message):
+    if isinstance(file, str):
+        response = post.client.post(ROUTE, data={"file": file})
+    else:
+        response = post(file)
+    body = error(response, 400)
+    assert body["param"] == "file" and message in body["message"]
+
+
+@pytest.mark.parametrize("seconds", [2, 120])  # in memory, and in a temporary file
+def test_a_recording_that_only_ffmpeg_reads(serve, seconds):
+    file = io.BytesIO()
+    with av.open(file, "w", format="ipod") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono", bit_rate=128_000)
+        samples = np.tile(noise(1.0), seconds)[None]
+        frame = av.AudioFrame.from_ndarray(samples, "fltp", "mono")
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    response = serve(Engine("language English<asr_text>Hi."))(("a.m4a", file.getvalue()))
+    assert response.json()["usage"]["seconds"] == pytest.approx(seconds, abs=0.2)
+
+
+def test_a_recording_too_long_is_refused_with_the_limit(serve, monkeypatch):
+    monkeypatch.setenv("VLLM_MAX_AUDIO_DECODE_DURATION_S", "2")
+    body = error(serve(Engine(""))(wav(noise(3.0))), 400)
+    assert "3.0 s" in body["message"] and "limit is 2 s" in body["message"]
+    assert "VLLM_MAX_AUDIO_DECODE_DURATION_S" in body["message"]
+
+
+def test_an_upload_too_large_is_refused(serve, monkeypatch):
+    monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "1")
+    post = serve(Engine("language English<asr_text>Hi."))
+    body = error(post(wav(noise(60.0))), 413)
+    assert "limit is 1 MiB" in body["message"]
+    assert post(wav(noise(20.0))).status_code == 200
+
+
+def test_an_upload_of_unknown_size_ends_at_the_limit(serve, monkeypatch):
+    monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "1")
+    post = serve(Engine(""))
+    sent = 0
+
+    def body():
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        for _ in range(64):
+            sent += 1
+            yield bytes(1 << 16)
+        yield b"\r\n--b--\r\n"
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    error(post.client.post(ROUTE, content=body(), headers=headers), 413)
+
+
+def test_limits_are_four_hours_and_a_gibibyte_where_vllm_sets_none(monkeypatch):
+    from qwen3_asr_vllm import endpoints
+
+    for name in ("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "VLLM_MAX_AUDIO_DECODE_DURATION_S"):
+        monkeypatch.delenv(name, raising=False)
+    assert endpoints._limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", endpoints.MAX_UPLOAD_MB) == 1024
+    assert endpoints._limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", endpoints.MAX_DURATION_S) == 14_400
+
+
+def test_a_missing_decoder_is_named_and_not_the_clients_mistake(serve, monkeypatch):
+    from qwen3_asr_vllm import audio
+
+    def import_module(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(audio, "import_module", import_module)
+    body = error(serve(Engine(""))(), 501)
+    assert "pip install av" in body["message"] and body["type"] == "server_error"
+
+
+def test_silence_is_no_text_and_no_language(serve):
+    engine = Engine("")
+    body = serve(engine)(wav(np.zeros(32_000, np.float32))).json()
+    assert (body["text"], body["language"], body["languages"]) == ("", None, [])
+    assert engine.asked == []
+
+
+# What two clips say: joined without a space, with one, after nothing, around a repeated tag.
+SEAMS = [
+    ("language Chinese<asr_text>早上好", "language Chinese<asr_text>谢谢。"),
+    ("language English<asr_text>Good morning.", "language German<asr_text>Guten Tag."),
+    ("language None<asr_text>", "language English<asr_text>Hi there"),
+    ("language English<asr_text>One <asr_text>two", "language English<asr_text> three "),
+    ("no header at all", "language English\n"),
+]
+
+
+@pytest.mark.parametrize("answers", SEAMS)
+def test_streamed_deltas_join_to_the_text(serve, answers):
+    long = wav(noise(9.0))
+    whole = serve(Engine(*answers), max_clip_s=5)(long).json()
+    streamed = events(serve(Engine(*answers), max_clip_s=5)(long, stream="true"))
+    *deltas, done = streamed
+    assert {event["type"] for event in deltas} == {"transcript.text.delta"}
+    assert "".join(event["delta"] for event in deltas) == done["text"] == whole["text"]
+    assert [e["choices"][0]["delta"]["content"] for e in deltas] == [e["delta"] for e in deltas]
+    assert done["type"] == "transcript.text.done" and done["choices"] == []
+    assert done["languages"] == whole["languages"]
+
+
+def test_a_stream_finishes_once_and_counts_tokens(post):
+    *deltas, done = events(post(stream="true", stream_include_usage="true"))
+    reasons = [event["choices"][0]["finish_reason"] for event in deltas]
+    assert reasons == [None] * (len(deltas) - 1) + ["stop"]
+    assert {event["object"] for event in (*deltas, done)} == {"transcription.chunk"}
+    assert len({(e["id"], e["model"], e["created"]) for e in (*deltas, done)}) == 1
+    usage = done["usage"]
+    assert usage["input_tokens"] == usage["prompt_tokens"] == 10
+    assert usage["output_tokens"] == usage["completion_tokens"] > 10
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_a_stream_that_reached_the_token_limit_says_so(serve, monkeypatch):
+    monkeypatch.setattr("test_endpoints.STOP", "length")
+    *_, finish, done = events(serve(Engine("language English<asr_text>Hi."))(stream="true"))
+    assert finish["choices"][0]["finish_reason"] == "length"
+    assert "token limit" in done["warnings"][0]
+
+
+def test_usage_comes_with_every_event_on_request(post):
+    streamed = events(post(stream="true", stream_continuous_usage_stats="true"))
+    tokens = [event["usage"]["completion_tokens"] for event in streamed]
+    assert tokens == sorted(tokens)
+
+
+def test_an_error_in_the_stream_is_an_error_object(serve):
+    engine = Engine("language English<asr_text>Good morning.", RuntimeError("out of order"))
+    *deltas, last = events(serve(engine, max_clip_s=5)(wav(noise(9.0)), stream="true"))
+    assert "".join(event["delta"] for event in deltas) == "Good morning."
+    assert "out of order" in last["error"]["message"]
+
+
+def test_an_error_before_the_stream_has_a_status(post):
+    error(post(("notes.wav", b"words" * 100), stream="true"), 400)
+
+
+def test_one_recording_takes_a_share_of_the_engine(serve):
+    engine = Engine("language English<asr_text>Hi.", max_num_seqs=24)
+    text = serve(engine, max_clip_s=1)(wav(noise(30.0))).json()["text"]
+    assert len(engine.asked) >= 30
+    assert engine.most_running == 3
+    assert text == " ".join(["Hi."] * len(engine.asked))
+
+
+def test_the_schema_of_the_server_can_be_made(post):
+    assert ROUTE in post.client.get("/openapi.json").json()["paths"]
+
+
+def test_another_model_is_not_served_by_these_routes():
+    from qwen3_asr_vllm.endpoints import EndpointPlugin
+
+    engine = Engine("")
+    engine.model_config.hf_config = SimpleNamespace(model_type="whisper")
+    with pytest.raises(ValueError, match="this model is whisper"):
+        asyncio.run(EndpointPlugin().init_state(engine, SimpleNamespace(), None))
+
+
+def test_translation_is_refused(post):
+    body = error(post.client.post("/v1/audio/translations"), 400)
+    assert "does not translate" in body["message"]
+
+
+# --- through a socket, with the real client; still without an engine ---------------------------
+
+
+class SlowEngine(Engine):
+    """Says a word every 10 ms and never ends."""
+
+    async def generate(self, prompt, params, request_id, **options):
+        self.running += 1
+        try:
+            yield output("language English<asr_text>", None)
+            while True:
+                await asyncio.sleep(0.01)
+                yield output("word ", None)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.aborted += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+def connect(serve):
+    """Put the route on a port; returns an asynchronous client of it."""
+    import uvicorn
+
+    servers = []
+
+    def start(engine, **options):
+        config = uvicorn.Config(serve(engine, **options).client.app, port=0, log_level="error")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        servers.append((server, thread))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}/v1"
+        return openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
+
+    yield start
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_aborts_its_clips(connect, stream):
+    engine = SlowEngine("", max_num_seqs=24)
+    client = connect(engine, max_clip_s=1)
+
+    async def leave():
+        create = client.audio.transcriptions.create(
+            model="asr", file=wav(noise(9.0)), stream=stream
+        )
+        task = asyncio.create_task(create)
+        while engine.running < 3:
+            await asyncio.sleep(0.01)
+        if stream:
+            async for event in await task:
+                assert event.type == "transcript.text.delta"
+                break
+        task.cancel()
+        await client.close()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    for _ in range(300):
+        if not engine.running:
+            break
+        time.sleep(0.01)
+    assert (engine.running, engine.aborted) == (0, 3)
+
+
+def test_the_client_raises_an_error_in_the_stream(connect):
+    client = connect(Engine("language English<asr_text>Hi.", RuntimeError("no")), max_clip_s=5)
+
+    async def listen():
+        events = await client.audio.transcriptions.create(
+            model="asr", file=wav(noise(9.0)), stream=True
+        )
+        return [event async for event in events]
+
+    with pytest.raises(openai.APIError, match="no"):
+        asyncio.run(listen())
+
+
+# --- in vLLM's own app: its config, renderer, middleware and handlers, still without an engine ---
+
+
+@pytest.fixture(scope="module")
+def app():
+    """What ``vllm serve`` builds with aliases and a key; its engine says "Hi."."""
+    from fastapi.testclient import TestClient
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.renderers import renderer_from_config
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    options = f"--model {CHECKPOINT} --served-model-name asr whisper-1 --api-key secret"
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(options.split())
+    engine = Engine("language English<asr_text>Hi.")
+    engine.vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    engine.model_config = engine.vllm_config.model_config
+    engine.renderer = renderer_from_config(engine.vllm_config)
+    tasks = ("generate", "transcription")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_PLUGINS", "qwen3_asr")
+        app = build_app(args, tasks)
+    asyncio.run(init_app_state(engine, app.state, args, tasks))
+    client = TestClient(app, headers={"Authorization": "Bearer secret"})
+    return SimpleNamespace(engine=engine, client=client)
+
+
+def ask(app, file=SECOND, **fields):
+    return app.client.post(ROUTE, files={"file": file}, data=fields)
+
+
+def test_vllm_takes_the_plugins_routes_and_renders_what_they_ask(app):
+    assert ask(app, model="asr", prompt="Ada").json()["languages"] == [{"code": "en"}]
+    prompt, params, _ = app.engine.asked[-1]
+    audio = app.engine.model_config.hf_config.thinker_config.audio_token_id
+    assert prompt["prompt_token_ids"].count(audio) == 13
+    assert params.temperature == 0
+
+
+@pytest.mark.parametrize("model", ["asr", "whisper-1", ""])
+def test_aliases_are_served(app, model):
+    assert ask(app, model=model).json()["text"] == "Hi."
+
+
+def test_a_key_is_asked_for(app):
+    assert app.client.post(ROUTE, headers={"Authorization": "Bearer no"}).status_code == 401
+
+
+def test_errors_of_vllm_and_of_the_route_look_alike(app):
+    for response, status, param in (
+        (ask(app, model="asr-2"), 404, "model"),
+        (ask(app, top_p="7"), 400, "top_p"),
+        (ask(app, ("a.wav", b"words" * 99)), 400, "file"),
+        (ask(app, stream="true", language="tlh"), 400, "language"),
+    ):
+        assert error(response, status)["param"] == param
+
+
+# --- through the server -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def transcribe(client, file=HELLO, **fields):
+    return client.audio.transcriptions.create(model=str(CHECKPOINT), file=file, **fields)
+
+
+@pytest.fixture(scope="module")
+def hello(client):
+    return transcribe(client)
+
+
+def test_json_is_what_openai_types_say(hello):
+    assert hello.usage.type == "duration"
+    assert hello.usage.seconds == round(soundfile.info(HELLO).duration, 3)
+    assert isinstance(hello.languages, list)
+
+
+def test_the_text_is_that_of_a_chat(client, hello):
+    """The same prompt and clip on vLLM's own route, which cuts and limits nothing."""
+    samples, rate = soundfile.read(HELLO, dtype="float32")
+    data = base64.b64encode(wav(samples, rate)[1]).decode()
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    answer = client.chat.completions.create(
+        model=str(CHECKPOINT), messages=[{"role": "user", "content": [part]}], temperature=0
+    )
+    assert parse_output(answer.choices[0].message.content).text == hello.text
+
+
+def test_all_formats_say_the_same(client, hello):
+    assert transcribe(client, response_format="text") == hello.text + "\n"
+    verbose = transcribe(
+        client, response_format="verbose_json", timestamp_granularities=["segment"]
+    )
+    assert verbose.text == hello.text == "".join(segment.text for segment in verbose.segments)
+    assert verbose.duration == hello.usage.seconds
+    for response_format in ("srt", "vtt"):
+        subtitles = transcribe(client, response_format=response_format)
+        assert subtitles.count(" --> ") >= len(verbose.segments)
+
+
+def test_events_are_those_of_openai(client, hello):
+    *deltas, done = transcribe(client, stream=True)
+    assert {event.type for event in deltas} == {"transcript.text.delta"}
+    assert done.type == "transcript.text.done"
+    assert "".join(event.delta for event in deltas) == done.text == hello.text
+    assert done.languages == hello.languages
+    assert done.usage.input_tokens > 13 and done.usage.output_tokens > 0
+
+
+def test_a_long_recording_is_streamed_in_order(client):
+    path = DATA / "three_languages.flac"
+    whole = transcribe(client, path)
+    *deltas, done = transcribe(client, path, stream=True)
+    assert "".join(event.delta for event in deltas) == done.text == whole.text
+
+
+def test_vllm_bench_understands_the_stream(server, hello):
+    import aiohttp
+    from vllm.benchmarks.lib.endpoint_request_func import (
+        RequestFuncInput,
+        async_request_openai_audio,
+    )
+
+    async def ask():
+        samples = soundfile.read(HELLO, dtype="float32")
+        asked = RequestFuncInput(
+            prompt="",
+            api_url=server.url + ROUTE,
+            prompt_len=1,
+            output_len=500,
+            model=str(CHECKPOINT),
+            multi_modal_content={"audio": samples},
+        )
+        async with aiohttp.ClientSession() as session:
+            return await async_request_openai_audio(asked, session)
+
+    answer = asyncio.run(ask())
+    assert answer.success, answer.error
+    assert answer.output_tokens > 0
+
+
+def test_keywords_and_sampling_are_taken_from_the_client(client):
+    fields = {"top_p": 0.9, "top_k": 3, "seed": 1, "repetition_penalty": 1.1}
+    raw = client.audio.transcriptions.with_raw_response.create(
+        model=str(CHECKPOINT),
+        file=HELLO,
+        keywords=["Ada", "Grace Hopper"],
+        prompt="A lecture.",
+        temperature=0.3,
+        chunking_strategy={"type": "server_vad", "threshold": 0.4},
+        extra_body=fields,
+    )
+    assert isinstance(raw.parse().text, str)
+    ignored = raw.headers["X-Ignored-Params"]
+    assert ignored == "chunking_strategy[type], chunking_strategy[threshold]"
+
+
+def test_a_token_limit_that_is_hit_is_told(client):
+    answer = transcribe(client, extra_body={"max_completion_tokens": 3})
+    assert "token limit" in answer.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"language": "tlh"}, openai.BadRequestError, "language"),
+        ({"timestamp_granularities": ["word"]}, openai.BadRequestError, "timestamp_granularities"),
+        ({"response_format": "diarized_json"}, openai.BadRequestError, "response_format"),
+        ({"include": ["logprobs"]}, openai.BadRequestError, "include"),
+        ({"extra_body": {"top_p": 7}}, openai.BadRequestError, "top_p"),
+        ({"file": ("notes.wav", b"words" * 100)}, openai.BadRequestError, "file"),
+        ({"file": ("notes.wav", b"words" * 100), "stream": True}, openai.BadRequestError, "file"),
+        ({"extra_body": {"model": "whisper-1"}}, openai.NotFoundError, "model"),
+    ],
+)
+def test_mistakes_are_told_with_their_field(client, fields, error, param):
+    with pytest.raises(error) as raised:
+        transcribe(client, **{"file": HELLO} | fields)
+    assert raised.value.param == param
+
+
+def test_64_requests_at_once_good_and_bad(client, hello):
+    def ask(index):
+        if index % 4 == 3:
+            with pytest.raises(openai.BadRequestError):
+                transcribe(client, ("notes.wav", b"words" * 1000))
+            return None
+        if index % 4 == 2:
+            return list(transcribe(client, stream=True))[-1].text
+        return transcribe(client).text
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
+    assert answers == [None if index % 4 == 3 else hello.text for index in range(64)]
+
+
+def metric(server, name):
+    """The sum over all labels of a metric of the engine; aborted requests do not count."""
+    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    lines = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
+    return sum(float(line.split()[-1]) for line in lines if 'reason="abort"' not in line)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_aborts_its_engine_requests(server, stream):
+    samples, rate = soundfile.read(HELLO, dtype="float32")
+    lecture = wav(np.resize(samples, 1800 * rate))  # at least 30 clips
+    tokens = metric(server, "generation_tokens_total")
+    finished = metric(server, "request_success_total")
+
+    async def leave():
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        answer = client.audio.transcriptions.create(
+            model=str(CHECKPOINT), file=lecture, stream=stream, temperature=2.0
+        )
+        task = asyncio.create_task(answer)
+        while await asyncio.to_thread(metric, server, "generation_tokens_total") == tokens:
+            await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await client.close()
+
+    asyncio.run(leave())
+    while metric(server, "num_requests_running"):
+        time.sleep(0.1)
+    decoded = metric(server, "generation_tokens_total")
+    time.sleep(1)
+    assert metric(server, "generation_tokens_total") == decoded
+    assert metric(server, "num_requests_waiting") == 0
+    assert metric(server, "request_success_total") - finished < 30
