@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
@@ -30,16 +29,18 @@ def cut_chunks(waveform: np.ndarray, geometry: Geometry) -> np.ndarray:
     if len(waveform) < MIN_SAMPLES:
         waveform = np.pad(waveform, (0, MIN_SAMPLES - len(waveform)))
     half = FFT_LENGTH // 2
-    num_chunks = geometry.num_chunks(num_frames(len(waveform)))
     stride = geometry.chunk_frames * HOP_LENGTH
-    padded = np.zeros((num_chunks - 1) * stride + geometry.chunk_samples, dtype=np.float32)
-    head, body, tail = waveform[half:0:-1], waveform, waveform[-2 : -half - 2 : -1]
-    at = 0
-    for part in (head, body, tail):
-        part = part[: len(padded) - at]
-        padded[at : at + len(part)] = part
-        at += len(part)
-    return sliding_window_view(padded, geometry.chunk_samples)[::stride].copy()
+    num_chunks = geometry.num_chunks(num_frames(len(waveform)))
+    chunks = np.empty((num_chunks, geometry.chunk_samples), dtype=np.float32)
+    chunks[-1] = 0.0
+    for i, chunk in enumerate(chunks):
+        start = i * stride - half  # in the waveform; the reflection comes before its first sample
+        part = waveform[max(start, 0) : start + len(chunk)]
+        chunk[max(-start, 0) :][: len(part)] = part
+    chunks[0, :half] = waveform[half:0:-1]
+    tail = chunks[-1, half + len(waveform) - (num_chunks - 1) * stride :][:half]
+    tail[:] = waveform[-2 : -half - 2 : -1][: len(tail)]
+    return chunks
 
 
 class LogMel(nn.Module):

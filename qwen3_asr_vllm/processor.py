@@ -10,6 +10,8 @@ embeddings are accepted in the place of waveforms.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,7 @@ from vllm.multimodal.processing import (
 
 from .audio import check_waveform
 from .config import Qwen3ASRConfig, Qwen3ASRThinkerConfig
-from .geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, num_frames
+from .geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
 from .log_mel import cut_chunks
 
 AUDIO_TOKEN = "<|audio_pad|>"
@@ -53,7 +55,14 @@ class ProcessingInfo(BaseProcessingInfo):
         thinker: Qwen3ASRThinkerConfig = self.ctx.get_hf_config(Qwen3ASRConfig).thinker_config
         return thinker
 
-    @property
+    # Looking into a config costs microseconds, and every request asks several times.
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        geometry: Geometry = self.get_hf_config().audio_config.geometry
+        return geometry
+
+    @cached_property
     def audio_token_id(self) -> int:
         """The id of ``<|audio_pad|>``, on which config and tokenizer must agree."""
         token_id = self.get_tokenizer().convert_tokens_to_ids(AUDIO_TOKEN)
@@ -87,14 +96,13 @@ class ProcessingInfo(BaseProcessingInfo):
 
     def max_clip_samples(self, seq_len: int) -> int:
         """The longest clip that the model takes and a sequence of this length holds."""
-        geometry = self.get_hf_config().audio_config.geometry
-        return min(MAX_CLIP_S * SAMPLE_RATE, geometry.max_samples(seq_len))
+        return min(MAX_CLIP_S * SAMPLE_RATE, self.geometry.max_samples(seq_len))
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
-        geometry = self.get_hf_config().audio_config.geometry
-        return {"audio": geometry.num_tokens(num_frames(self.max_clip_samples(seq_len)))}
+        longest = num_frames(self.max_clip_samples(seq_len))
+        return {"audio": self.geometry.num_tokens(longest)}
 
 
 def check_front_end(extractor: Mapping[str, Any], thinker: Qwen3ASRThinkerConfig) -> None:
@@ -205,8 +213,7 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
         if not waveforms:
             return BatchFeature()
         assert isinstance(waveforms, list)
-        geometry = self.info.get_hf_config().audio_config.geometry
-        chunks = [torch.from_numpy(cut_chunks(waveform, geometry)) for waveform in waveforms]
+        chunks = [torch.from_numpy(cut_chunks(w, self.info.geometry)) for w in waveforms]
         return BatchFeature(
             {
                 "audio_chunks": torch.cat(chunks) if len(chunks) > 1 else chunks[0],
@@ -221,11 +228,10 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
             return {"audio_embeds": MultiModalFieldConfig.batched("audio")}
         if "audio_chunks" not in hf_inputs:
             return _feature_fields(hf_inputs)
-        geometry = self.info.get_hf_config().audio_config.geometry
-        lengths = hf_inputs["audio_feature_lengths"].tolist()
-        num_chunks = torch.tensor([geometry.num_chunks(n) for n in lengths])
+        frames = hf_inputs["audio_feature_lengths"].tolist()
+        bounds = pairwise(accumulate(map(self.info.geometry.num_chunks, frames), initial=0))
         return {
-            "audio_chunks": MultiModalFieldConfig.flat_from_sizes("audio", num_chunks),
+            "audio_chunks": MultiModalFieldConfig.flat("audio", [slice(*b) for b in bounds]),
             "audio_feature_lengths": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
         }
 
@@ -246,7 +252,7 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
         if "audio_embeds" in item:
             return len(item["audio_embeds"].data)
         frames = int(item["audio_feature_lengths"].data)
-        tokens = self.info.get_hf_config().audio_config.geometry.num_tokens(frames)
+        tokens = self.info.geometry.num_tokens(frames)
         if tokens < 1:
             raise ValueError("audio_feature_lengths is 0; a clip has at least one frame.")
         return tokens
