@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does a server give under load: throughput, latency, and the CPU time of its processes?
+
+    python benchmarks/serve.py                                   # the tiny checkpoint
+    python benchmarks/serve.py --model 0.6B --max-tokens 32      # real dimensions, dummy weights
+    python benchmarks/serve.py --model 1.7B --concurrency 512 --requests 2048 \\
+        --server-args="--api-server-count 8"
+
+Starts ``qwen3-asr serve`` of ours, then of in-tree (the same command with ``VLLM_PLUGINS=""``),
+and posts clips to ``/v1/audio/transcriptions``, streamed, so many at a time. No two requests hold
+the same clip, so caches cannot flatter either; both sides get the same clips, and ``same text``
+says whether they answered alike (random weights have near ties, so there it means little). All
+requests carry a context, because the two build different prompts without one.
+``ttft`` is the time to the first event of the stream; ``api`` and ``engine`` are CPU milliseconds
+per request of the HTTP process and of everything below it. ``ratio`` is requests per second, ours
+over in-tree; ``cpu ratio`` is the CPU time of a request, in-tree over ours, which is what to read
+on a busy machine, for the sides run one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import shlex
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import (
+    AUDIO_SIZES,
+    CHECKPOINT,
+    SAMPLE_RATE,
+    SIDES,
+    checkpoint_like,
+    print_result,
+    print_table,
+    side_environment,
+    speech,
+)
+
+from qwen3_asr_vllm.prompt import parse_output
+
+START_TIMEOUT_S = 900
+REQUEST_TIMEOUT_S = 1800
+CONTEXT = "Hamburg"  # without one, in-tree leaves out the system turn that the model was trained on
+
+
+@dataclass
+class Answer:
+    text: str
+    first_event_s: float
+    seconds: float
+
+
+def speech_clip(seconds: float, seed: int) -> bytes:
+    """Speech with a little noise, a 16 kHz wav file; no two seeds give the same."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, speech(seconds, seed=seed), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+@contextmanager
+def server(side: str, model: Path, arguments: list[str]) -> Iterator[tuple[str, int]]:
+    """Its address and process id, once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(model)]
+    command += ["--served-model-name", "model", "--port", str(port), *arguments]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, env=side_environment(side), stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_until_ready(process, port, log)
+            yield f"http://127.0.0.1:{port}", process.pid
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen, port: int, log: Any) -> None:
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    log.seek(0)
+    raise SystemExit(f"the server did not start:\n{log.read()[-3000:]}")
+
+
+async def post(session: Any, address: str, wav: bytes, args: argparse.Namespace) -> Answer:
+    import aiohttp
+
+    form = aiohttp.FormData()
+    form.add_field("file", wav, filename="clip.wav", content_type="audio/wav")
+    for name, value in (
+        ("model", "model"),
+        ("stream", str(not args.whole).lower()),
+        ("temperature", "0"),
+        ("prompt", CONTEXT),
+        ("max_completion_tokens", str(args.max_tokens)),
+    ):
+        form.add_field(name, value)
+    start = time.perf_counter()
+    first, text = None, ""
+    async with session.post(f"{address}/v1/audio/transcriptions", data=form) as response:
+        if response.status != 200:
+            raise RuntimeError(f"HTTP {response.status}: {(await response.text())[:500]}")
+        if args.whole:
+            text = (await response.json())["text"]
+        async for line in response.content:
+            if not line.startswith(b"data: "):
+                continue
+            first = first or time.perf_counter() - start
+            if not line.startswith(b"data: [DONE]"):
+                text += delta(json.loads(line[6:]))
+    seconds = time.perf_counter() - start
+    return Answer(text, first or seconds, seconds)
+
+
+def delta(event: dict) -> str:
+    """The text of a streamed event, of vLLM's form or of OpenAI's."""
+    if choices := event.get("choices"):
+        return choices[0]["delta"].get("content") or ""
+    return event.get("delta") or "" if "delta" in str(event.get("type")) else ""
+
+
+async def drive(
+    address: str, clips: list[bytes], concurrency: int, args: argparse.Namespace
+) -> tuple[float, list[Answer]]:
+    """Wall seconds and the answers, in the order of the clips."""
+    import aiohttp
+
+    gate = asyncio.Semaphore(concurrency)
+    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+
+        async def one(wav: bytes) -> Answer:
+            async with gate:
+                return await post(session, address, wav, args)
+
+        start = time.perf_counter()
+        answers = await asyncio.gather(*map(one, clips))
+        return time.perf_counter() - start, answers
+
+
+def cpu_by_process(pid: int) -> dict[str, float]:
+    """CPU seconds so far: ``api`` is the HTTP process (or processes), ``engine`` all else."""
+    import psutil
+
+    root = psutil.Process(pid)
+    seconds = {"api": 0.0, "engine": 0.0}
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            times, command = process.cpu_times(), " ".join([process.name(), *process.cmdline()])
+        except psutil.NoSuchProcess:
+            continue
+        is_api = process.pid == pid or "ApiServer" in command
+        seconds["api" if is_api else "engine"] += times.user + times.system
+    return seconds
+
+
+def run_side(
+    side: str, model: Path, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    arguments = [*default_arguments(args), *shlex.split(args.server_args)]
+    rows, texts = [], []
+    with server(side, model, arguments) as (address, pid):
+        warm_up = [speech_clip(args.clip_s, 10**6 + i) for i in range(args.warm_up)]
+        asyncio.run(drive(address, warm_up, 8, args))
+        for level, concurrency in enumerate(args.concurrency):
+            num_requests = args.requests or max(8, 2 * concurrency)
+            seeds = range(10_000 * level, 10_000 * level + num_requests)
+            clips = [speech_clip(args.clip_s, seed) for seed in seeds]
+            before = cpu_by_process(pid)
+            seconds, answers = asyncio.run(drive(address, clips, concurrency, args))
+            after = cpu_by_process(pid)
+            rows.append(row(side, args, concurrency, seconds, answers, before, after))
+            texts.append([answer.text for answer in answers])
+    return rows, texts
+
+
+def default_arguments(args: argparse.Namespace) -> list[str]:
+    arguments = ["--max-model-len", "4096", "--dtype", args.dtype]
+    return arguments + ["--load-format", "dummy"] * (args.model in AUDIO_SIZES)
+
+
+def row(
+    side: str,
+    args: argparse.Namespace,
+    concurrency: int,
+    seconds: float,
+    answers: list[Answer],
+    before: dict[str, float],
+    after: dict[str, float],
+) -> dict[str, Any]:
+    first = [answer.first_event_s for answer in answers]
+    latency = sorted(answer.seconds for answer in answers)
+    return {
+        "side": side,
+        "model": args.model,
+        "clip_s": args.clip_s,
+        "concurrency": concurrency,
+        "requests": len(answers),
+        "req/s": len(answers) / seconds,
+        "audio-s/s": args.clip_s * len(answers) / seconds,
+        "ttft p50 s": None if args.whole else statistics.median(first),
+        "p50 s": statistics.median(latency),
+        "p95 s": latency[min(len(latency) - 1, int(0.95 * len(latency)))],
+        "api ms": (after["api"] - before["api"]) / len(answers) * 1e3,
+        "engine ms": (after["engine"] - before["engine"]) / len(answers) * 1e3,
+    }
+
+
+def compare(rows: dict[str, list[dict]], texts: dict[str, list[list[str]]]) -> None:
+    """Adds to our rows how they compare with in-tree's, which streams the language header too."""
+    if set(rows) != set(SIDES):
+        return
+    for level, (theirs, ours) in enumerate(zip(rows["in-tree"], rows["ours"], strict=True)):
+        pairs = list(zip(texts["in-tree"][level], texts["ours"][level], strict=True))
+        same = sum(parse_output(a).text == parse_output(b).text for a, b in pairs)
+        cpu = (theirs["api ms"] + theirs["engine ms"]) / (ours["api ms"] + ours["engine ms"])
+        theirs |= {"ratio": 1.0, "cpu ratio": 1.0, "same text": ""}
+        ours |= {
+            "ratio": ours["req/s"] / theirs["req/s"],
+            "cpu ratio": cpu,
+            "same text": f"{same}/{len(pairs)}",
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny", help="tiny, 0.6B, 1.7B, or a checkpoint")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--requests", type=int, help="per level; default: twice the concurrency")
+    parser.add_argument("--clip-s", type=float, default=10.0)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--warm-up", type=int, default=4, help="requests before the first level")
+    parser.add_argument("--whole", action="store_true", help="do not stream: no ttft")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--server-args", default="", help="more options of vllm serve, one string")
+    args = parser.parse_args()
+    rows: dict[str, list[dict]] = {}
+    texts: dict[str, list[list[str]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = CHECKPOINT if args.model == "tiny" else Path(args.model)
+        if args.model in AUDIO_SIZES:
+            model = checkpoint_like(args.model, Path(folder))
+        for side in args.sides:
+            rows[side], texts[side] = run_side(side, model, args)
+    compare(rows, texts)
+    table = [row for side in rows.values() for row in side]
+    print_table(table)
+    examples = {side: levels[0][0] for side, levels in texts.items()}
+    print_result("serve", table, server_args=args.server_args, dtype=args.dtype, texts=examples)
+
+
+if __name__ == "__main__":
+    main()
