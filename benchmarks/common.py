@@ -191,6 +191,7 @@ def checkpoint_like(size: str, folder: Path) -> Path:
         "vocab_size": 151_936,
         "max_position_embeddings": 65_536,
     }
+    thinker["text_config"]["rope_scaling"]["mrope_section"] = [24, 20, 20]
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
 
