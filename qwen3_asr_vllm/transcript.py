@@ -145,7 +145,6 @@ def _nearest_middle(parts: Sequence[str], cuts: Iterable[int]) -> int:
 
 # subtitles ----------------------------------------------------------------------------------
 
-_SPACE = re.compile(r"[^\S\xa0\u202f]+")  # but no no-break space
 _CLAUSE_MARKS = ",;:.!?…،؛؟۔।，、；：。！？"
 _NO_LINE_START = "、。，．！？：；）」』】》〉”’…・ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ),.!?:;%"
 _NO_LINE_END = "（「『【《〈“‘("
@@ -190,7 +189,7 @@ def _atoms(text: str, width: int) -> list[str]:
     White space becomes one space. A word that is wider than a line makes several atoms.
     """
     atoms: list[str] = []
-    for char in _SPACE.sub(" ", text.strip()):
+    for char in " ".join(text.split()):
         last = atoms[-1] if atoms else ""
         fits = not _columns(char) or display_width(last.lstrip() + char) <= width
         if last and fits and not _may_break(last[-1], char):

@@ -176,18 +176,15 @@ def _normalize(text: str) -> str:
 
 
 @contextmanager
-def engine(
-    model: Path, *, start: Any = None, in_process: bool = True, **options: Any
-) -> Iterator[Any]:
-    """A real vLLM engine on the CPU in float32; in this process it starts in half the time.
+def engine(model: Path, *, start: Any = None, **options: Any) -> Iterator[Any]:
+    """A real vLLM engine on the CPU in float32, in processes of its own.
 
     ``start``: what makes it from the options, ``vllm.LLM`` or ``Qwen3ASR``.
     """
-    import torch
     from vllm import LLM
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(int(not in_process)))
+        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # for apply_model
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # ranks outnumber memory nodes
         defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024}
         made = (start or LLM)(str(model), **defaults | {"max_num_seqs": 16} | options)
@@ -196,7 +193,6 @@ def engine(
     finally:
         llm = made if start is None else made.llm
         llm.llm_engine.engine_core.shutdown()
-        torch.set_num_threads(2)  # the engine in this process pins them
 
 
 # Every process of the server notes which addresses it asks for.
