@@ -184,7 +184,6 @@ def engine(model: Path, *, start: Any = None, **options: Any) -> Iterator[Any]:
     from vllm import LLM
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # for apply_model
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # ranks outnumber memory nodes
         defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024}
         made = (start or LLM)(str(model), **defaults | {"max_num_seqs": 16} | options)

@@ -254,11 +254,6 @@ def test_lora_adapts_decoder_and_tower(llm, reference, tmp_path, part):
     assert_same(output, adapted)
 
 
-def test_eagle3_reads_the_decoder(llm):
-    layers = llm.apply_model(lambda model: model.get_eagle3_default_aux_hidden_state_layers())
-    assert layers == [(2, 1, -1)]  # of a decoder of two layers
-
-
 @pytest.mark.parametrize(
     ("audio", "message"),
     [
