@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Qwen3ASR", "Transcript", "register"]
 
-TESTED_VLLM = ("0.32", "0.33")
+SUPPORTED_VLLM = ("0.32", "0.33")
 ARCHITECTURES = ("Qwen3ASRForConditionalGeneration",)
 
 logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
@@ -44,12 +44,12 @@ def _register() -> None:
 
     from .config import Qwen3ASRConfig
 
-    if not vllm.__version__.startswith(tuple(f"{v}." for v in TESTED_VLLM)):
+    if not vllm.__version__.startswith(tuple(f"{v}." for v in SUPPORTED_VLLM)):
         logger.warning(
-            "qwen3_asr_vllm %s is tested on vLLM %s and runs on %s: expect trouble; "
+            "qwen3_asr_vllm %s is made for vLLM %s and runs on %s: expect trouble; "
             'VLLM_PLUGINS="" brings the in-tree model back.',
             __version__,
-            " and ".join(TESTED_VLLM),
+            " and ".join(SUPPORTED_VLLM),
             vllm.__version__,
         )
     # vLLM re-registers its own table with AutoConfig on every load, so only this entry counts.

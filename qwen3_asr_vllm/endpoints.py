@@ -40,7 +40,7 @@ from .geometry import SAMPLE_RATE
 from .languages import language_code, resolve_language, separator
 from .prompt import OutputStream
 from .transcript import FORMATS, Transcript
-from .transcription import EngineOutput, EngineRequest, Transcription, transcribe
+from .transcription import EngineOutput, EngineRequest, Steps, transcribe
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
@@ -388,22 +388,6 @@ class Transcriber(GenerateBaseServing):
                 max_clip_s=self.max_clip_s,
             )
         )
-
-
-class Steps:
-    """A transcription as what it asks now: ``requests``, until there is a ``transcript``."""
-
-    def __init__(self, transcription: Transcription) -> None:
-        self._transcription = transcription
-        self.send(None)
-
-    def send(self, outputs: list[EngineOutput] | None) -> None:
-        try:
-            # A generator that has not begun takes None, whatever its send type says.
-            self.requests = self._transcription.send(outputs)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            self.requests = []
-            self.transcript: Transcript = stop.value
 
 
 class Clip:

@@ -189,7 +189,7 @@ def _atoms(text: str, width: int) -> list[str]:
     White space becomes one space. A word that is wider than a line makes several atoms.
     """
     atoms: list[str] = []
-    for char in " ".join(text.split()):
+    for char in _one_line(text):
         last = atoms[-1] if atoms else ""
         fits = not _columns(char) or display_width(last.lstrip() + char) <= width
         if last and fits and not _may_break(last[-1], char):

@@ -13,7 +13,7 @@ When a sentence is said is estimated from its share of the text and the pauses o
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -86,25 +86,33 @@ def transcribe(
     )
 
 
+class Steps:
+    """A transcription as what it asks now: ``requests``, until there is a ``transcript``."""
+
+    def __init__(self, transcription: Transcription) -> None:
+        self._transcription = transcription
+        self.send(None)
+
+    def send(self, outputs: list[EngineOutput] | None) -> None:
+        try:
+            # A generator that has not begun takes None, whatever its send type says.
+            self.requests = self._transcription.send(outputs)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            self.requests = []
+            self.transcript: Transcript = stop.value
+
+
 def run_together(
     transcriptions: Sequence[Transcription],
     generate: Callable[[list[EngineRequest]], list[EngineOutput]],
 ) -> list[Transcript]:
     """Drive many recordings at once; each round is one call with all their pending requests."""
-    transcripts: dict[int, Transcript] = {}
-    inbox: dict[int, list[EngineOutput] | None] = dict.fromkeys(range(len(transcriptions)))
-    while inbox:
-        pending: dict[int, list[EngineRequest]] = {}
-        for index, outputs in inbox.items():
-            try:
-                # A generator that has not begun takes None, whatever its send type says.
-                pending[index] = transcriptions[index].send(outputs)  # type: ignore[arg-type]
-            except StopIteration as stop:
-                transcripts[index] = stop.value
-        batch = list(chain.from_iterable(pending.values()))
-        answers = iter(generate(batch) if batch else [])
-        inbox = {index: list(islice(answers, len(asked))) for index, asked in pending.items()}
-    return [transcripts[index] for index in range(len(transcriptions))]
+    recordings = list(map(Steps, transcriptions))
+    while pending := [steps for steps in recordings if steps.requests]:
+        answers = iter(generate([request for steps in pending for request in steps.requests]))
+        for steps in pending:
+            steps.send(list(islice(answers, len(steps.requests))))
+    return [steps.transcript for steps in recordings]
 
 
 def _requests(

@@ -59,7 +59,7 @@ def test_an_untested_vllm_is_warned_about_and_served(monkeypatch, caplog):
     monkeypatch.setattr(vllm, "__version__", "0.41.0")
     monkeypatch.setattr(qwen3_asr_vllm.logger.parent, "propagate", True)
     qwen3_asr_vllm.register()
-    assert "tested on vLLM 0.32 and 0.33 and runs on 0.41.0" in caplog.text
+    assert "made for vLLM 0.32 and 0.33 and runs on 0.41.0" in caplog.text
 
 
 def test_a_vllm_that_cannot_be_registered_with_goes_on(monkeypatch, caplog):
