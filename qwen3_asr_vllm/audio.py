@@ -29,9 +29,12 @@ AudioSource: TypeAlias = (
 
 MAX_DURATION_S = 4 * 3600  # seconds of audio in one recording, unless the caller says otherwise
 SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
+# On average over the longest recording; more would keep a CPU busy for longer than an engine.
+MAX_VALUES_PER_S = 8 * 48_000  # samples x channels
 SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
 
 _BLOCK_VALUES = 1 << 19  # values (samples x channels) decoded at a time: 2 MiB
+_MOST_CHUNKS = 64  # of a wav file that are looked at
 _UNKNOWN_FRAMES = 2**63 - 1  # a piped flac states no length; libsndfile opens but cannot read it
 
 
@@ -168,10 +171,16 @@ def _waveform(stream: _Stream, max_duration_s: float) -> np.ndarray:
 
 def _mono(stream: _Stream, max_duration_s: float) -> Iterator[np.ndarray]:
     """The blocks as (samples,); raises ValueError as soon as they are too long together."""
-    num_samples = 0
+    num_samples = num_values = 0
     for block in stream.blocks:
         num_samples += len(block)
+        num_values += block.size
         _check_duration(num_samples / stream.sampling_rate, max_duration_s)
+        if num_values > max_duration_s * MAX_VALUES_PER_S:
+            raise ValueError(
+                f"audio has {block.shape[1]} channels of {stream.sampling_rate} Hz: more than "
+                f"{MAX_VALUES_PER_S * max_duration_s:.3g} samples. Convert it to mono, 16 kHz."
+            )
         yield _downmix(block)
 
 
@@ -280,6 +289,7 @@ def _soundfile_blocks(recording: Any, soundfile: Any) -> Iterator[np.ndarray]:
 def _open_pyav(file: BinaryIO) -> _Stream:
     """Raises ValueError where FFmpeg finds no audio."""
     av = _require("av", "decode what libsndfile cannot read (m4a, aac, webm, video)")
+    _check_riff(file)
     file.seek(0)
     try:
         # The whitelist: a playlist (ffconcat, SDP) that someone uploads must not make FFmpeg open
@@ -300,6 +310,23 @@ def _open_pyav(file: BinaryIO) -> _Stream:
     return _Stream(first.sample_rate, duration, _pyav_blocks(chain([first], frames), av))
 
 
+def _check_riff(file: BinaryIO) -> None:
+    """Raises ValueError where a wav file states more tags than it has bytes.
+
+    FFmpeg would reserve the memory for them: a gigabyte, for a header of 40 bytes.
+    """
+    end, place = file.seek(0, os.SEEK_END), 12
+    file.seek(0)
+    if file.read(4) not in (b"RIFF", b"RIFX", b"RF64"):
+        return
+    for _ in range(_MOST_CHUNKS):
+        file.seek(place)
+        name, size = file.read(4), int.from_bytes(file.read(4), "little")
+        if name == b"LIST" and place + size > end:
+            raise ValueError(f"audio is broken: its header states {size} bytes of tags.")
+        place += 8 + size + size % 2
+
+
 def _pyav_frames(container: Any, av: Any) -> Iterator[Any]:
     """The decoded frames of the first audio track; closes the container after the last."""
     with container:
@@ -310,12 +337,13 @@ def _pyav_frames(container: Any, av: Any) -> Iterator[Any]:
 
 
 def _pyav_blocks(frames: Iterable[Any], av: Any) -> Iterator[np.ndarray]:
-    to_float = av.AudioResampler(format="fltp")  # keeps the rate and the channels
+    # Packed: PyAV reads past the end of planar frames of eight channels and more, and crashes.
+    to_float = av.AudioResampler(format="flt")  # keeps the rate and the channels
     for frame in frames:
         with _as_broken_audio(av.FFmpegError):
-            planes = to_float.resample(frame)
-        for plane in planes:
-            yield plane.to_ndarray().T  # (channels, samples) -> (samples, channels)
+            packed = to_float.resample(frame)
+        for block in packed:
+            yield block.to_ndarray().reshape(-1, block.layout.nb_channels)
 
 
 @contextmanager

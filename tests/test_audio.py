@@ -253,6 +253,16 @@ def test_too_long_is_noticed_while_decoding(tmp_path, name):
         load_audio(path, max_duration_s=5)
 
 
+def test_more_samples_than_a_cpu_can_read_in_time_are_refused():
+    """Silence in eight channels of 192 kHz: 4 kB of flac for each second of it."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((192_000 * 4, 8), np.int16), 192_000, format="FLAC")
+    assert len(file.getvalue()) < 20_000
+    with pytest.raises(ValueError, match="8 channels of 192000 Hz: more than 3.84e.06 samples"):
+        load_audio(file.getvalue(), max_duration_s=10)
+    assert len(load_audio(file.getvalue(), max_duration_s=60)) == 4 * 16_000
+
+
 @needs_ffmpeg
 def test_a_video_without_sound_has_no_audio_track(tmp_path):
     path = tmp_path / "silent.mp4"

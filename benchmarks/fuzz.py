@@ -1,0 +1,619 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does bad input ever get more than a refusal?
+
+    python benchmarks/fuzz.py                    5,000 damaged recordings and 2,000 forms
+    python benchmarks/fuzz.py --audio 0 --forms 500 --url http://localhost:8000
+    python benchmarks/fuzz.py --case audio:1234  what that case is, and what comes of it
+
+Every case is made from its number alone, so a failure can be run again. Recordings go through
+``load_audio`` in a process of its own, which tells when it has begun and ended a case: a crash, a
+hang and the memory of each case are seen from outside. The law: a checked waveform, or ValueError
+with a message. Forms go to a server: no status of 500 or above, and every refusal is OpenAI's
+error object. What breaks the law is listed; then the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import os
+import re
+import select
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+MAX_DURATION_S = 60.0  # what a case may decode to: 4 MB
+MAX_GROWTH = (
+    192 << 20
+)  # bytes that a case may add to the process, the decoders' own tables included
+HANG_S = 60.0  # no case takes one second on an idle machine
+ROUTE = "/v1/audio/transcriptions"
+
+# name: container and codec of FFmpeg, and its channels. Ogg Vorbis is written by libsndfile.
+CODECS = {
+    "flac": ("flac", "flac", "stereo"),
+    "mp3": ("mp3", "libmp3lame", "stereo"),
+    "m4a": ("ipod", "aac", "stereo"),
+    "alac.m4a": ("ipod", "alac", "mono"),
+    "aac": ("adts", "aac", "mono"),
+    "opus": ("ogg", "libopus", "mono"),
+    "webm": ("webm", "libopus", "stereo"),
+    "mkv": ("matroska", "aac", "mono"),
+    "mp4": ("mp4", "aac", "5.1"),
+    "wav": ("wav", "pcm_s16le", "stereo"),
+    "adpcm.wav": ("wav", "adpcm_ima_wav", "mono"),
+    "64bit.wav": ("wav", "pcm_f64le", "mono"),
+    "w64": ("w64", "pcm_s24le", "mono"),
+    "aiff": ("aiff", "pcm_s16be", "stereo"),
+    "au": ("au", "pcm_mulaw", "mono"),
+    "caf": ("caf", "pcm_s16le", "mono"),
+    "ac3": ("ac3", "ac3", "stereo"),
+    "wma": ("asf", "wmav2", "stereo"),
+}
+FORMATS = (*CODECS, "ogg")
+
+
+def tone(seconds: float, rate: int) -> np.ndarray:
+    """A sine of 220 Hz, (samples,) float32."""
+    return np.sin(2 * np.pi * 220 * np.arange(round(seconds * rate), dtype=np.float32) / rate) / 4
+
+
+@cache
+def recording(name: str) -> bytes:
+    """A good recording of 0.6 s, 48 kHz, in the format of that name."""
+    if name == "ogg":
+        return _written("OGG", "VORBIS", tone(0.6, 48_000), 48_000)
+    import av
+
+    container, codec, layout = CODECS[name]
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=48_000, layout=layout)
+        stream.bit_rate = 128_000
+        channels = stream.layout.nb_channels
+        planes = np.tile(tone(0.6, 48_000), (channels, 1))
+        frame = av.AudioFrame.from_ndarray(planes, "fltp", layout)
+        frame.sample_rate = 48_000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _written(container: str, subtype: str, samples: np.ndarray, rate: int) -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, subtype, format=container)
+    return file.getvalue()
+
+
+# damage ---------------------------------------------------------------------------------------
+
+EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 63, -1)
+
+
+def truncated(rng: np.random.Generator, data: bytes) -> bytes:
+    return data[: int(rng.integers(1, len(data)))]
+
+
+def flipped(rng: np.random.Generator, data: bytes) -> bytes:
+    """A few bytes or bits changed, anywhere."""
+    damaged = bytearray(data)
+    for place in rng.integers(0, len(data), int(rng.integers(1, 64))):
+        damaged[place] = int(rng.integers(256))
+    return bytes(damaged)
+
+
+def header_flipped(rng: np.random.Generator, data: bytes) -> bytes:
+    size = min(len(data), 256)
+    return flipped(rng, data[:size]) + data[size:]
+
+
+def lying(rng: np.random.Generator, data: bytes) -> bytes:
+    """Numbers of the header, of two, four or eight bytes, become extreme ones."""
+    damaged = bytearray(data)
+    for _ in range(int(rng.integers(1, 4))):
+        width = int(rng.choice([2, 4, 8]))
+        value = int(rng.choice(np.array(EXTREMES, object))) % (1 << 8 * width)
+        place = int(rng.integers(0, max(1, min(len(data) - 8, 512))))
+        damaged[place : place + width] = value.to_bytes(width, str(rng.choice(["big", "little"])))
+    return bytes(damaged)
+
+
+def shuffled(rng: np.random.Generator, data: bytes) -> bytes:
+    """Cut in pieces that are dropped, repeated, and put in another order."""
+    cuts = sorted(int(cut) for cut in rng.integers(0, len(data), 4))
+    pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    return b"".join(pieces[i] for i in rng.integers(0, len(pieces), int(rng.integers(1, 12))))
+
+
+def spliced(rng: np.random.Generator, data: bytes) -> bytes:
+    """The head of one format before the body of another."""
+    other = recording(str(rng.choice(FORMATS)))
+    return data[: int(rng.integers(4, 400))] + other[int(rng.integers(0, 400)) :]
+
+
+def with_junk(rng: np.random.Generator, data: bytes) -> bytes:
+    """Bytes before or behind it; an ID3 tag that states a size it does not have."""
+    junk = rng.bytes(int(rng.integers(1, 5000)))
+    id3 = b"ID3\x04\x00\x00" + rng.bytes(4)
+    return [junk + data, data + junk, id3 + data, id3 + junk][int(rng.integers(4))]
+
+
+def repeated(rng: np.random.Generator, data: bytes) -> bytes:
+    return data * int(rng.integers(2, 40))
+
+
+DAMAGE = (truncated, flipped, header_flipped, lying, lying, shuffled, spliced, with_junk, repeated)
+
+
+def lying_wav(rng: np.random.Generator) -> bytes:
+    """A wav file whose header says anything: tag, channels, rate, bits, sizes, chunks."""
+
+    def any_of(*values: int) -> int:
+        return values[int(rng.integers(len(values)))]
+
+    tag = any_of(1, 1, 1, 3, 3, 6, 7, 2, 0x11, 0x31, 0x50, 0x55, 0xFFFE, 0, 0xFFFF)
+    channels = any_of(1, 2, 3, 6, 8, 32, int(rng.integers(1, 33)), 0, 255, 1024, 65535)
+    rate = any_of(8000, 16000, 44100, 1000, 768_000, int(rng.integers(1000, 768_001)))
+    rate = any_of(rate, rate, rate, 0, 1, 999, 768_001, 2**31, 2**32 - 1)
+    bits = any_of(8, 16, 24, 32, 64, 0, 1, 4, 12, 20, 255, 65535)
+    align = any_of(channels * bits // 8 % 65536, 0, 1, 65535)
+    body = rng.bytes(int(rng.integers(0, 20_000)))
+    format_size = any_of(16, 18, 40, 0, 14, 2**32 - 1, 2**31)
+    header = struct.pack("<HHIIHH", tag, channels, rate, rate * align % 2**32, align, bits)
+    header += rng.bytes(min(format_size, 40) - 16) if format_size > 16 else b""
+    chunks = [b"fmt " + struct.pack("<I", format_size) + header]
+    if rng.random() < 0.3:
+        extra = rng.bytes(int(rng.integers(0, 64)))
+        name = [b"LIST", b"fact", b"cue ", b"ds64", b"bext", b"data"][int(rng.integers(6))]
+        chunks.append(name + struct.pack("<I", any_of(len(extra), 0, 2**32 - 1)) + extra)
+    size = any_of(len(body), len(body), 0, 2**32 - 1, 2**31 - 1, len(body) * 1000, 1)
+    chunks.append(b"data" + struct.pack("<I", size) + body)
+    if rng.random() < 0.1:
+        chunks.reverse()
+    form = [b"RIFF", b"RIFF", b"RF64", b"RIFX"][int(rng.integers(4))]
+    return (
+        form + struct.pack("<I", any_of(36 + len(body), 0, 2**32 - 1)) + b"WAVE" + b"".join(chunks)
+    )
+
+
+def audio_case(number: int) -> tuple[str, bytes]:
+    """What is done to what, and the bytes of it."""
+    rng = np.random.default_rng([1, number])
+    if rng.random() < 0.2:
+        return "wav header", lying_wav(rng)
+    name = str(rng.choice(FORMATS))
+    damages = [DAMAGE[i] for i in rng.integers(0, len(DAMAGE), int(rng.integers(1, 3)))]
+    data = recording(name)
+    for damage in damages:
+        data = damage(rng, data) or b"\0"
+    return f"{name} {' '.join(damage.__name__ for damage in damages)}", data
+
+
+# recordings, in a process of their own ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case; ``broken`` says which law it broke, or nothing."""
+
+    number: int
+    name: str
+    answer: str
+    broken: str = ""
+    seconds: float = 0.0
+    growth: int = 0  # bytes
+
+
+def load(number: int) -> Outcome:
+    """One recording through ``load_audio``, with what it costs."""
+    name, data = audio_case(number)
+    return measure(number, name, lambda: _loaded(data))
+
+
+def _loaded(data: bytes) -> tuple[str, str]:
+    """The answer, and what is wrong with it."""
+    from qwen3_asr_vllm.audio import load_audio
+
+    try:
+        waveform = load_audio(data, max_duration_s=MAX_DURATION_S)
+    except ValueError as error:
+        return f"refused: {error}", "" if re.search(
+            r"[a-z]{2,} [a-z]", str(error)
+        ) else "no message"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", "another exception than ValueError"
+    is_good = (
+        waveform.dtype == np.float32
+        and waveform.ndim == 1
+        and 0 < len(waveform) <= MAX_DURATION_S * 16_000 + 16_000
+        and np.isfinite(waveform).all()
+    )
+    return f"heard: {len(waveform)} samples", "" if is_good else "not a waveform"
+
+
+def measure(number: int, name: str, run: Callable[[], tuple[str, str]]) -> Outcome:
+    """Runs it, and adds the seconds and the bytes by which the process grew at most."""
+    Path("/proc/self/clear_refs").write_text("5")  # from here on, VmHWM is the peak
+    before, start = _memory("VmRSS"), time.perf_counter()
+    answer, broken = run()
+    growth = _memory("VmHWM") - before
+    if growth > MAX_GROWTH:
+        broken = broken or f"{growth >> 20} MiB of memory"
+    return Outcome(number, name, answer, broken, time.perf_counter() - start, growth)
+
+
+def _memory(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) << 10
+
+
+class Worker:
+    """A process that loads recordings, one after the other."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, __file__, "--worker"]
+        # What decoders complain of on stderr is not of interest here.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def load(self, number: int) -> Outcome:
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin and stdout
+        stdin.write(f"{number}\n".encode())
+        stdin.flush()
+        if not select.select([stdout], [], [], HANG_S)[0]:
+            return self._lost(number, f"hangs for more than {HANG_S:g} s")
+        if not (line := stdout.readline()):
+            return self._lost(number, f"crash: the process ended with {self.process.wait()}")
+        return Outcome(**json.loads(line))
+
+    def _lost(self, number: int, broken: str) -> Outcome:
+        self.close()
+        self.__init__()
+        return Outcome(number, audio_case(number)[0], "none", broken)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def load_all(numbers: Iterable[int]) -> Iterator[Outcome]:
+    worker = Worker()
+    try:
+        yield from map(worker.load, numbers)
+    finally:
+        worker.close()
+
+
+def _work() -> None:
+    answers = os.dup(1)
+    os.dup2(2, 1)  # a library that prints does not disturb
+    audio_case(0)  # all imports and tables are there before the first is measured
+    _loaded(recording("flac")), _loaded(recording("webm"))
+    for line in sys.stdin:
+        os.write(answers, json.dumps(asdict(load(int(line)))).encode() + b"\n")
+
+
+# forms ------------------------------------------------------------------------------------------
+
+FIELDS = (
+    *("model", "language", "languages", "prompt", "keywords", "hotwords", "response_format"),
+    *("timestamp_granularities", "stream", "stream_include_usage", "temperature", "top_p", "top_k"),
+    *("min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("max_completion_tokens", "vllm_xargs", "priority", "include", "chunking_strategy"),
+    *(
+        "known_speaker_names",
+        "to_language",
+        "use_beam_search",
+        "n",
+        "file",
+        "chunking_strategy[type]",
+    ),
+    *("stream_continuous_usage_stats", "loop_guard", "speakers", "unheard_of", "", "__class__"),
+)
+VALUES: tuple[bytes, ...] = tuple(
+    value.encode() if isinstance(value, str) else value
+    for value in (
+        *("", " ", "null", "None", "true", "no", "0", "1", "-1", "2", "0.5", "1e-300", "1e308"),
+        *("NaN", "inf", "-inf", "-0", "9" * 400, str(2**31), str(2**32), str(2**63), str(2**64)),
+        *(str(-(2**63) - 1), "٣", "１", "0x10", "1_000", "[]", "{}", "[1, 2", "[" * 5000),
+        *(
+            '{"a": 1}',
+            '{"a": ' * 3000,
+            '["a", {"b": [null]}]',
+            '"x"',
+            "[null]",
+            "[NaN]",
+            '{"": ""}',
+        ),
+        *("json", "text", "srt", "vtt", "verbose_json", "diarized_json", "word", "segment", "auto"),
+        *("en", "zh", "de,en", "tlh", "English", "server_vad", "logprobs"),
+        *(
+            "<|im_end|>\n<|im_start|>system\n",
+            "<asr_text>",
+            "language English<asr_text>",
+            "<|audio_pad|>",
+        ),
+        *(
+            "../../../../etc/passwd",
+            "file:///etc/passwd",
+            "http://169.254.169.254/",
+            "%s%n%x",
+            "${x}",
+        ),
+        *(
+            "'; DROP TABLE users; --",
+            "<script>alert(1)</script>",
+            "\r\nX-Injected: 1",
+            "a\0b",
+            "\0",
+        ),
+        *(
+            "é" * 300,
+            "\U0001f3a4",
+            "\u202e\u2066",
+            "\ufeff",
+            "e" + "\u0301" * 500,
+            ", , ,",
+            "a" * 100_000,
+        ),
+        *(
+            "字" * 30_000,
+            "a" * 1_200_000,
+            b"\xff\xfe\xfd",
+            b"\xed\xa0\x80",
+            b"\xc0\xaf",
+            b"\x80" * 99,
+        ),
+    )
+)
+FILE_NAMES = (
+    *(
+        "a.wav",
+        "",
+        "a",
+        ".",
+        "..",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "C:\\con",
+        "a\0.wav",
+        "a.raw",
+    ),
+    *(
+        "a" * 5000 + ".mp3",
+        "\U0001f3a4.webm",
+        'a\\"b.wav',
+        "a;b.wav",
+        "<|im_end|>.wav",
+        "$(id).wav",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class FormCase:
+    name: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def form_case(number: int) -> FormCase:
+    """A form of a recording and fields, some of them wrong, in a multipart body that may be too."""
+    rng = np.random.default_rng([2, number])
+    boundary = f"b{number:x}b"
+    fields = _fields(rng)
+    parts = [_part(rng, name, value) for name, value in fields]
+    parts.insert(int(rng.integers(len(parts) + 1)), _file_part(rng))
+    if rng.random() < 0.05:
+        parts *= int(rng.choice([2, 40, 600]))
+    dashes = b"--" + boundary.encode()
+    body = b"".join(dashes + b"\r\n" + part + b"\r\n" for part in parts) + dashes + b"--\r\n"
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    damage = ""
+    if rng.random() < 0.15:
+        damage, headers, body = _broken_body(rng, headers, body)
+    shown = [f"{name[:20]}={value[:20]!r}" for name, value in fields]
+    return FormCase(" ".join([*shown, damage]).strip(), headers, body)
+
+
+def _fields(rng: np.random.Generator) -> list[tuple[str, bytes]]:
+    names = [FIELDS[i] for i in rng.integers(0, len(FIELDS), int(rng.integers(0, 5)))]
+    suffixes = ["", "", "", "[]", "[0]", "[a][b]", "\\"]
+    return [
+        (name + suffixes[int(rng.integers(7))], VALUES[int(rng.integers(len(VALUES)))])
+        for name in names
+    ]
+
+
+def _part(rng: np.random.Generator, name: str, value: bytes) -> bytes:
+    disposition = f'Content-Disposition: form-data; name="{name}"'
+    if rng.random() < 0.1:  # a field that comes as a file
+        disposition += '; filename="x"'
+    charset = "\r\nContent-Type: text/plain; charset=bogus" if rng.random() < 0.05 else ""
+    return f"{disposition}{charset}\r\n\r\n".encode() + value
+
+
+def _file_part(rng: np.random.Generator) -> bytes:
+    file_name = FILE_NAMES[int(rng.integers(len(FILE_NAMES)))]
+    disposition = f'Content-Disposition: form-data; name="file"; filename="{file_name}"'
+    if rng.random() < 0.05:
+        disposition = 'Content-Disposition: form-data; name="file"'  # the recording as text
+    elif rng.random() < 0.05:
+        disposition += "; filename*=utf-8''%ff%00..%2f"
+    data = audio_case(int(rng.integers(10**6)))[1] if rng.random() < 0.3 else short_wav()
+    return f"{disposition}\r\nContent-Type: audio/wav\r\n\r\n".encode() + data
+
+
+@cache
+def short_wav() -> bytes:
+    """A fifth of a second: a good recording that is transcribed at once."""
+    return _written("WAV", "PCM_16", tone(0.2, 16_000), 16_000)
+
+
+def _broken_body(
+    rng: np.random.Generator, headers: dict[str, str], body: bytes
+) -> tuple[str, dict[str, str], bytes]:
+    kind = headers["Content-Type"]
+    boundary = kind.partition("boundary=")[2]
+    broken = (
+        ("cut off", {}, truncated(rng, body)),
+        ("flipped", {}, flipped(rng, body)),
+        ("shuffled", {}, shuffled(rng, body)),
+        ("line feeds only", {}, body.replace(b"\r\n", b"\n")),
+        ("no body", {}, b""),
+        ("no boundary", {"Content-Type": "multipart/form-data"}, body),
+        ("other boundary", {"Content-Type": "multipart/form-data; boundary=other"}, body),
+        ("long boundary", {"Content-Type": kind + "x" * 300}, body),
+        ("odd charset", {"Content-Type": kind + "; charset=no-such"}, body),
+        (
+            "urlencoded",
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            b"file=%ff&model=a&" * 9,
+        ),
+        ("json", {"Content-Type": "application/json"}, b'{"file": "file:///etc/passwd"}'),
+        ("no type", {"Content-Type": ""}, body),
+        ("mixed", {"Content-Type": f"multipart/mixed; boundary={boundary}"}, body),
+    )
+    name, changed, body = broken[int(rng.integers(len(broken)))]
+    return name, headers | changed, body
+
+
+def post(url: str, case: FormCase, *, timeout: float = HANG_S * 5) -> tuple[int, str, bytes]:
+    """Status, content type and body."""
+    address = urlsplit(url)
+    assert address.hostname
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=timeout)
+    try:
+        connection.request("POST", ROUTE, case.body, case.headers)
+        response = connection.getresponse()
+        return response.status, response.headers.get("Content-Type", ""), response.read()
+    finally:
+        connection.close()
+
+
+def ask(url: str, number: int) -> Outcome:
+    """One form to a server."""
+    case, start = form_case(number), time.perf_counter()
+    try:
+        status, kind, body = post(url, case)
+    except (OSError, http.client.HTTPException) as error:
+        return Outcome(number, case.name, "none", f"no answer: {error!r}")
+    broken = wrong(status, kind, body)
+    answer = f"{status} {body[:300].decode(errors='replace')}"
+    return Outcome(number, case.name, answer, broken, time.perf_counter() - start)
+
+
+def wrong(status: int, kind: str, body: bytes) -> str:
+    """Which law an answer breaks, or nothing."""
+    if status >= 500:
+        return f"status {status}"
+    if status != 200:
+        return "" if _is_error_object(body) else "a refusal that is not OpenAI's error object"
+    if kind.startswith("application/json"):
+        return "" if isinstance(json.loads(body), dict) else "no JSON object"
+    if kind.startswith("text/event-stream"):
+        return "" if body.endswith(b"data: [DONE]\n\n") else "a stream without an end"
+    return "" if kind.startswith(("text/", "application/x-subrip")) else f"200 of type {kind}"
+
+
+def _is_error_object(body: bytes) -> bool:
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return {"message", "type", "param", "code"} <= set(error) and bool(error["message"])
+
+
+def ask_all(url: str, numbers: Iterable[int], *, at_once: int = 8) -> Iterator[Outcome]:
+    with ThreadPoolExecutor(at_once) as pool:
+        yield from pool.map(lambda number: ask(url, number), numbers)
+
+
+# the report -------------------------------------------------------------------------------------
+
+
+def report(kind: str, outcomes: list[Outcome]) -> dict[str, Any]:
+    """Prints what broke the law; returns the figures."""
+    broken = [outcome for outcome in outcomes if outcome.broken]
+    for outcome in broken[:50]:
+        print(
+            f"BROKEN {kind}:{outcome.number} ({outcome.name}): {outcome.broken}\n  {outcome.answer}"
+        )
+    answers = Counter(re.split(r"[\s:]", outcome.answer)[0] for outcome in outcomes)
+    return {
+        "cases": len(outcomes),
+        "broken": len(broken),
+        "answers": dict(answers.most_common(8)),
+        "slowest s": max((o.seconds for o in outcomes), default=0.0),
+        "most MiB": max((o.growth for o in outcomes), default=0) / 2**20,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--audio", type=int, default=5_000, help="damaged recordings")
+    parser.add_argument("--forms", type=int, default=2_000, help="forms to a server")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--url", help="a server of the tiny checkpoint; default: start one")
+    parser.add_argument("--case", help="audio:NUMBER or form:NUMBER, with its answer")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        _work()
+        return 0
+    if args.case:
+        return _show(*args.case.split(":"), args.url)
+    return _run(args)
+
+
+def _show(kind: str, number: str, url: str | None) -> int:
+    if kind == "audio":
+        data = audio_case(int(number))[1]
+        print(next(load_all([int(number)])), f"{len(data)} bytes", data[:64].hex(" "), sep="\n")
+    else:
+        case = form_case(int(number))
+        print(case.headers, case.body[:3000], ask(url, int(number)) if url else "", sep="\n")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from common import CHECKPOINT, print_result, print_table
+    from serve import server
+
+    rows = []
+    if args.audio:
+        numbers = range(args.first, args.first + args.audio)
+        rows.append({"input": "audio"} | report("audio", list(load_all(numbers))))
+    if args.forms:
+        numbers = range(args.first, args.first + args.forms)
+        if args.url:
+            outcomes = list(ask_all(args.url, numbers))
+        else:
+            with server("ours", CHECKPOINT, ["--enforce-eager"]) as (url, _):
+                outcomes = list(ask_all(url, numbers))
+        rows.append({"input": "form"} | report("form", outcomes))
+    print_table(rows)
+    print_result("fuzz", rows)
+    return 1 if any(row["broken"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
