@@ -3,7 +3,8 @@
 
 ``model.safetensors`` names tensors ``thinker.audio_tower.*`` and ``thinker.model.*``;
 ``config.json`` nests under ``thinker_config``. transformers trains and evaluates the same
-model under its own names; ``to_published`` and ``from_published`` translate.
+model under its own names; ``save_checkpoint`` and ``load_checkpoint`` translate. A forced
+aligner has the same files: its config alone tells it, and its head gives times for words.
 """
 
 import json
@@ -16,11 +17,17 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.processors import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ASRConfig
-from transformers import Qwen3ASRForConditionalGeneration as Model
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3ASRConfig,
+    Qwen3ASRForConditionalGeneration,
+    Qwen3ASRForTokenClassification,
+)
 
-NUM_BPE_TOKENS = 744  # 256 bytes and the merges
-VOCAB_SIZE = 768  # rows of the embedding: some are spare, as in the published checkpoints
+NUM_BPE_TOKENS = 1000  # 256 bytes and the merges
+VOCAB_SIZE = 1024  # rows of the embedding: some are spare, as in the published checkpoints
 SPECIAL_TOKENS = (
     "<|endoftext|> <|im_start|> <|im_end|> <|audio_start|> <|audio_end|> <|audio_pad|>"
 ).split()
@@ -65,6 +72,7 @@ TEXT_CONFIG = {
     "vocab_size": VOCAB_SIZE,
 }
 ROPE_THETA = 1_000_000
+NUM_CLASSES, CLASS_MS = 5000, 80  # of the aligner: 400 s
 MROPE_SECTION = [12, 10, 10]  # half a head: [24, 20, 20] of 128 in the published checkpoints
 
 CHAT_TEMPLATE = (
@@ -112,7 +120,7 @@ TENSOR_PREFIXES = (
     ("thinker.audio_tower.proj2.", "model.multi_modal_projector.linear_2."),
     ("thinker.audio_tower.", "model.audio_tower."),
     ("thinker.model.", "model.language_model."),
-    ("thinker.lm_head.", "lm_head."),
+    ("thinker.lm_head.", "score."),  # transcribers have none: it is tied to the embedding
 )
 
 
@@ -168,7 +176,7 @@ def tokenizer_config() -> dict:
     }
 
 
-def published_config(languages: Iterable[str]) -> dict:
+def published_config(languages: Iterable[str], *, is_aligner: bool) -> dict:
     """``config.json`` with the nesting of the published checkpoints."""
     rope = {
         "interleaved": True,
@@ -180,7 +188,7 @@ def published_config(languages: Iterable[str]) -> dict:
     text = {"model_type": "qwen3", "rope_theta": ROPE_THETA, "rope_scaling": rope} | TEXT_CONFIG
     audio = {"model_type": "qwen3_asr_audio_encoder"} | AUDIO_CONFIG
     audio["num_hidden_layers"] = audio["encoder_layers"]
-    return {
+    config = {
         "architectures": ["Qwen3ASRForConditionalGeneration"],
         "model_type": "qwen3_asr",
         "support_languages": list(languages),
@@ -195,6 +203,12 @@ def published_config(languages: Iterable[str]) -> dict:
             "text_config": text,
         },
     }
+    if is_aligner:
+        times = {"model_type": "qwen3_forced_aligner", "classify_num": NUM_CLASSES}
+        config["thinker_config"] |= times | {"text_config": text | {"tie_word_embeddings": False}}
+        config["timestamp_token_id"] = TOKEN_IDS["<timestamp>"]
+        config["timestamp_segment_time"] = CLASS_MS
+    return config
 
 
 def generation_config() -> dict:
@@ -206,7 +220,7 @@ def generation_config() -> dict:
     }
 
 
-def new_model() -> Model:
+def new_model(*, is_aligner: bool = False) -> PreTrainedModel:
     """transformers' model of these dimensions, with random weights."""
     audio = {k: v for k, v in AUDIO_CONFIG.items() if not k.startswith(("conv_", "max_source"))}
     rope = {"rope_type": "default", "rope_theta": ROPE_THETA}
@@ -218,8 +232,10 @@ def new_model() -> Model:
         timestamp_token_id=TOKEN_IDS["<timestamp>"],
         pad_token_id=TOKEN_IDS["<|endoftext|>"],
         eos_token_id=generation_config()["eos_token_id"],
+        num_labels=NUM_CLASSES,
     )
-    return Model(config)
+    kind = Qwen3ASRForTokenClassification if is_aligner else Qwen3ASRForConditionalGeneration
+    return kind(config)
 
 
 def _rename(name: str, *, to_published: bool) -> str:
@@ -232,7 +248,9 @@ def _rename(name: str, *, to_published: bool) -> str:
     raise ValueError(f"tensor {name!r} has no place in a Qwen3-ASR checkpoint.")
 
 
-def save_checkpoint(model: Model, tokenizer_folder: Path, folder: Path, languages: list) -> None:
+def save_checkpoint(
+    model: PreTrainedModel, tokenizer_folder: Path, folder: Path, languages: Iterable[str]
+) -> None:
     """Write every file of the checkpoint in float16, then put the folder in place at once."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -243,7 +261,8 @@ def save_checkpoint(model: Model, tokenizer_folder: Path, folder: Path, language
         if name != "lm_head.weight"  # tied to the embedding
     }
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-    _write_json(partial / "config.json", published_config(languages))
+    is_aligner = isinstance(model, Qwen3ASRForTokenClassification)
+    _write_json(partial / "config.json", published_config(languages, is_aligner=is_aligner))
     _write_json(partial / "generation_config.json", generation_config())
     _write_json(partial / "preprocessor_config.json", PREPROCESSOR_CONFIG)
     _write_json(partial / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
@@ -251,15 +270,17 @@ def save_checkpoint(model: Model, tokenizer_folder: Path, folder: Path, language
     partial.rename(folder)
 
 
-def load_checkpoint(folder: Path) -> Model:
+def load_checkpoint(folder: Path) -> PreTrainedModel:
     """Read a checkpoint back into transformers' model, float32."""
-    model = new_model()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    is_aligner = "classify_num" in config["thinker_config"]
+    model = new_model(is_aligner=is_aligner)
     tensors = {
         _rename(name, to_published=False): tensor.float()
         for name, tensor in load_file(folder / "model.safetensors").items()
     }
     missing, unexpected = model.load_state_dict(tensors, strict=False)
-    if unexpected or missing != ["lm_head.weight"]:
+    if unexpected or missing != ([] if is_aligner else ["lm_head.weight"]):
         raise ValueError(f"{folder}: missing {missing}, unexpected {unexpected}.")
     model.tie_weights()
     return model.eval()
