@@ -41,6 +41,7 @@ from .log_mel import LogMel
 MAX_TIMESCALE = 10_000.0
 GRAPH_BUFFERS = ("chunks", "chunk_frames", "clip_ids", "token_index", "windows")
 GRAPH_CHUNKS_AT_ONCE = 128  # through the stem: a graph keeps its peak of memory for good
+CPU_CHUNKS_AT_ONCE = 8  # through the stem: what a core's caches hold of the convolutions
 # Attention that can be captured: its kernels read the bounds of windows on the device.
 GRAPH_BACKENDS = (
     AttentionBackendEnum.FLASH_ATTN,
@@ -202,11 +203,16 @@ class AudioEncoder(nn.Module):
             log_mel,
             async_tensor_h2d(layout.token_index, device=self.device),
             self.attention_calls(layout),
-            chunks_at_once=self.config.conv_chunksize,
+            chunks_at_once=self._chunks_at_once(),
         )
         if layout.restore is not None:
             x = x[async_tensor_h2d(layout.restore, device=self.device)]
         return list(x.split(layout.clip_tokens))
+
+    def _chunks_at_once(self) -> int:
+        """Few launches where kernels are launched; on a CPU, which launches none, warm caches."""
+        limit = self.config.conv_chunksize
+        return min(CPU_CHUNKS_AT_ONCE, limit) if self.device.type == "cpu" else limit
 
     def graph_buffers(self, chunks: torch.Tensor, frames: Sequence[int]) -> dict[str, torch.Tensor]:
         """What ``encode_graph`` reads, for the (C, S) samples of these clips.
