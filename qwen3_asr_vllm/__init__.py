@@ -19,7 +19,10 @@ __version__ = "0.1.0"
 __all__ = ["Qwen3ASR", "Transcript", "register"]
 
 SUPPORTED_VLLM = ("0.32", "0.33")
-ARCHITECTURES = ("Qwen3ASRForConditionalGeneration",)
+ARCHITECTURES = (
+    "Qwen3ASRForConditionalGeneration",
+    "Qwen3ASRForcedAlignerForTokenClassification",
+)
 
 logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 

@@ -22,6 +22,7 @@ from .geometry import Geometry
 logger = logging.getLogger(__name__)
 
 MROPE_KEYS = ("mrope_section", "mrope_interleaved", "interleaved")
+ALIGNER = "Qwen3ASRForcedAlignerForTokenClassification"
 THINKER_FIELDS = ("audio_config", "text_config", "audio_token_id", "audio_start_token_id")
 
 
@@ -130,7 +131,10 @@ class Qwen3ASRConfig(PreTrainedConfig):
     """A whole checkpoint: the thinker, and what the makers say of it.
 
     ``support_languages`` lists language names; ``timestamp_token_id`` and
-    ``timestamp_segment_time`` (milliseconds per class) belong to forced aligners.
+    ``timestamp_segment_time`` (milliseconds per class) belong to forced aligners, which vLLM is
+    told by their architecture: checkpoints name that of a transcriber, or of transformers.
+
+    Raises ValueError for a forced aligner without a ``timestamp_token_id``.
     """
 
     model_type = "qwen3_asr"
@@ -142,6 +146,7 @@ class Qwen3ASRConfig(PreTrainedConfig):
     support_languages: list[str] | None = None
     timestamp_token_id: int | None = None
     timestamp_segment_time: int | float | None = None
+    token_classification_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         flat = {key: kwargs.pop(key) for key in THINKER_FIELDS if key in kwargs}
@@ -149,6 +154,12 @@ class Qwen3ASRConfig(PreTrainedConfig):
             self.thinker_config = _thinker_of_flat(flat, kwargs)
         self.thinker_config = _sub_config(Qwen3ASRThinkerConfig, self.thinker_config)
         super().__post_init__(**kwargs)
+        _name_aligner(self)
+
+    @property
+    def is_aligner(self) -> bool:
+        """Whether its head gives times instead of words."""
+        return self.thinker_config.classify_num is not None
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The decoder's config, which vLLM sizes its KV cache by."""
@@ -170,6 +181,20 @@ def _thinker_of_flat(flat: dict[str, Any], top: dict[str, Any]) -> dict[str, Any
     if isinstance(text_config, dict) and "tie_word_embeddings" in top:
         flat["text_config"] = text_config | {"tie_word_embeddings": top["tie_word_embeddings"]}
     return flat
+
+
+def _name_aligner(config: Any) -> None:
+    """Give a forced aligner, in either layout, its classes and its architecture."""
+    if "Qwen3ASRForTokenClassification" in (config.architectures or ()):
+        config.thinker_config.classify_num = config.num_labels
+    if not config.is_aligner:
+        return
+    config.architectures = [ALIGNER]
+    if config.timestamp_token_id is None:
+        raise ValueError(
+            "timestamp_token_id is not in the config of this forced aligner; take config.json "
+            "from its publisher, or set it to the id of <timestamp>."
+        )
 
 
 def _plain_rope(rope: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The architectures that vLLM looks up by name, and what they add to encoder and decoder.
 
-The thinker is our ``AudioEncoder`` and vLLM's own ``Qwen3ForCausalLM``. All architectures stand
-in this one file because vLLM caches what it knows of a model class by the hash of its file.
+    Qwen3ASRForConditionalGeneration               audio and text in, text out
+    Qwen3ASRForcedAlignerForTokenClassification    audio and words in, times out
+
+Both are a ``Thinker``: our ``AudioEncoder`` and vLLM's own Qwen3. All architectures stand in this
+one file because vLLM caches what it knows of a model class by the hash of its file.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from vllm.config import ModelConfig, SpeechToTextConfig, VllmConfig
 from vllm.config.speech_to_text import SpeechToTextParams
 from vllm.inputs import PromptType, TokensPrompt
 from vllm.logger import init_logger
+from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
@@ -29,8 +33,9 @@ from vllm.model_executor.models.interfaces import (
     SupportsPP,
     SupportsTranscription,
 )
+from vllm.model_executor.models.interfaces_base import default_pooling_type
 from vllm.model_executor.models.module_mapping import MultiModelKeys
-from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
     WeightsMapper,
@@ -41,7 +46,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.multimodal.processing import cached_encode
 from vllm.sequence import IntermediateTensors
+from vllm.tasks import PoolingTask
 from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.outputs import PoolerOutput
+from vllm.v1.pool.metadata import PoolingMetadata
 from vllm.v1.worker.encoder_cudagraph_defs import (
     EncoderCudaGraphCaptureInputs,
     EncoderCudaGraphConfig,
@@ -63,40 +72,25 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 
 GRAPH_CHUNKS = (4, 256)  # slots of the smallest and largest CUDA graph of the encoder
 SPLIT_SEARCH_S = 10  # seconds before a clip's limit in which vLLM's own route looks for silence
+CLASSIFIED_AT_ONCE = 1024  # rows of time classes: 20 MB of float32 for 5000 classes
 # Methods that store no list of unquantized modules: their makers leave the audio tower alone.
 UNLISTED_QUANTIZATION = ("gptq", "gptq_marlin", "auto_gptq", "awq", "awq_marlin", "auto_awq")
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
-class Qwen3ASRForConditionalGeneration(
-    nn.Module,
-    SupportsMultiModal,
-    SupportsPP,
-    SupportsTranscription,
-    SupportsLoRA,
-    SupportsEagle3,
-    SupportsEncoderCudaGraph,
-):
-    """Audio and text in, text out: audio tokens take the place of ``<|audio_pad|>``."""
+class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGraph):
+    """Encoder and decoder: audio tokens take the place of ``<|audio_pad|>``, hidden states out."""
 
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    supports_tower_connector_lora: ClassVar[bool] = True
-    # vLLM refuses a class that lists a code Whisper lacks; validate_language knows all 30
-    supported_languages: ClassVar[Mapping[str, str]] = {
-        code: name for code, name in LANGUAGES.items() if code != "fil"
-    }
-    no_space_languages: ClassVar[set[str]] = {"zh", "yue", "ja", "th"}
-
+    decoder: ClassVar[type[Qwen3ForCausalLM | Headless]]  # what holds a Qwen3Model
+    language_model: Any
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
-            "thinker.lm_head.": "language_model.lm_head.",
             "thinker.model.": "language_model.model.",
             "thinker.audio_tower.": "audio_tower.",
             # the flat layout of transformers
-            "lm_head.": "language_model.lm_head.",
             "model.audio_tower.": "audio_tower.",
             "model.language_model.": "language_model.model.",
             "model.multi_modal_projector.linear_1.": "audio_tower.proj1.",
@@ -122,15 +116,23 @@ class Qwen3ASRForConditionalGeneration(
             vllm_config.compilation_config.cudagraph_mm_encoder = False
             logger.info("No CUDA graphs of the audio encoder: %s.", obstacle)
         with self._mark_language_model(vllm_config):  # type: ignore[operator]
-            self.language_model = Qwen3ForCausalLM(
+            self.language_model = self.decoder(
                 vllm_config=vllm_config.with_hf_config(
                     config.text_config, architectures=["Qwen3ForCausalLM"]
                 ),
                 prefix=maybe_prefix(prefix, "language_model"),
             )
-        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        self.make_empty_intermediate_tensors = (
+            self.language_model.model.make_empty_intermediate_tensors
+        )
 
-    # --- audio and text in, hidden states and logits out ---------------------------------------
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        if modality.startswith("audio"):
+            return AUDIO_PLACEHOLDER
+        raise ValueError(f"Qwen3-ASR hears audio; it takes no {modality}.")
+
+    # --- audio and text in, hidden states out ---------------------------------------------------
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
         """Audio tokens of each clip, (tokens, hidden), in the order of the prompt."""
@@ -169,9 +171,6 @@ class Qwen3ASRForConditionalGeneration(
         return self.language_model.model(
             input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds
         )
-
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        return self.language_model.compute_logits(hidden_states)
 
     # --- CUDA graphs of the encoder -------------------------------------------------------------
     #
@@ -294,12 +293,35 @@ class Qwen3ASRForConditionalGeneration(
         check_fused_parts(names, self.packed_modules_mapping)
         return loaded
 
-    # --- LoRA ----------------------------------------------------------------------------------
-
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(
             language_model="language_model", tower_model=["audio_tower."]
         )
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
+class Qwen3ASRForConditionalGeneration(
+    Thinker, SupportsTranscription, SupportsLoRA, SupportsEagle3
+):
+    """Audio and text in, text out."""
+
+    supports_tower_connector_lora: ClassVar[bool] = True
+    # vLLM refuses a class that lists a code Whisper lacks; validate_language knows all 30
+    supported_languages: ClassVar[Mapping[str, str]] = {
+        code: name for code, name in LANGUAGES.items() if code != "fil"
+    }
+    no_space_languages: ClassVar[set[str]] = {"zh", "yue", "ja", "th"}
+    decoder = Qwen3ForCausalLM
+    hf_to_vllm_mapper = Thinker.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_prefix={
+            "thinker.lm_head.": "language_model.lm_head.",
+            "lm_head.": "language_model.lm_head.",
+        }
+    )
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        logits: torch.Tensor | None = self.language_model.compute_logits(hidden_states)
+        return logits
 
     def get_mm_lora_token_counts(
         self, *, modality: str, mm_kwargs: MultiModalKwargsItem | None, num_mm_embeds: int
@@ -307,12 +329,6 @@ class Qwen3ASRForConditionalGeneration(
         return num_mm_embeds, None  # the layers see one row per audio token
 
     # --- vLLM's own transcription route ---------------------------------------------------------
-
-    @classmethod
-    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        if modality.startswith("audio"):
-            return AUDIO_PLACEHOLDER
-        raise ValueError(f"Qwen3-ASR hears audio; it takes no {modality}.")
 
     @classmethod
     def get_speech_to_text_config(
@@ -371,6 +387,107 @@ class DeltaCleaner(StreamingTranscriptionPostProcessor):
     def process_delta(self, text_delta: str, finished: bool) -> str:
         text = self.stream.push(text_delta)
         return text + self.stream.finish() if finished else text
+
+
+class Headless(nn.Module):
+    """A Qwen3 without the head that writes words."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        self.model = Qwen3Model(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model.embed_input_ids(input_ids)
+
+
+@default_pooling_type(tok_pooling_type="ALL")
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
+class Qwen3ASRForcedAlignerForTokenClassification(Thinker):
+    """Audio and words in; out comes the time class of each ``<timestamp>`` in the prompt."""
+
+    is_pooling_model: ClassVar[bool] = True
+    decoder = Headless
+    hf_to_vllm_mapper = Thinker.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_prefix={
+            "thinker.lm_head.": "pooler.classifier.",
+            "score.": "pooler.classifier.",
+        }
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        config = vllm_config.model_config.hf_config
+        self.pooler = TimestampPooler(
+            self.config.text_config.hidden_size,
+            config.thinker_config.classify_num,
+            bias=config.token_classification_bias,
+            timestamp_token_id=config.timestamp_token_id,
+            dtype=vllm_config.model_config.head_dtype,
+        )
+
+
+class TimestampPooler(Pooler):
+    """Hidden states -> for each request, the likeliest class at each of its timestamps.
+
+    Only rows of timestamps are classified, and of these only the argmax leaves the engine: two
+    int32 a word instead of 5000 floats a token. ``use_activation=False`` asks for the logits.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_classes: int,
+        *,
+        bias: bool,
+        timestamp_token_id: int,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(hidden_size, num_classes, bias=bias, dtype=dtype)
+        self.timestamp_token_id = timestamp_token_id
+
+    def get_supported_tasks(self) -> set[PoolingTask]:
+        return {"token_classify"}
+
+    def get_pooling_updates(self, task: PoolingTask) -> PoolingParamsUpdate:
+        return PoolingParamsUpdate(requires_token_ids=True)
+
+    def forward(
+        self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
+    ) -> PoolerOutput:
+        """(tokens of all requests, hidden) -> (timestamps,) int32 each; None while unfinished.
+
+        A long prompt may come in parts, whose classes wait in the state of its request.
+        """
+        cursor = pooling_metadata.get_pooling_cursor()
+        outputs: list[torch.Tensor | None] = []
+        for hidden, prompt, end, params, state, is_finished in zip(
+            hidden_states.split(cursor.num_scheduled_tokens_cpu.tolist()),
+            pooling_metadata.get_prompt_token_ids_cpu(),
+            cursor.seq_lens_cpu.tolist(),
+            pooling_metadata.pooling_params,
+            pooling_metadata.pooling_states,
+            cursor.get_finished_mask(),
+            strict=True,
+        ):
+            is_marked = prompt[end - len(hidden) : end] == self.timestamp_token_id
+            rows = hidden[async_tensor_h2d(is_marked.nonzero().flatten(), hidden.device)]
+            parts = state.hidden_states_cache
+            parts.append(self.logits(rows) if params.use_activation is False else self.best(rows))
+            outputs.append(torch.cat(parts) if is_finished else None)
+            if is_finished:
+                state.clean()
+        return outputs
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, classes)."""
+        logits: torch.Tensor = self.classifier(rows.to(self.classifier.weight.dtype))
+        return logits
+
+    def best(self, rows: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows,) int32, in bounded memory."""
+        parts = [self.logits(part).argmax(-1) for part in rows.split(CLASSIFIED_AT_ONCE)]
+        return torch.cat(parts).to(torch.int32)
 
 
 def check_dimensions(config: Qwen3ASRThinkerConfig) -> None:

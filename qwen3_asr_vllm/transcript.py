@@ -14,10 +14,10 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeAlias
 from unicodedata import category, east_asian_width
 
 from .languages import language_code, separator
@@ -150,19 +150,45 @@ _NO_LINE_START = "、。，．！？：；）」』】》〉”’…・ー々�
 _NO_LINE_END = "（「『【《〈“‘("
 
 
+_Span: TypeAlias = tuple[float, float]  # start and end in seconds
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A word in a text: which of its visible characters, and when."""
+
+    first: int
+    end: int
+    span: _Span
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What one subtitle shows: atoms, when each is said, and where the words are in them."""
+
+    atoms: list[str]
+    spans: list[_Span]
+    marks: list[_Mark]
+
+
 @dataclass(frozen=True)
 class _Cue:
     start_ms: int
     end_ms: int
     lines: list[str]
+    mark: _Mark | None = None  # the word that is shown underlined
 
 
-def _cues(transcript: Transcript, *, max_line_width: int, max_line_count: int) -> Iterator[_Cue]:
+def _cues(
+    transcript: Transcript, *, max_line_width: int, max_line_count: int, highlight_words: bool
+) -> Iterator[_Cue]:
     """The segments laid out as subtitles: in order, never two at once, each at least 1 ms.
 
     A segment that does not fit into one cue, or lasts longer than 7 s, is cut in halves, at a
-    comma if one is near, and its time is shared by width. A cue stays for a second where the next
-    one leaves the room, and for 7 s at most.
+    comma if one is near. A half lasts from its first word to its last; where words have no times,
+    the time is shared by width. A cue stays for a second where the next one leaves the room, and
+    for 7 s at most. With ``highlight_words`` it comes once for each of its words, underlined, and
+    without between them.
 
     Raises ValueError for lines of less than two columns, or none.
     """
@@ -172,15 +198,31 @@ def _cues(transcript: Transcript, *, max_line_width: int, max_line_count: int) -
         block
         for segment in transcript.segments
         if (atoms := _atoms(segment.text, max_line_width))
-        for block in _blocks(atoms, segment.start, segment.end, max_line_width, max_line_count)
+        for block in _blocks(_block(atoms, segment), max_line_width, max_line_count)
     ]
-    limits = [*(start for start, _, _ in blocks[1:]), transcript.duration]
+    limits = [*(block.spans[0][0] for block in blocks[1:]), transcript.duration]
     shown_until = 0
-    for (start, end, atoms), limit in zip(blocks, limits, strict=False):
+    for block, limit in zip(blocks, limits, strict=False):
+        start, end = block.spans[0][0], block.spans[-1][1]
         end = min(max(end, min(start + MIN_CUE_S, limit)), start + MAX_CUE_S)
         start_ms = max(round(1000 * start), shown_until)
         shown_until = max(round(1000 * end), start_ms + 1)
-        yield _Cue(start_ms, shown_until, _balanced_lines(atoms, max_line_width))
+        cue = _Cue(start_ms, shown_until, _balanced_lines(block.atoms, max_line_width))
+        yield from _highlighted(cue, block.marks) if highlight_words else [cue]
+
+
+def _highlighted(cue: _Cue, marks: Iterable[_Mark]) -> Iterator[_Cue]:
+    """A cue cut where its words begin and end."""
+    shown_until = cue.start_ms
+    for mark in marks:
+        start, end = (min(max(round(1000 * t), shown_until), cue.end_ms) for t in mark.span)
+        if shown_until < start:
+            yield _Cue(shown_until, start, cue.lines)
+        if start < end:
+            yield _Cue(start, end, cue.lines, mark)
+        shown_until = end
+    if shown_until < cue.end_ms:
+        yield _Cue(shown_until, cue.end_ms, cue.lines)
 
 
 def _atoms(text: str, width: int) -> list[str]:
@@ -212,22 +254,65 @@ def _is_ideograph(char: str) -> bool:
     return _columns(char) == 2 and not "\uac00" <= char <= "\ud7a3"
 
 
-def _blocks(
-    atoms: list[str], start: float, end: float, width: int, count: int
-) -> Iterator[tuple[float, float, list[str]]]:
-    """The cues of a segment: start, end, and the atoms, of each."""
-    fits = len(_wrap(atoms, width)) <= count and end - start <= MAX_CUE_S
+def _visible(text: str) -> int:
+    """Characters that are not white space, whose number no layout changes."""
+    return sum(not char.isspace() for char in text)
+
+
+def _block(atoms: list[str], segment: Segment) -> _Block:
+    """A whole segment; an atom is said when its words are, or as long as its width says."""
+    edges = list(accumulate(map(_visible, atoms), initial=0))
+    words = [word for word in segment.words or () if _visible(word.word)]
+    word_edges = list(accumulate((_visible(word.word) for word in words), initial=0))
+    if not words or word_edges[-1] != edges[-1]:
+        widths = [0, *accumulate(max(1, display_width(atom)) for atom in atoms)]
+        length = (segment.end - segment.start) / widths[-1]
+        times = [segment.start + length * width for width in widths]
+        return _Block(atoms, list(pairwise(times)), [])
+    marks = [
+        _Mark(first, end, (word.start, word.end))
+        for word, (first, end) in zip(words, pairwise(word_edges), strict=True)
+    ]
+    chars = [span for mark in marks for span in _shares(mark)]
+    spans = [(chars[first][0], chars[end - 1][1]) for first, end in pairwise(edges)]
+    return _Block(atoms, spans, marks)
+
+
+def _shares(mark: _Mark) -> Iterator[_Span]:
+    """When each character of a word is said, for a word that is wider than a line."""
+    (start, end), count = mark.span, mark.end - mark.first
+    edges = [start + (end - start) * i / count for i in range(count + 1)]
+    return pairwise(edges)
+
+
+def _blocks(block: _Block, width: int, count: int) -> Iterator[_Block]:
+    """A block, cut until each part fits into one cue."""
+    atoms, spans = block.atoms, block.spans
+    fits = len(_wrap(atoms, width)) <= count and spans[-1][1] - spans[0][0] <= MAX_CUE_S
     if fits or len(atoms) == 1:
-        yield start, end, atoms
+        yield block
         return
     margin = len(atoms) // 4
     near = range(margin + 1, len(atoms) - margin)
     clause_ends = [cut for cut in near if atoms[cut - 1][-1] in _CLAUSE_MARKS]
     cut = _nearest_middle(atoms, clause_ends or range(1, len(atoms)))
-    left, right = (1 + display_width("".join(half)) for half in (atoms[:cut], atoms[cut:]))
-    middle = start + (end - start) * left / (left + right)
-    yield from _blocks(atoms[:cut], start, middle, width, count)
-    yield from _blocks(atoms[cut:], middle, end, width, count)
+    for half in _halves(block, cut):
+        yield from _blocks(half, width, count)
+
+
+def _halves(block: _Block, cut: int) -> tuple[_Block, _Block]:
+    """The atoms before and after the cut; a word that it goes through is in both."""
+    middle = sum(map(_visible, block.atoms[:cut]))
+    left = [replace(m, end=min(m.end, middle)) for m in block.marks if m.first < middle]
+    right = [
+        replace(m, first=max(m.first - middle, 0), end=m.end - middle)
+        for m in block.marks
+        if m.end > middle
+    ]
+    return (
+        _Block(block.atoms[:cut], block.spans[:cut], left),
+        _Block(block.atoms[cut:], block.spans[cut:], right),
+    )
 
 
 def _wrap(atoms: list[str], width: int) -> list[str]:
@@ -320,11 +405,17 @@ def _srt(
     *,
     max_line_width: int = MAX_LINE_WIDTH,
     max_line_count: int = MAX_LINE_COUNT,
+    highlight_words: bool = False,
 ) -> str:
     """SubRip. It has no escapes, so an arrow, which parsers look for, becomes another one."""
-    cues = _cues(transcript, max_line_width=max_line_width, max_line_count=max_line_count)
+    cues = _cues(
+        transcript,
+        max_line_width=max_line_width,
+        max_line_count=max_line_count,
+        highlight_words=highlight_words,
+    )
     return "\n".join(
-        f"{number}\n{_span(cue, ',')}\n{_lines(cue).replace('-->', '→')}\n"
+        f"{number}\n{_span(cue, ',')}\n{_lines(cue, lambda text: text.replace('-->', '→'))}\n"
         for number, cue in enumerate(cues, 1)
     )
 
@@ -334,10 +425,17 @@ def _vtt(
     *,
     max_line_width: int = MAX_LINE_WIDTH,
     max_line_count: int = MAX_LINE_COUNT,
+    highlight_words: bool = False,
 ) -> str:
     """WebVTT, with &, < and > escaped."""
-    cues = _cues(transcript, max_line_width=max_line_width, max_line_count=max_line_count)
-    blocks = (f"{_span(cue, '.')}\n{html.escape(_lines(cue), quote=False)}\n" for cue in cues)
+    cues = _cues(
+        transcript,
+        max_line_width=max_line_width,
+        max_line_count=max_line_count,
+        highlight_words=highlight_words,
+    )
+    escape = partial(html.escape, quote=False)
+    blocks = (f"{_span(cue, '.')}\n{_lines(cue, escape)}\n" for cue in cues)
     return "\n".join(["WEBVTT\n", *blocks])
 
 
@@ -350,9 +448,23 @@ def _tsv(transcript: Transcript) -> str:
     return "start\tend\ttext\n" + "".join(rows)
 
 
-def _lrc(transcript: Transcript) -> str:
-    """Lyrics: a line for each segment, after its start as [minutes:seconds]."""
-    return "".join(f"{_lrc_time(s.start)}{_one_line(s.text)}\n" for s in transcript.segments)
+def _lrc(transcript: Transcript, *, highlight_words: bool = False) -> str:
+    """Lyrics: a line for each segment, after its start as [minutes:seconds].
+
+    With ``highlight_words``, each word has its start before it as <minutes:seconds>, and the line
+    its end after it: the enhanced format of karaoke players.
+    """
+    lines = (
+        _sung(s) if highlight_words and s.words else _one_line(s.text) for s in transcript.segments
+    )
+    starts = (f"[{_lrc_time(segment.start)}]" for segment in transcript.segments)
+    return "".join(f"{start}{line}\n" for start, line in zip(starts, lines, strict=True))
+
+
+def _sung(segment: Segment) -> str:
+    words = segment.words or ()
+    sung = "".join(f" <{_lrc_time(w.start)}> {_one_line(w.word)}" for w in words)
+    return f"{sung} <{_lrc_time(segment.end)}>"
 
 
 def _dumps(document: dict[str, Any]) -> str:
@@ -372,8 +484,14 @@ def _measured(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in fields if value is not None}
 
 
-def _lines(cue: _Cue) -> str:
-    return "\n".join(cue.lines)
+def _lines(cue: _Cue, escape: Callable[[str], str]) -> str:
+    """The text of a cue, with its marked word in <u>."""
+    text = "\n".join(cue.lines)
+    if cue.mark is None:
+        return escape(text)
+    visible = [i for i, char in enumerate(text) if not char.isspace()]
+    first, end = visible[cue.mark.first], visible[cue.mark.end - 1] + 1
+    return f"{escape(text[:first])}<u>{escape(text[first:end])}</u>{escape(text[end:])}"
 
 
 def _span(cue: _Cue, point: str) -> str:
@@ -387,9 +505,9 @@ def _clock(milliseconds: int, point: str) -> str:
     return f"{hours:02d}:{minutes:02d}:{seconds % 60:02d}{point}{milliseconds:03d}"
 
 
-def _lrc_time(start: float) -> str:
-    minutes, hundredths = divmod(round(100 * start), 6000)
-    return f"[{minutes:02d}:{hundredths // 100:02d}.{hundredths % 100:02d}]"
+def _lrc_time(seconds: float) -> str:
+    minutes, hundredths = divmod(round(100 * seconds), 6000)
+    return f"{minutes:02d}:{hundredths // 100:02d}.{hundredths % 100:02d}"
 
 
 def _one_line(text: str) -> str:
@@ -406,3 +524,4 @@ FORMATS: dict[str, Callable[..., str]] = {
     "verbose_json": _verbose_json,
 }
 SUBTITLES = ("srt", "vtt")  # which also take max_line_width and max_line_count
+KARAOKE = (*SUBTITLES, "lrc")  # which also take highlight_words

@@ -72,17 +72,25 @@ def reference_config(**sizes: Any) -> Any:
         audio_config=audio | {"output_dim": text["hidden_size"]},
         text_config=text | {"model_type": "qwen3", "tie_word_embeddings": True},
         audio_token_id=special["audio_token_id"],
+        timestamp_token_id=special["audio_token_id"] + 2,  # <|audio_pad|> <asr_text> <timestamp>
         tie_word_embeddings=True,
     )
 
 
-def reference_model(config: Any, *, seed: int = 0) -> Any:
-    """transformers' own model with random weights, float32; large enough to disagree by."""
+def reference_model(config: Any, *, seed: int = 0, num_classes: int = 0) -> Any:
+    """transformers' own model with random weights, float32; large enough to disagree by.
+
+    With ``num_classes`` it is a forced aligner.
+    """
     import torch
-    from transformers.models.qwen3_asr import Qwen3ASRForConditionalGeneration
+    from transformers.models import qwen3_asr
 
     torch.manual_seed(seed)
-    model = Qwen3ASRForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    architecture = qwen3_asr.Qwen3ASRForConditionalGeneration
+    if num_classes:
+        config.num_labels = num_classes
+        architecture = qwen3_asr.Qwen3ASRForTokenClassification
+    model = architecture._from_config(config, attn_implementation="sdpa")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -122,6 +130,10 @@ def save_nested(model: Any, path: Path) -> Path:
         "model_type": "qwen3_asr",
         "thinker_config": thinker | {"text_config": text},
     }
+    if hasattr(model, "score"):  # a forced aligner, which its publisher names no other way
+        nested["timestamp_token_id"] = flat["timestamp_token_id"]
+        nested["timestamp_segment_time"] = 80
+        nested["thinker_config"] |= {"classify_num": model.num_labels}
     (path / "config.json").write_text(json.dumps(nested))
     renames = {
         "model.audio_tower.": "thinker.audio_tower.",
@@ -129,6 +141,7 @@ def save_nested(model: Any, path: Path) -> Path:
         "model.multi_modal_projector.linear_2.": "thinker.audio_tower.proj2.",
         "model.language_model.": "thinker.model.",
         "lm_head.": "thinker.lm_head.",
+        "score.": "thinker.lm_head.",
     }
     tensors = {}
     for name, tensor in model.state_dict().items():

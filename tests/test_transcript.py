@@ -253,12 +253,12 @@ SRT = """\
 Hi.
 
 2
-00:00:02,000 --> 00:00:07,700
+00:00:02,000 --> 00:00:07,714
 This sentence is too long for
 one subtitle of two lines,
 
 3
-00:00:07,700 --> 00:00:12,000
+00:00:07,714 --> 00:00:12,000
 so it is cut near its middle, at a comma.
 
 4

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forced alignment: what was said is known, and the aligner says when.
+
+    text -> units      what is timed: a word, or one Chinese character, without punctuation
+    units -> prompt    <|audio_start|><|audio_pad|><|audio_end|>Guten<timestamp><timestamp>Tag...
+    engine             the likeliest time class, 80 ms wide, at each <timestamp>: start, end
+    classes -> words   put in order, pile-ups asked about again, punctuation and spaces put back
+
+    align(waveform, text)  -- yields -->  [AlignmentRequest, ...]
+                           <-- is sent --  [AlignmentOutput, ...]  in the same order
+                           -- returns -->  Transcript
+
+No engine here: whoever drives the generator owns one. The prompt is bare: inside a chat template
+every time comes out one class late.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import accumulate, groupby, pairwise
+from pathlib import Path
+from typing import TypeAlias
+from unicodedata import category, normalize
+
+import numpy as np
+
+from .geometry import SAMPLE_RATE
+from .languages import ALIGNER_LANGUAGES, language_code
+from .prompt import AUDIO_PLACEHOLDER
+from .transcript import Segment, Transcript, Word, split_sentences
+
+TIMESTAMP = "<timestamp>"
+CLASS_MS = 80.0  # a time class, unless the checkpoint says otherwise
+MAX_WINDOW_S = 180  # of audio in one request; trained on 300, reliable to about 270
+
+_FILL = 0.8  # of its share of the words, what a window of a long recording is asked for
+_MARGIN_S = 5.0  # words that end this close to the end of such a window are asked for again
+_PILE_UP = 4  # words at one instant: nobody speaks so fast, so the model lost its place
+_MAX_ROUNDS = 4  # of asking again for words that piled up
+
+Span: TypeAlias = tuple[float, float]  # start and end in seconds
+
+
+@dataclass(frozen=True, eq=False)
+class AlignmentRequest:
+    """A stretch of audio and what is said in it, for the aligner's engine."""
+
+    prompt: str
+    waveform: np.ndarray  # shape (samples,), float32, 16 kHz
+
+
+@dataclass(frozen=True)
+class AlignmentOutput:
+    """The likeliest class at each timestamp of the prompt: two for each unit."""
+
+    classes: Sequence[int]
+
+
+Alignment: TypeAlias = Generator[list[AlignmentRequest], list[AlignmentOutput], Transcript]
+_Spans: TypeAlias = Generator[list[AlignmentRequest], list[AlignmentOutput], list[Span]]
+
+
+def align(
+    waveform: np.ndarray, text: str, *, language: str | None = None, class_ms: float = CLASS_MS
+) -> Alignment:
+    """When each word of a recording's text is said: a transcript whose segments have words.
+
+    The words of all segments, put together, are the text without the white space around it. Each
+    lasts longer than nothing, begins where the one before ends or later, and lies inside the
+    recording. ``language`` is a name; None tells Japanese and Korean by their script, and all
+    others are cut alike. Any length: requests hold at most 180 s. A text of punctuation alone has
+    no words.
+
+    Raises ValueError on the first step for a language that the aligner does not know, and
+    ImportError, which says what to install, where Japanese cannot be cut into words.
+    """
+    if language is not None:
+        check_language(language)
+    sentences = split_sentences(text.strip())
+    units = list(_units(sentences, language))
+    spans = yield from _spans(waveform, [unit.spoken for unit in units], class_ms)
+    words = _words(sentences, units, spans)
+    return Transcript(
+        text="".join(sentences),
+        duration=len(waveform) / SAMPLE_RATE,
+        segments=tuple(timed_segments(sentences, words, language)),
+    )
+
+
+def check_language(language: str) -> None:
+    """Raises ValueError, listing what is supported, for a name that the aligner does not know."""
+    if language not in ALIGNER_LANGUAGES:
+        known = ", ".join(sorted(f"{language_code(name)} {name}" for name in ALIGNER_LANGUAGES))
+        raise ValueError(f"the forced aligner does not know {language}; it times words of: {known}")
+
+
+def timed_segments(
+    sentences: Sequence[str], words: Sequence[Word], language: str | None
+) -> Iterator[Segment]:
+    """The sentences that words make, each from its first word to its last.
+
+    Both tile the text. A sentence without a word of its own goes to the one before it.
+    """
+    ends = list(accumulate(map(len, sentences)))
+    starts = accumulate((len(word.word) for word in words), initial=0)
+    for _, group in groupby(
+        zip(words, starts, strict=False), lambda pair: bisect_right(ends, pair[1])
+    ):
+        said = tuple(word for word, _ in group)
+        yield Segment(
+            start=said[0].start,
+            end=said[-1].end,
+            text="".join(word.word for word in said),
+            language=language,
+            words=said,
+        )
+
+
+# text -> units ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the aligner times: where it stands in the text, and what is said of it."""
+
+    start: int
+    end: int
+    spoken: str  # letters, digits and apostrophes only
+
+
+_CJK = re.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f\U0002b820-\U0002ceaf]"
+)
+_KANA = re.compile("[\u3041-\u30ff]")
+_HANGUL = re.compile("[\uac00-\ud7a3]")
+_NOT_SPACE = re.compile(r"\S+")
+_PIECE = re.compile(f"{_CJK.pattern}|(?:(?!{_CJK.pattern}).)+", re.DOTALL)
+
+
+def split_units(text: str, language: str | None = None) -> list[Unit]:
+    """The units of a text, in order: those that the aligner was trained on.
+
+    Between spaces lie words, and in these every Chinese character is its own. Japanese is cut by
+    nagisa, Korean before the endings that follow a word of the dictionary.
+    """
+    if language is None:
+        language = "Japanese" if _KANA.search(text) else "Korean" if _HANGUL.search(text) else None
+    cut: Callable[[str], Iterator[tuple[int, int]]] = {
+        "Japanese": _cut_japanese,
+        "Korean": _cut_korean,
+    }.get(language or "", _cut_at_spaces)
+    normal = partial(normalize, "NFKC" if language == "Japanese" else "NFC")
+    spoken = ((start, end, _spoken(normal(text[start:end]))) for start, end in cut(text))
+    return [Unit(*unit) for unit in spoken if unit[2]]
+
+
+def _units(sentences: Sequence[str], language: str | None) -> Iterator[Unit]:
+    """The units of sentences that tile a text, none across two."""
+    if language is None and _KANA.search("".join(sentences)):
+        language = "Japanese"  # also where a sentence has no kana
+    starts = accumulate(map(len, sentences), initial=0)
+    for sentence, offset in zip(sentences, starts, strict=False):
+        for unit in split_units(sentence, language):
+            yield Unit(offset + unit.start, offset + unit.end, unit.spoken)
+
+
+def _spoken(text: str) -> str:
+    return "".join(char for char in text if char == "'" or category(char)[0] in "LN")
+
+
+def _cut_at_spaces(text: str) -> Iterator[tuple[int, int]]:
+    for word in _NOT_SPACE.finditer(text):
+        for piece in _PIECE.finditer(word[0]):
+            yield word.start() + piece.start(), word.start() + piece.end()
+
+
+_CLUSTER = re.compile(".[\u0300-\u036f\u3099\u309a\uff9e\uff9f]*", re.DOTALL)
+
+
+def _cut_japanese(text: str) -> Iterator[tuple[int, int]]:
+    """The words of nagisa, which reads the text in NFKC, so that lengths may differ."""
+    try:
+        nagisa = import_module("nagisa")
+    except ImportError as error:
+        raise ImportError(
+            "nagisa is needed to cut Japanese into words: pip install 'qwen3-asr-vllm[ja]'"
+        ) from error
+    clusters = [match.span() for match in _CLUSTER.finditer(text)]
+    read = list(accumulate(len(normalize("NFKC", text[s:e])) for s, e in clusters))
+    ends = [
+        clusters[min(bisect_left(read, end), len(clusters) - 1)][1]
+        for end in accumulate(map(len, nagisa.wakati(text)))
+    ]
+    yield from pairwise([0, *ends])
+
+
+def _cut_korean(text: str) -> Iterator[tuple[int, int]]:
+    """Each word before its endings: after the longest beginning, from 2 letters, that is known.
+
+    As soynlp's LTokenizer does with the dictionary of qwen-asr.
+    """
+    known = korean_dictionary()
+    for word in _NOT_SPACE.finditer(text):
+        lengths = range(len(word[0]), 1, -1)
+        length = next((n for n in lengths if word[0][:n] in known), len(word[0]))
+        middle = word.start() + length
+        yield word.start(), middle
+        if middle < word.end():
+            yield middle, word.end()
+
+
+@cache
+def korean_dictionary() -> frozenset[str]:
+    """Words of Korean, one to a line of the file that QWEN3_ASR_KOREAN_DICT names.
+
+    Else of the file in the package qwen-asr, where it is installed (``pip install --no-deps
+    qwen-asr`` will do). Without either it is empty, and Korean is cut at its spaces only.
+    """
+    given = os.environ.get("QWEN3_ASR_KOREAN_DICT")
+    spec = None if given else find_spec("qwen_asr")
+    if spec and spec.origin:
+        given = str(Path(spec.origin).parent / "inference/assets/korean_dict_jieba.dict")
+    if not given:
+        return frozenset()
+    lines = Path(given).read_text(encoding="utf-8").splitlines()
+    return frozenset(line.split()[0] for line in lines if line.strip())
+
+
+# units -> times -----------------------------------------------------------------------------
+
+
+def _spans(waveform: np.ndarray, units: list[str], class_ms: float) -> _Spans:
+    """The time of each unit, in order, none empty; long audio goes by windows.
+
+    Of a window that is not the last it is not known which words belong to it. So it is asked for
+    fewer than its share, and the next begins where the last sure one ends.
+    """
+    spans: list[Span] = []
+    start = 0  # of the window, in samples
+    size = MAX_WINDOW_S * SAMPLE_RATE
+    while len(waveform) - start > size and len(spans) < len(units):
+        share = size / (len(waveform) - start)
+        asked = units[len(spans) :][: max(1, int(share * _FILL * (len(units) - len(spans))))]
+        window = waveform[start : start + size]
+        [output] = yield [_request(window, asked)]
+        if sure := _sure(_read(output, asked, len(window), class_ms)):
+            spans += _shifted(sure, start / SAMPLE_RATE)
+            start = round(spans[-1][1] * SAMPLE_RATE)
+        else:  # nothing of it is said here
+            start += size // 2
+    if rest := units[len(spans) :]:
+        last = yield from _last_window(waveform[start:], rest, class_ms)
+        spans += _shifted(last, start / SAMPLE_RATE)
+    return _spread(spans, len(waveform) / SAMPLE_RATE, class_ms / 1000)
+
+
+def _last_window(waveform: np.ndarray, units: list[str], class_ms: float) -> _Spans:
+    """The times of units that are all in this audio; where they pile up, it is asked again."""
+    duration = len(waveform) / SAMPLE_RATE
+    [output] = yield [_request(waveform, units)]
+    spans = _read(output, units, len(waveform), class_ms)
+    tried: set[tuple[int, int]] = set()
+    for _ in range(_MAX_ROUNDS):
+        piles = [pile for pile in _piles(spans, duration, class_ms) if pile[:2] not in tried]
+        if not piles:
+            break
+        tried |= {pile[:2] for pile in piles}
+        windows = [
+            waveform[int(low * SAMPLE_RATE) : int(high * SAMPLE_RATE)] for *_, low, high in piles
+        ]
+        requests = [
+            _request(window, units[first:end])
+            for window, (first, end, _, _) in zip(windows, piles, strict=True)
+        ]
+        outputs = yield requests
+        for (first, end, low, _), window, output in zip(piles, windows, outputs, strict=True):
+            again = _read(output, units[first:end], len(window), class_ms)
+            if sum(map(_is_empty, again)) < end - first:
+                spans[first:end] = _shifted(again, low)
+    return spans
+
+
+def _request(waveform: np.ndarray, units: Sequence[str]) -> AlignmentRequest:
+    marked = "".join(f"{unit}{TIMESTAMP}{TIMESTAMP}" for unit in units)
+    return AlignmentRequest(AUDIO_PLACEHOLDER + marked, waveform)
+
+
+def _read(
+    output: AlignmentOutput, units: Sequence[str], num_samples: int, class_ms: float
+) -> list[Span]:
+    """Times in order and inside the audio."""
+    if len(output.classes) != 2 * len(units):
+        raise ValueError(
+            f"the aligner gave {len(output.classes)} times for {len(units)} words, not two each; "
+            f"use the tokenizer that came with the checkpoint, in which {TIMESTAMP} is one token."
+        )
+    duration = num_samples / SAMPLE_RATE
+    times = [min(ms / 1000, duration) for ms in repair([c * class_ms for c in output.classes])]
+    return list(zip(times[::2], times[1::2], strict=True))
+
+
+def repair(times: Sequence[float]) -> list[int]:
+    """Times made to never fall, by moving as few as possible; in whole milliseconds.
+
+    Kept is the longest subsequence that does not fall, of several the one that qwen-asr keeps. One
+    or two others between kept times go to the nearer, the left of equals; more are interpolated.
+    """
+    kept = _longest_rising(times)
+    repaired = list(times)
+    for left, right in pairwise([-1, *kept, len(times)]):
+        low = times[left] if left >= 0 else times[right] if right < len(times) else 0
+        high = times[right] if right < len(times) else low
+        count = right - left - 1
+        step = (high - low) / (count + 1)
+        for i in range(1, count + 1):
+            if count > 2:
+                repaired[left + i] = low + step * i
+            else:
+                repaired[left + i] = low if i <= count + 1 - i else high
+    return [int(time) for time in repaired]
+
+
+def _longest_rising(values: Sequence[float]) -> list[int]:
+    """Indices of the longest subsequence that does not fall: O(n log n).
+
+    Of several, that whose last element comes first, then the one before it, and so on.
+    """
+    tails: list[float] = []  # the least value at which a subsequence of each length ends
+    ends: list[list[int]] = []  # all indices at which the longest one there has that length
+    negated: list[list[float]] = []  # their values, which fall, negated
+    parents: list[int] = []
+    for index, value in enumerate(values):
+        level = bisect_right(tails, value)
+        if level == len(tails):
+            tails.append(value)
+            ends.append([])
+            negated.append([])
+        tails[level] = value
+        first = ends[level - 1][bisect_left(negated[level - 1], -value)] if level else -1
+        parents.append(first)
+        ends[level].append(index)
+        negated[level].append(-value)
+    chain: list[int] = []
+    index = ends[-1][0] if ends else -1
+    while index >= 0:
+        chain.append(index)
+        index = parents[index]
+    return chain[::-1]
+
+
+def _is_empty(span: Span) -> bool:
+    return span[0] == span[1]
+
+
+def _runs(spans: Sequence[Span]) -> Iterator[tuple[int, int, float, float]]:
+    """Each run of words without length at one time: (first, end), and the room around it."""
+    index = 0
+    for span, group in groupby(spans):
+        first, index = index, index + len(list(group))
+        if _is_empty(span):
+            low = spans[first - 1][1] if first else 0.0
+            high = spans[index][0] if index < len(spans) else float("inf")
+            yield first, index, low, high
+
+
+def _piles(
+    spans: Sequence[Span], duration: float, class_ms: float
+) -> Iterator[tuple[int, int, float, float]]:
+    """The runs that are too many words at one time, where there is room to set them apart."""
+    for first, end, low, high in _runs(spans):
+        high = min(high, duration)
+        if end - first >= _PILE_UP and high - low >= _PILE_UP * class_ms / 1000:
+            yield first, end, low, high
+
+
+def _sure(spans: list[Span]) -> list[Span]:
+    """The first words of a window: up to where words pile up or the window is about to end."""
+    piles = [first for first, end, *_ in _runs(spans) if end - first >= _PILE_UP]
+    late = (i for i, (_, end) in enumerate(spans) if end > MAX_WINDOW_S - _MARGIN_S)
+    return spans[: min(next(late, len(spans)), *piles[:1] or [len(spans)])]
+
+
+def _shifted(spans: Sequence[Span], offset: float) -> list[Span]:
+    return [(start + offset, end + offset) for start, end in spans]
+
+
+def _spread(spans: list[Span], duration: float, least: float) -> list[Span]:
+    """The same times, with words of no length given ``least`` seconds, or what there is.
+
+    They take it from the room around them, first after, then before, then from the longer of
+    their neighbours up to half its length.
+    """
+    for first, end, _, high in list(_runs(spans)):
+        time, need = spans[first][0], (end - first) * least
+        low, high = (spans[first - 1][1] if first else 0.0), min(high, duration)
+        stop = min(high, time + need)
+        start = max(low, min(time, stop - need))
+        before = low - spans[first - 1][0] if first else 0.0
+        after = spans[end][1] - high if end < len(spans) else 0.0
+        short = need - (stop - start)
+        if short > 0 and before >= after:
+            start -= min(short, before / 2)
+            spans[first - 1] = (spans[first - 1][0], start)
+        elif short > 0:
+            stop += min(short, after / 2)
+            spans[end] = (stop, spans[end][1])
+        edges = np.linspace(start, stop, end - first + 1).tolist()
+        spans[first:end] = list(pairwise(edges))
+    return spans
+
+
+# units and times -> words -------------------------------------------------------------------
+
+
+def _words(sentences: Sequence[str], units: Sequence[Unit], spans: Sequence[Span]) -> list[Word]:
+    """Units with the spaces and the punctuation around them, which tile the text."""
+    text = "".join(sentences)
+    borders = list(accumulate(map(len, sentences)))
+    cuts = [_cut(text, left.end, right.start, borders) for left, right in pairwise(units)]
+    stretches = pairwise([0, *cuts, len(text)]) if units else iter(())
+    return [
+        Word(text[start:end], *span) for (start, end), span in zip(stretches, spans, strict=True)
+    ]
+
+
+def _cut(text: str, start: int, end: int, borders: Sequence[int]) -> int:
+    """Where, in what stands between two units, the one ends and the other begins.
+
+    At the end of a sentence; else before an opening mark; else before the last white space.
+    """
+    border = borders[bisect_right(borders, end) - 1] if borders[0] <= end else -1
+    if border >= start:
+        return border
+    gap = text[start:end]
+    marks = (i for i, mark in enumerate(gap) if _opens(gap, i, mark))
+    cut = next(marks, None)
+    before = gap.rstrip() if cut is None else gap[:cut]
+    if cut is None and gap and not gap[-1].isspace():
+        space = max((i for i, char in enumerate(gap) if char.isspace()), default=len(gap) - 1)
+        before = gap[: space + 1]
+    return start + len(before.rstrip())
+
+
+def _opens(gap: str, index: int, mark: str) -> bool:
+    """Whether a mark opens a quotation or bracket: »this« opens where »that« closes."""
+    if category(mark) not in ("Ps", "Pi"):
+        return False
+    is_after_space = index > 0 and gap[index - 1].isspace()
+    return is_after_space or not gap[index + 1 : index + 2].isspace()

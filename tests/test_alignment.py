@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words, prompts and times around the forced aligner, with an oracle in the place of its engine."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3_asr_vllm import alignment
+from qwen3_asr_vllm.alignment import AlignmentOutput, align, repair, split_units
+from qwen3_asr_vllm.geometry import SAMPLE_RATE
+
+# Any text, rich in what units and punctuation are made of.
+TEXTS = st.text(
+    st.sampled_from("aé'9 -–.,?!:;\"“”«»„()\n\u3000。，、“”中文字かナ한국a\u0301😀")
+    | st.characters()
+)
+
+
+class Oracle:
+    """Knows when each unit of a recording is said, but hears only the audio that it is given.
+
+    The recording's samples count up, so a window tells where it is; units are numbered. What is
+    not said in the window ends up at its end, or, with ``stuck_at``, nothing past that many
+    seconds is told apart, as with real aligners past 270 s.
+    """
+
+    def __init__(self, spans, *, stuck_at=float("inf")):
+        self.spans, self.stuck_at = spans, stuck_at
+        self.windows = []
+
+    def __call__(self, request):
+        start, seconds = int(request.waveform[0]) / SAMPLE_RATE, len(request.waveform) / SAMPLE_RATE
+        self.windows.append((start, start + seconds))
+        units = request.prompt.split("<|audio_end|>")[1].split("<timestamp><timestamp>")[:-1]
+        classes = []
+        for unit in units:
+            for time in self.spans[int(unit)]:
+                told = min(time - start, seconds, self.stuck_at)
+                classes.append(round(max(told, 0) * 1000 / 80))
+        return AlignmentOutput(classes)
+
+
+def counting(seconds):
+    return np.arange(seconds * SAMPLE_RATE, dtype=np.float64)
+
+
+def drive(generator, engine):
+    requests = next(generator)
+    while True:
+        try:
+            requests = generator.send([engine(request) for request in requests])
+        except StopIteration as stop:
+            return stop.value
+
+
+def run(seconds, text, engine, **options):
+    generator = align(counting(seconds), text, **options)
+    try:
+        return drive(generator, engine)
+    except StopIteration as stop:  # it asked nothing
+        return stop.value
+
+
+def words_of(transcript):
+    return [word for segment in transcript.segments for word in segment.words]
+
+
+def units(text, language=None):
+    return [unit.spoken for unit in split_units(text, language)]
+
+
+# units --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello, world!", ["Hello", "world"]),
+        ("It's 3.5 % – isn't it?", ["It's", "35", "isn't", "it"]),
+        ("„Grüß Gott“, sagte er.", ["Grüß", "Gott", "sagte", "er"]),
+        ("well-known", ["wellknown"]),
+        ("我用iPhone 15。", ["我", "用", "iPhone", "15"]),
+        ("Это — дом…", ["Это", "дом"]),
+        ("cafe\u0301 😀 ❤\ufe0f", ["café"]),
+        ("… – !", []),
+    ],
+)
+def test_units_are_words_and_chinese_characters(text, expected):
+    assert units(text) == expected
+
+
+def test_japanese_is_cut_by_nagisa():
+    nagisa = pytest.importorskip("nagisa")
+    text = "今日は、天気がいいですね。ｶﾞｷ　ＡＢＣ"
+    assert (
+        units(text)
+        == [w for w in nagisa.tagging(text).words if w not in "、。\u3000"]
+        == [*("今日", "は", "天気", "が", "いい", "です", "ね", "ガキ", "ABC")]
+    )
+
+
+def test_japanese_without_nagisa_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nagisa", None)
+    with pytest.raises(ImportError, match=r"pip install 'qwen3-asr-vllm\[ja\]'"):
+        next(align(np.zeros(16_000), "今日は"))
+
+
+KOREAN = "대한민국은 민주공화국이다. '나는' 학교에서, 친구를 만났다 학교 가"
+
+
+@pytest.fixture
+def korean(monkeypatch, tmp_path):
+    path = tmp_path / "korean"
+    path.write_text("대한 10 x\n대한민국 10 x\n민주공화국 10 x\n학교 10 x\n친구 10 x\n\n만 10 x\n")
+    monkeypatch.setenv("QWEN3_ASR_KOREAN_DICT", str(path))
+    alignment.korean_dictionary.cache_clear()
+    yield alignment.korean_dictionary()
+    alignment.korean_dictionary.cache_clear()
+
+
+def test_korean_is_cut_before_its_endings(korean):
+    assert units(KOREAN)[:4] == ["대한민국", "은", "민주공화국", "이다"]
+
+
+@given(st.lists(st.text("대한민국은학교에서만.,' ", max_size=12)).map(" ".join))
+def test_korean_is_cut_as_by_soynlp(text):
+    tokenizer = pytest.importorskip("soynlp.tokenizer")
+    known = {"대한", "대한민국", "학교", "에서", "민국은", "은학교."}
+    expected = tokenizer.LTokenizer(scores=dict.fromkeys(known, 1.0)).tokenize(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alignment, "korean_dictionary", lambda: known)
+        cut = [text[start:end] for start, end in alignment._cut_korean(text)]
+    assert cut == expected
+
+
+def test_korean_without_a_dictionary_is_cut_at_spaces(monkeypatch):
+    monkeypatch.delenv("QWEN3_ASR_KOREAN_DICT", raising=False)
+    monkeypatch.setattr(alignment, "find_spec", lambda name: None)
+    alignment.korean_dictionary.cache_clear()
+    assert units("나는 학교에서, 친구를") == ["나는", "학교에서", "친구를"]
+    alignment.korean_dictionary.cache_clear()
+
+
+# words --------------------------------------------------------------------------------------
+
+
+@given(TEXTS)
+def test_words_tile_the_text(text):
+    transcript = run(
+        30, text, lambda r: AlignmentOutput([0] * r.prompt.count("<timestamp>")), language="German"
+    )
+    words = words_of(transcript)
+    assert transcript.text == text.strip()
+    assert "".join(s.text for s in transcript.segments) == "".join(w.word for w in words)
+    assert "".join(w.word for w in words) == (text.strip() if units(text, "German") else "")
+    assert len(words) == len(units(text, "German"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["Hello,", " world!"],
+        ["He", " said:", ' "Hello', ' there."', ' "Why', ' not?"'],
+        ["Il", " dit :", " « Bonjour", " Marie »."],
+        ["Sie", " sagte", " »Hallo«", " und", " (leise)", " „tschüss“."],
+        ["他", "说：", "“你", "好”，", "我", "说。"],
+        ["One –", " two …", " three."],
+        ["Ça", " va ?", " Oui !"],
+    ],
+)
+def test_punctuation_stays_with_its_word(words):
+    transcript = run(
+        9, "".join(words), lambda r: AlignmentOutput([0] * r.prompt.count("<timestamp>"))
+    )
+    assert [word.word for word in words_of(transcript)] == words
+
+
+def test_a_segment_is_a_sentence_from_its_first_word_to_its_last():
+    oracle = lambda r: AlignmentOutput([5, 10, 10, 20, 40, 50])  # noqa: E731
+    first, second = run(9, "Guten Tag. Hallo!", oracle, language="German").segments
+    assert (first.text, first.start, first.end) == ("Guten Tag.", 0.4, 1.6)
+    assert (second.text, second.start, second.end) == (" Hallo!", 3.2, 4.0)
+    assert [(w.word, w.start, w.end) for w in first.words] == [
+        ("Guten", 0.4, 0.8),
+        (" Tag.", 0.8, 1.6),
+    ]
+    assert first.language == "German"
+
+
+def test_the_prompt_is_bare():
+    [request] = next(align(np.zeros(32_000), "Guten Tag. <timestamp>"))
+    assert request.prompt == (
+        "<|audio_start|><|audio_pad|><|audio_end|>Guten<timestamp><timestamp>"
+        "Tag<timestamp><timestamp>timestamp<timestamp><timestamp>"
+    )
+    assert len(request.waveform) == 32_000
+
+
+def test_a_language_that_the_aligner_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="does not know Polish.*de German"):
+        next(align(np.zeros(16_000), "dzień dobry", language="Polish"))
+
+
+def test_another_number_of_times_than_words_is_an_error():
+    with pytest.raises(ValueError, match="3 times for 2 words.*tokenizer"):
+        run(5, "a b", lambda request: AlignmentOutput([1, 2, 3]))
+
+
+# times --------------------------------------------------------------------------------------
+
+
+def slow_repair(times):
+    """By definition: every subsequence's length, then the rule of qwen-asr for what is left out."""
+    best = []  # of the longest that ends here: (its length, its indices)
+    for i, time in enumerate(times):
+        before = [best[j] for j in range(i) if times[j] <= time]
+        longest = max((length for length, _ in before), default=0)
+        chain = next((chain for length, chain in before if length == longest), [])
+        best.append((longest + 1, [*chain, i]))
+    most = max(length for length, _ in best)
+    kept = next(chain for length, chain in best if length == most)
+    repaired = []
+    for i, time in enumerate(times):
+        if i in kept:
+            repaired.append(time)
+            continue
+        left = max((k for k in kept if k < i), default=None)
+        right = min((k for k in kept if k > i), default=None)
+        if left is None or right is None:
+            repaired.append(times[right if left is None else left])
+        elif right - left > 3:
+            step = (times[right] - times[left]) / (right - left)
+            repaired.append(int(times[left] + step * (i - left)))
+        else:
+            repaired.append(times[left if i - left <= right - i else right])
+    return repaired
+
+
+@given(st.lists(st.integers(0, 30).map(lambda c: c * 80), min_size=1, max_size=60))
+def test_repair_is_that_of_qwen_asr(times):
+    repaired = repair(times)
+    assert repaired == slow_repair(times)
+    assert repaired == sorted(repaired)
+    assert repair(repaired) == repaired
+
+
+def assert_ordered(transcript):
+    end = 0.0
+    for segment in transcript.segments:
+        assert segment.start == segment.words[0].start and segment.end == segment.words[-1].end
+        for word in segment.words:
+            assert end <= word.start < word.end <= transcript.duration
+            end = word.end
+
+
+@given(st.data())
+def test_every_word_lasts_and_stays_in_order_inside_the_recording(data):
+    """Whatever the model answers, however often it is asked."""
+    count, seconds = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 8))
+    classes = st.integers(0, 120) | st.just(50)
+
+    def answer(request):
+        number = request.prompt.count("<timestamp>")
+        return AlignmentOutput(data.draw(st.lists(classes, min_size=number, max_size=number)))
+
+    transcript = run(seconds, " ".join(map(str, range(count))), answer)
+    assert len(words_of(transcript)) == count
+    assert_ordered(transcript)
+
+
+def said(count, *, first=1.0, pace=0.4):
+    return [(first + i * pace, first + (i + 0.75) * pace) for i in range(count)]
+
+
+def furthest(words, spans):
+    return max(
+        abs(time - expected)
+        for word, span in zip(words, spans, strict=True)
+        for time, expected in zip((word.start, word.end), span, strict=True)
+    )
+
+
+def test_words_that_pile_up_are_asked_about_again():
+    spans = said(400)  # up to 161 s
+    oracle = Oracle(spans, stuck_at=90)
+    transcript = run(170, " ".join(map(str, range(400))), oracle)
+    assert furthest(words_of(transcript), spans) < 0.13
+    assert len(oracle.windows) == 2
+    assert_ordered(transcript)
+
+
+@pytest.mark.parametrize("pause", [0, 250])
+def test_a_long_recording_goes_by_windows(pause):
+    """With a pause longer than a window, too, in which none of the words are said."""
+    spans = [(s + pause * (i > 300), e + pause * (i > 300)) for i, (s, e) in enumerate(said(1500))]
+    oracle = Oracle(spans)
+    transcript = run(610 + pause, " ".join(map(str, range(1500))), oracle)
+    assert furthest(words_of(transcript), spans) < 0.13
+    assert all(end - start < 180.001 for start, end in oracle.windows)
+    assert_ordered(transcript)
+
+
+def test_a_checkpoint_may_have_other_classes():
+    transcript = run(5, "a b", lambda r: AlignmentOutput([0, 20, 20, 40]), class_ms=40)
+    assert [(w.start, w.end) for w in words_of(transcript)] == [(0, 0.8), (0.8, 1.6)]
