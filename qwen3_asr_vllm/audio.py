@@ -117,6 +117,13 @@ def split_at_silence(
     return list(pairwise([*(cut * HOP_LENGTH for cut in cuts), len(waveform)]))
 
 
+def halve_at_silence(waveform: np.ndarray) -> int:
+    """Where to cut a clip in two, in samples: in the widest quiet stretch of its middle half."""
+    levels = _levels(waveform)
+    margin = len(levels) // 4
+    return (margin + _widest_quiet(levels[margin : len(levels) - margin])) * HOP_LENGTH
+
+
 def quiet_frames(waveform: np.ndarray) -> np.ndarray:
     """Which whole frames are pauses rather than speech, shape (len(waveform) // 160,), bool."""
     return _is_quiet(_levels(waveform)) if len(waveform) >= HOP_LENGTH else np.zeros(0, bool)

@@ -15,11 +15,12 @@ import json
 import re
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from fastapi import Depends, FastAPI, Request
@@ -36,17 +37,16 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from .audio import MAX_DURATION_S, load_audio
-from .geometry import SAMPLE_RATE
+from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .languages import language_code, resolve_language, separator
-from .prompt import OutputStream
 from .transcript import FORMATS, Transcript
-from .transcription import EngineOutput, EngineRequest, Steps, transcribe
+from .transcription import EngineOutput, EngineRequest, LiveText, Steps, transcribe
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
     from vllm.engine.protocol import EngineClient
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-    from vllm.outputs import RequestOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
@@ -322,6 +322,7 @@ class Transcriber(GenerateBaseServing):
         self.sampling_defaults = self.model_config.get_diff_sampling_param()
         max_num_seqs = engine_client.vllm_config.scheduler_config.max_num_seqs
         self.max_parallel_clips = max(1, max_num_seqs // CLIP_SHARE)
+        self.slot_ids = slot_ids(self.renderer.get_tokenizer())
         self.pool = ThreadPoolExecutor(
             _limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
         )
@@ -336,7 +337,6 @@ class Transcriber(GenerateBaseServing):
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
         generate = partial(
             self._generate,
-            request_id=request_id,
             params=form.sampling_params(self.sampling_defaults),
             lora_request=self._maybe_get_adapters(form),
             trace_headers=await self._get_trace_headers(raw_request.headers),
@@ -347,9 +347,9 @@ class Transcriber(GenerateBaseServing):
         return Recording(
             request_id=request_id,
             model=form.model or self.models.model_name(),
-            language=form.language,
             steps=await in_pool(self._steps, form),
             generate=generate,
+            slot_ids=self.slot_ids,
             in_pool=in_pool,
             seats=asyncio.Semaphore(self.max_parallel_clips),
         )
@@ -357,19 +357,15 @@ class Transcriber(GenerateBaseServing):
     async def _generate(
         self, request: EngineRequest, *, request_id: str, params: SamplingParams, **options: Any
     ) -> AsyncIterator[RequestOutput]:
-        audio = {"audio": (request.waveform, SAMPLE_RATE)}
-        prompt = {"prompt": request.prompt, "multi_modal_data": audio}
         rendered = await self.renderer.render_cmpl_async(
-            [parse_model_prompt(self.model_config, prompt)]
+            [parse_model_prompt(self.model_config, engine_prompt(request))]
         )
-        params = params.clone()
-        params.max_tokens = min(request.max_tokens, params.max_tokens or request.max_tokens)
-        clip_id = f"{request_id}-{request.clip_index}"
-        async for output in self.engine_client.generate(rendered[0], params, clip_id, **options):
-            self._raise_if_error(output.outputs[0].finish_reason, clip_id)
+        params = sampling_params(request.decoding, self.slot_ids, params)
+        async for output in self.engine_client.generate(rendered[0], params, request_id, **options):
+            self._raise_if_error(output.outputs[0].finish_reason, request_id)
             yield output
 
-    def _steps(self, form: Form) -> Steps:
+    def _steps(self, form: Form) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""
         max_duration_s = _limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S)
         try:
@@ -393,27 +389,46 @@ class Transcriber(GenerateBaseServing):
 class Clip:
     """The answer to one request, as the engine writes it."""
 
-    def __init__(self, language: str | None) -> None:
+    def __init__(self, request: EngineRequest, ids: Mapping[str, int]) -> None:
         self.inbox: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
-        self.output = EngineOutput("")
-        self._stream = OutputStream(language=language)
+        self._answer = Answer(request.decoding, ids)
+        self._live = LiveText(request)
 
     async def deltas(self, left: str) -> AsyncIterator[str]:
-        """Its text, joined to what is on the left of it; when it ends, ``output`` is complete."""
+        """Its text, as far as it stays, joined to what is on the left of it."""
         async for piece in self._pieces():
             yield separator(left, piece) + piece
             left = ""  # no seam inside the clip
 
+    async def wait(self) -> None:
+        """For the end of an answer of which nothing is shown."""
+        async for _ in self._messages():
+            pass
+
+    @property
+    def output(self) -> EngineOutput:
+        return self._answer.output(shown=self._live.shown)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether ``deltas`` were all of the text that will be."""
+        return self._live.is_settled
+
     async def _pieces(self) -> AsyncIterator[str]:
+        finish_reason = None
+        async for completion in self._messages():
+            finish_reason = completion.finish_reason
+            if piece := self._live.push(completion.text):
+                yield piece
+        if piece := self._live.finish(finish_reason):
+            yield piece
+
+    async def _messages(self) -> AsyncIterator[CompletionOutput]:
         while (message := await self.inbox.get()) is not None:
             if isinstance(message, Exception):
                 raise message
-            completion = message.outputs[0]
-            self.output = EngineOutput(self.output.text + completion.text, completion.finish_reason)
-            if piece := self._stream.push(completion.text):
-                yield piece
-        if piece := self._stream.finish():
-            yield piece
+            self._answer.push(message.outputs[0])
+            yield message.outputs[0]
 
 
 @dataclass
@@ -422,43 +437,54 @@ class Recording:
 
     request_id: str
     model: str
-    language: str | None
-    steps: Steps
-    generate: Callable[[EngineRequest], AsyncIterator[RequestOutput]]
+    steps: Steps[Transcript]
+    generate: Callable[..., AsyncIterator[RequestOutput]]
+    slot_ids: Mapping[str, int]
     in_pool: Callable[..., Awaitable[Any]]  # runs a function beside the event loop
     seats: asyncio.Semaphore  # held by a clip while the engine decodes it
+    numbers: Iterator[int] = field(default_factory=count)  # of the engine's requests
     prompt_tokens: int = 0
     output_tokens: int = 0
     is_cut_off: bool = False  # a clip reached its token limit
 
     async def deltas(self) -> AsyncGenerator[str, None]:
-        """The text, in the order of the clips; when it ends there is ``steps.transcript``.
+        """The text, in the order of the clips; when it ends there is ``steps.result``.
 
+        After a clip that must be asked for again, the rest comes at once when all is done.
         Closing this, or cancelling who waits for it, aborts what the engine still decodes.
         """
         text = ""
+        is_live = True
         while requests := self.steps.requests:
-            clips = [Clip(self.language) for _ in requests]
+            clips = [Clip(request, self.slot_ids) for request in requests]
             decode = map(self._decode, requests, clips)
             tasks = [asyncio.create_task(coroutine) for coroutine in decode]
             try:
                 for clip in clips:
+                    if not is_live:
+                        await clip.wait()
+                        continue
                     async for delta in clip.deltas(text):
                         text += delta
                         yield delta
+                    is_live = clip.is_settled
             finally:
                 for task in tasks:
                     task.cancel()
             outputs = [clip.output for clip in clips]
             self.is_cut_off |= any(output.finish_reason == "length" for output in outputs)
             await self.in_pool(self.steps.send, outputs)
+            is_live = False
+        if rest := self.steps.result.text[len(text) :]:
+            yield rest
 
     async def _decode(self, request: EngineRequest, clip: Clip) -> None:
         end: Exception | None = None
         prompt_tokens = 0
         try:
             async with self.seats:
-                async for output in self.generate(request):
+                request_id = f"{self.request_id}-{next(self.numbers)}"
+                async for output in self.generate(request, request_id=request_id):
                     prompt_tokens = len(output.prompt_token_ids or ()) or prompt_tokens
                     self.output_tokens += len(output.outputs[0].token_ids)
                     clip.inbox.put_nowait(output)
@@ -499,7 +525,7 @@ async def create_transcription(
         )
     async for _ in recording.deltas():
         pass
-    return _response(recording.steps.transcript, form)
+    return _response(recording.steps.result, form)
 
 
 def _response(transcript: Transcript, form: Form) -> Response:
@@ -539,7 +565,7 @@ async def _events(recording: Recording, *, with_usage: bool) -> AsyncIterator[st
                 yield delta_event(delta)
         yield delta_event("", "length" if recording.is_cut_off else "stop")
         done = {"type": "transcript.text.done", "choices": [], "usage": recording.usage}
-        yield _event(done | _summary(recording.steps.transcript) | chunk)
+        yield _event(done | _summary(recording.steps.result) | chunk)
     except Exception as error:  # the status has been sent, so the client is told in the stream
         logger.exception("Transcription %s failed.", recording.request_id)
         yield _event(create_error_response(error).model_dump())

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from .audio import AudioSource, load_audio
 from .decoding import DEFAULT_CLIP_S
-from .geometry import SAMPLE_RATE
+from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, run_together, transcribe
 
@@ -58,8 +58,10 @@ class Qwen3ASR:
         audio: list[AudioSource],
         *,
         language: str | None = None,
+        languages: Sequence[str] = (),
         context: str = "",
         max_clip_s: float = DEFAULT_CLIP_S,
+        confidences: bool = False,
     ) -> list[Transcript]: ...
 
     @overload
@@ -68,8 +70,10 @@ class Qwen3ASR:
         audio: AudioSource,
         *,
         language: str | None = None,
+        languages: Sequence[str] = (),
         context: str = "",
         max_clip_s: float = DEFAULT_CLIP_S,
+        confidences: bool = False,
     ) -> Transcript: ...
 
     def transcribe(
@@ -77,16 +81,19 @@ class Qwen3ASR:
         audio: AudioSource | list[AudioSource],
         *,
         language: str | None = None,
+        languages: Sequence[str] = (),
         context: str = "",
         max_clip_s: float = DEFAULT_CLIP_S,
+        confidences: bool = False,
     ) -> Transcript | list[Transcript]:
         """Transcribe one recording, or a list of them together, which is much faster.
 
         A recording is anything that ``load_audio`` takes: a path, bytes, a binary file, a
         waveform, or a pair of an array and its sampling rate. ``language`` is a name or code
-        that is forced on every clip; None lets the model tell. ``context`` is text that biases
-        the model: names, terms, what was said before. ``max_clip_s`` is the most audio, 1 to
-        1200 s, that the model hears at once.
+        that is forced on every clip; None lets the model tell, from among ``languages`` if there
+        are any. ``context`` is text that biases the model: names, terms, what was said before,
+        up to 10,000 characters. ``max_clip_s`` is the most audio, 1 to 1200 s, that the model
+        hears at once. ``confidences`` fills those of the segments, and their tokens.
 
         Raises ValueError, before the engine runs, for an unknown language and, naming the file,
         for a recording that cannot be read; OSError for a file that cannot be opened.
@@ -94,7 +101,12 @@ class Qwen3ASR:
         sources = audio if isinstance(audio, list) else [audio]
         transcriptions = [
             transcribe(
-                load_audio(source), language=language, context=context, max_clip_s=max_clip_s
+                load_audio(source),
+                language=language,
+                languages=languages,
+                context=context,
+                max_clip_s=max_clip_s,
+                confidences=confidences,
             )
             for source in sources
         ]
@@ -102,18 +114,16 @@ class Qwen3ASR:
         return transcripts if isinstance(audio, list) else transcripts[0]
 
     def _generate(self, requests: Sequence[EngineRequest]) -> list[EngineOutput]:
-        from vllm import SamplingParams
-
+        ids = slot_ids(self.llm.get_tokenizer())
         results = self.llm.generate(
-            [
-                {"prompt": r.prompt, "multi_modal_data": {"audio": (r.waveform, SAMPLE_RATE)}}
-                for r in requests
-            ],
-            [SamplingParams(temperature=0.0, max_tokens=r.max_tokens) for r in requests],
+            list(map(engine_prompt, requests)),
+            [sampling_params(request.decoding, ids) for request in requests],
             use_tqdm=False,
         )
-        completions = [result.outputs[0] for result in results]
-        return [EngineOutput(c.text, c.finish_reason) for c in completions]
+        answers = [Answer(request.decoding, ids) for request in requests]
+        for answer, result in zip(answers, results, strict=True):
+            answer.push(result.outputs[0])
+        return [answer.output() for answer in answers]
 
 
 def engine_defaults(given: Collection[str]) -> dict[str, Any]:

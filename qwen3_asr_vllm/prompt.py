@@ -20,6 +20,9 @@ from .languages import LANGUAGES, separator
 ASR_TEXT = "<asr_text>"
 AUDIO_PLACEHOLDER = "<|audio_start|><|audio_pad|><|audio_end|>"
 
+MAX_CONTEXT = 10_000  # characters; Qwen3-ASR reads up to 10,000 tokens of context
+
+_GAP = re.compile(r"[\s,;，、；。]+")
 _CONTROL_TOKEN = re.compile(rf"<\|[^|]*\|>|{ASR_TEXT}")
 
 _NAMES = (*LANGUAGES.values(), "None")  # None: no speech
@@ -55,13 +58,24 @@ def sanitize_context(text: str) -> str:
     return text.replace("<", "") if _CONTROL_TOKEN.search(text) else text
 
 
-def build_prompt(*, context: str = "", language: str | None = None, num_audios: int = 1) -> str:
+def cap_context(text: str) -> str:
+    """As much of a context as the model was made to read, cut where an item or word ends."""
+    if len(text) <= MAX_CONTEXT:
+        return text
+    ends = [match.start() for match in _GAP.finditer(text, MAX_CONTEXT // 2, MAX_CONTEXT + 1)]
+    return text[: max(ends, default=MAX_CONTEXT)]
+
+
+def build_prompt(
+    *, context: str = "", language: str | None = None, text: str = "", num_audios: int = 1
+) -> str:
     """The prompt of one request, equal to the checkpoint's chat template byte for byte.
 
     ``context`` is sanitised here. ``language`` is a name that ``resolve_language`` gave;
     it opens the answer, so the model cannot choose another, nor say that nobody speaks.
+    ``text`` is what it has written in that language already, and goes on from.
     """
-    header = f"language {language}{ASR_TEXT}" if language else ""
+    header = f"language {language}{ASR_TEXT}{sanitize_context(text)}" if language else ""
     return (
         f"<|im_start|>system\n{sanitize_context(context)}<|im_end|>\n"
         f"<|im_start|>user\n{AUDIO_PLACEHOLDER * num_audios}<|im_end|>\n"
@@ -82,6 +96,14 @@ def parse_output(raw: str, *, language: str | None = None) -> ParsedOutput:
     stream = OutputStream(language=language)
     text = stream.push(raw) + stream.finish()
     return ParsedOutput(stream.language, text)
+
+
+def header_end(raw: str, *, language: str | None = None) -> int:
+    """Characters before the text of an answer, as far as its first header and tag go."""
+    if language is not None:
+        return 0
+    header = _HEADER.match(raw.lstrip())
+    return header.end() + len(raw) - len(raw.lstrip()) if header else 0
 
 
 class OutputStream:

@@ -41,11 +41,23 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token that the model wrote. The texts of all tokens of an answer make its text.
+
+    Of a character that takes several tokens, the last has it and the others are empty.
+    """
+
+    id: int
+    text: str
+    logprob: float  # nats
+
+
+@dataclass(frozen=True)
 class Segment:
     """A timed stretch of transcript, a sentence or a clause; ``language`` is a name.
 
     ``text`` begins with the white space before it, so that the texts of all segments, put
-    together, are the text of the transcript.
+    together, are the text of the transcript. Confidences are the model's own, where asked for.
     """
 
     start: float
@@ -56,16 +68,21 @@ class Segment:
     no_speech_prob: float | None = None
     avg_logprob: float | None = None  # nats per token
     words: tuple[Word, ...] | None = None
+    tokens: tuple[Token, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """One recording, transcribed. ``warnings`` say where ``text`` may be incomplete."""
+    """One recording, transcribed. ``warnings`` say where ``text`` may be incomplete.
+
+    ``loops`` counts answers that went round in circles and were asked for again.
+    """
 
     text: str
     duration: float
     segments: tuple[Segment, ...] = ()
     warnings: tuple[str, ...] = ()
+    loops: int = 0
 
     @property
     def languages(self) -> tuple[str, ...]:

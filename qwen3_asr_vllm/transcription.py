@@ -6,100 +6,148 @@
                           -- returns -->  Transcript
 
 A generator decides what to ask and what to make of the answers; whoever drives it owns the
-engine. Offline, HTTP and WebSocket drive the same one, so they decide alike.
+engine. Offline, HTTP and WebSocket drive the same one, so they decide alike. Most recordings take
+one round. An answer that loops, or is in no language that may be, is asked for again in the next.
 
 When a sentence is said is estimated from its share of the text and the pauses of its clip.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from .audio import is_silent, quiet_frames, split_at_silence
-from .decoding import DEFAULT_CLIP_S, max_new_tokens
+from .audio import halve_at_silence, is_silent, quiet_frames, split_at_silence
+from .decoding import (
+    DEFAULT_CLIP_S,
+    LOOP_PENALTY,
+    Decoding,
+    is_leak,
+    is_loop,
+    language_probability,
+    max_new_tokens,
+    may_leak,
+    mean_logprob,
+    place_tokens,
+    settled_length,
+)
 from .geometry import HOP_LENGTH, SAMPLE_RATE
 from .languages import resolve_language, separator
-from .prompt import ParsedOutput, build_prompt, parse_output
-from .transcript import Segment, Transcript, display_width, split_sentences
+from .prompt import (
+    MAX_CONTEXT,
+    OutputStream,
+    ParsedOutput,
+    build_prompt,
+    cap_context,
+    parse_output,
+)
+from .transcript import Segment, Token, Transcript, display_width, split_sentences
 
 _PAUSE_SHARE = 0.2  # of the text that belongs to a frame of speech, what a quiet one is given
 _NEAR_S = 1.0  # a pause that is this far from where it is expected counts half
 _MARGIN_FRAMES = 10  # of quiet on either side of speech that count as speech: it fades
+_SHORTEST_CUT_S = 2.0  # a clip that is shorter is not cut in halves
+
+# What may be wrong with an answer, as warnings say it.
+OTHER_LANGUAGE = "the language is none of the candidates."
+LEAK = "the answer was the context said back, and was dropped."
+LOOP = "decoding went round in circles; what it repeated is given three times."
+CUT_OFF = "decoding stopped at the token limit; the text of this clip may be cut off or repeated."
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
 class EngineRequest:
-    """One clip for the engine to decode, greedily."""
+    """One clip for the engine to decode."""
 
-    prompt: str
     waveform: np.ndarray  # the clip: shape (samples,), float32, 16 kHz
-    max_tokens: int
-    clip_index: int  # in the recording, from 0; silent clips count
+    clip_index: int  # in the recording, from 0; silent clips count, and halves share one
     start: float  # seconds into the recording
+    decoding: Decoding
+    context: str = ""
+    language: str | None = None  # forced; "None" where nobody was heard to speak
+    candidates: tuple[str, ...] = ()  # the languages of which the model may name one
+    text: str = ""  # what the answer goes on from: it was shown, and stays
+
+    @property
+    def prompt(self) -> str:
+        return build_prompt(context=self.context, language=self.language, text=self.text)
 
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """What the engine wrote for one request."""
+    """What the engine wrote for one request.
+
+    ``tokens`` and ``slot`` are there where the request's ``decoding`` wants them: all tokens, and
+    the log-probabilities, by the first token of the name, at the place of the language.
+    """
 
     text: str
-    finish_reason: str | None = None  # vLLM's: "stop", or "length" where the budget ran out
+    finish_reason: str | None = None  # vLLM's: "stop", "length" for the budget, "repetition"
+    shown: str = ""  # the beginning of the text that somebody has seen
+    tokens: tuple[Token, ...] | None = None
+    slot: Mapping[str, float] = field(default_factory=dict)
 
 
-Transcription: TypeAlias = Generator[list[EngineRequest], list[EngineOutput], Transcript]
+Rounds: TypeAlias = Generator[list[EngineRequest], list[EngineOutput], _Result]
+Transcription: TypeAlias = Rounds[Transcript]
 
 
 def transcribe(
     waveform: np.ndarray,
     *,
     language: str | None = None,
+    languages: Sequence[str] = (),
     context: str = "",
     max_clip_s: float = DEFAULT_CLIP_S,
+    confidences: bool = False,
 ) -> Transcription:
     """Transcribe one recording: yields requests, is sent their outputs, returns a Transcript.
 
-    ``language`` is a name or code, None to let the model tell each clip's own. ``context`` biases
-    every clip. A silent clip is not sent, and has no segments, as any in which nobody speaks. A
-    recording of silence yields nothing.
+    ``language`` is a name or code, None to let the model tell each clip's own, from among
+    ``languages`` if there are any. ``context`` biases every clip. A silent clip is not sent, and
+    has no segments, as any in which nobody speaks. A recording of silence yields nothing.
+    ``confidences`` fills those of the segments, and their tokens.
 
     Raises ValueError on the first step for an unknown language or a bad ``max_clip_s``.
     """
     language = resolve_language(language)
-    clips = split_at_silence(waveform, max_clip_s=max_clip_s)
-    requests = _requests(waveform, clips, build_prompt(context=context, language=language))
-    outputs = (yield requests) if requests else []
-    text = ""
-    segments: list[Segment] = []
-    for request, output in zip(requests, outputs, strict=True):
-        parsed = parse_output(output.text, language=language)
-        seam = separator(text, parsed.text)
-        segments += _segments(request, seam, parsed)
-        text += seam + parsed.text
-    return Transcript(
-        text=text,
-        duration=len(waveform) / SAMPLE_RATE,
-        segments=tuple(segments),
-        warnings=tuple(_warnings(requests, outputs)),
+    candidates = tuple(dict.fromkeys(filter(None, map(resolve_language, languages))))
+    kept = cap_context(context)
+    ask = _Ask(
+        waveform=waveform,
+        language=language or (candidates[0] if len(candidates) == 1 else None),
+        candidates=candidates if len(candidates) > 1 and not language else (),
+        context=kept,
+        wants_logprobs=confidences,
     )
+    clips = split_at_silence(waveform, max_clip_s=max_clip_s)
+    heard = yield from _together([_hear(ask, index, span) for index, span in enumerate(clips)])
+    cut = [_cut_context(context, kept)] if kept != context else []
+    return _join([part for parts in heard for part in parts], waveform, cut)
 
 
-class Steps:
-    """A transcription as what it asks now: ``requests``, until there is a ``transcript``."""
+class Steps(Generic[_Result]):
+    """Rounds of questions as what they ask now: ``requests``, until there is a ``result``."""
 
-    def __init__(self, transcription: Transcription) -> None:
-        self._transcription = transcription
+    requests: list[EngineRequest]
+    result: _Result
+
+    def __init__(self, rounds: Rounds[_Result]) -> None:
+        self._rounds = rounds
         self.send(None)
 
     def send(self, outputs: list[EngineOutput] | None) -> None:
         try:
             # A generator that has not begun takes None, whatever its send type says.
-            self.requests = self._transcription.send(outputs)  # type: ignore[arg-type]
+            self.requests = self._rounds.send(outputs)  # type: ignore[arg-type]
         except StopIteration as stop:
             self.requests = []
-            self.transcript: Transcript = stop.value
+            self.result = stop.value
 
 
 def run_together(
@@ -107,42 +155,267 @@ def run_together(
     generate: Callable[[list[EngineRequest]], list[EngineOutput]],
 ) -> list[Transcript]:
     """Drive many recordings at once; each round is one call with all their pending requests."""
-    recordings = list(map(Steps, transcriptions))
-    while pending := [steps for steps in recordings if steps.requests]:
-        answers = iter(generate([request for steps in pending for request in steps.requests]))
-        for steps in pending:
-            steps.send(list(islice(answers, len(steps.requests))))
-    return [steps.transcript for steps in recordings]
+    steps = Steps(_together(transcriptions))
+    while steps.requests:
+        steps.send(generate(steps.requests))
+    return steps.result
 
 
-def _requests(
-    waveform: np.ndarray, clips: list[tuple[int, int]], prompt: str
-) -> list[EngineRequest]:
-    """One request for each clip in which there is anything to hear."""
-    return [
-        EngineRequest(
-            prompt=prompt,
-            waveform=waveform[start:end],
-            max_tokens=max_new_tokens((end - start) / SAMPLE_RATE),
+class LiveText:
+    """The text of one answer while the engine writes it, as far as nothing will take it back.
+
+    Withheld are copies of a repeated run, of which a loop keeps few; what may be the context said
+    back; and all of an answer whose language is no candidate. If the answer is to be asked for
+    again, ``finish`` returns nothing, ``shown`` is what the next one will begin with, and
+    ``is_settled`` stays False.
+    """
+
+    def __init__(self, request: EngineRequest) -> None:
+        self.shown = ""
+        self.is_settled = False
+        self._request = request
+        self._stream = OutputStream(language=request.language)
+        self._text = ""
+        self._may_leak = True
+
+    def push(self, raw: str) -> str:
+        """Take the next characters of the answer; return the text that they settle."""
+        self._text += self._stream.push(raw)
+        self._may_leak = self._may_leak and may_leak(self._text, self._request.context)
+        if not self._text or self._may_leak or not self._is_candidate():
+            return ""
+        return self._show(settled_length(self._text))
+
+    def finish(self, finish_reason: str | None) -> str:
+        """Return the rest of the text: the answer is complete."""
+        self._text += self._stream.finish()
+        parsed = ParsedOutput(self._stream.language, self._text)
+        fault = _fault(self._request, parsed, finish_reason)
+        self.is_settled = fault in (None, LEAK)
+        return "" if fault else self._show(len(self._text))
+
+    def _is_candidate(self) -> bool:
+        return _may_be(self._stream.language, self._request.candidates)
+
+    def _show(self, length: int) -> str:
+        delta = self._text[len(self.shown) : length]
+        self.shown += delta
+        return delta
+
+
+# what is asked, and asked again -------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What became of a clip, or of a half: the text that stays, and how sure the model was."""
+
+    request: EngineRequest
+    parsed: ParsedOutput
+    tokens: Sequence[tuple[int, Token]] | None  # with where in the text each begins
+    language_probability: float | None
+    no_speech_prob: float | None
+    warnings: tuple[str, ...]
+    loops: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Ask:
+    """What all requests of a recording share, and what this attempt does differently."""
+
+    waveform: np.ndarray
+    language: str | None
+    candidates: tuple[str, ...]
+    context: str
+    wants_logprobs: bool
+    is_half: bool = False
+    is_last: bool = False
+    # what stays of an attempt before: text that was shown, and what the model said of the clip
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    language_probability: float | None = None
+    slot: Mapping[str, float] = field(default_factory=dict)
+
+    def request(self, index: int, span: tuple[int, int]) -> EngineRequest:
+        start, end = span
+        names = ("None", *self.candidates) if self.language is None else ()
+        return EngineRequest(
+            waveform=self.waveform[start:end],
             clip_index=index,
             start=start / SAMPLE_RATE,
+            decoding=Decoding(
+                max_tokens=max_new_tokens((end - start) / SAMPLE_RATE),
+                repetition_penalty=LOOP_PENALTY if self.is_last else 1.0,
+                wants_logprobs=self.wants_logprobs,
+                slot_names=names if self.wants_logprobs or self.candidates else (),
+            ),
+            context=self.context,
+            language=self.language,
+            candidates=self.candidates,
+            text=self.text,
         )
-        for index, (start, end) in enumerate(clips)
-        if not is_silent(waveform[start:end])
-    ]
+
+    def read(self, output: EngineOutput) -> ParsedOutput:
+        parsed = parse_output(self.text + output.text, language=self.language)
+        text = parsed.text if parsed.text.startswith(self.text) else self.text
+        return ParsedOutput(None if parsed.language == "None" else parsed.language, text)
+
+    def part(
+        self, request: EngineRequest, parsed: ParsedOutput, output: EngineOutput, warning: str = ""
+    ) -> _Part:
+        """What is left when the answer stays: ``parsed``, with what its tokens say of it."""
+        tokens = None if output.tokens is None else self.tokens + output.tokens
+        named = language_probability(output.tokens or ())
+        no_speech = (self.slot or output.slot).get("None")
+        return _Part(
+            request=request,
+            parsed=parsed,
+            tokens=None
+            if tokens is None
+            else place_tokens(tokens, parsed.text, language=self.language),
+            language_probability=self.language_probability if named is None else named,
+            no_speech_prob=None if no_speech is None else math.exp(no_speech),
+            warnings=(_warn(request, warning),) if warning else (),
+        )
 
 
-def _segments(request: EngineRequest, seam: str, parsed: ParsedOutput) -> Iterator[Segment]:
+def _together(rounds: Sequence[Rounds[_Result]]) -> Rounds[list[_Result]]:
+    """Many as one: each round asks whatever any of them asks."""
+    runs = list(map(Steps, rounds))
+    while pending := [run for run in runs if run.requests]:
+        requests = [request for run in pending for request in run.requests]
+        outputs = yield requests
+        if len(outputs) != len(requests):
+            raise ValueError(f"{len(outputs)} outputs for {len(requests)} requests.")
+        answers = iter(outputs)
+        for run in pending:
+            run.send(list(islice(answers, len(run.requests))))
+    return [run.result for run in runs]
+
+
+def _hear(ask: _Ask, index: int, span: tuple[int, int]) -> Rounds[list[_Part]]:
+    """Ask for one clip until its answer stays. Silence is not asked for."""
+    if is_silent(ask.waveform[slice(*span)]):
+        return []
+    request = ask.request(index, span)
+    (output,) = yield [request]
+    parsed = ask.read(output)
+    fault = _fault(request, parsed, output.finish_reason)
+    if fault is None:
+        warning = CUT_OFF if output.finish_reason == "length" else ""
+        return [ask.part(request, parsed, output, warning)]
+    if fault is LEAK:
+        return [ask.part(request, replace(parsed, text=""), output, LEAK)]
+    if fault is OTHER_LANGUAGE:
+        return (yield from _hear(_in_a_candidate(ask, output), index, span))
+    if ask.is_last:
+        length = max(settled_length(parsed.text), len(ask.text))
+        part = ask.part(request, replace(parsed, text=parsed.text[:length]), output, LOOP)
+        return [replace(part, loops=1)]
+    parts = yield from _hear_again(ask, index, span, parsed, output)
+    return [replace(part, loops=part.loops + (part is parts[0])) for part in parts]
+
+
+def _in_a_candidate(ask: _Ask, output: EngineOutput) -> _Ask:
+    """The same in the likeliest candidate, by the first token of its name, as the model had it."""
+    name = max(ask.candidates, key=lambda name: output.slot.get(name, -math.inf))
+    probability = math.exp(output.slot[name]) if name in output.slot else None
+    return replace(
+        ask, language=name, candidates=(), language_probability=probability, slot=output.slot
+    )
+
+
+def _hear_again(
+    ask: _Ask, index: int, span: tuple[int, int], parsed: ParsedOutput, output: EngineOutput
+) -> Rounds[list[_Part]]:
+    """Ask otherwise for a clip that looped: its halves, or with a penalty on what was written.
+
+    Text that somebody has seen stays, so then the answer goes on from there.
+    """
+    start, end = span
+    if output.shown:
+        placed = place_tokens(output.tokens or (), output.shown, language=ask.language)
+        ask = replace(
+            ask,
+            language=parsed.language or "None",
+            candidates=(),
+            text=output.shown,
+            tokens=tuple(token for _, token in placed),
+            language_probability=language_probability(output.tokens or ()),
+            slot=output.slot,
+        )
+    elif not ask.is_half and end - start >= _SHORTEST_CUT_S * SAMPLE_RATE:
+        middle = start + halve_at_silence(ask.waveform[start:end])
+        halves = [(start, middle), (middle, end)]
+        ask = replace(ask, is_half=True)
+        heard = yield from _together([_hear(ask, index, half) for half in halves])
+        return [part for parts in heard for part in parts]
+    return (yield from _hear(replace(ask, is_last=True), index, span))
+
+
+def _fault(request: EngineRequest, parsed: ParsedOutput, finish_reason: str | None) -> str | None:
+    """What is wrong with an answer; None if it stays."""
+    if parsed.text and not _may_be(parsed.language, request.candidates):
+        return OTHER_LANGUAGE
+    if not request.text and is_leak(parsed.text, request.context):
+        return LEAK
+    return LOOP if is_loop(parsed.text, finish_reason) else None
+
+
+def _may_be(language: str | None, candidates: tuple[str, ...]) -> bool:
+    return language is None or not candidates or language in candidates
+
+
+def _warn(request: EngineRequest, message: str) -> str:
+    end = request.start + len(request.waveform) / SAMPLE_RATE
+    return f"{request.start:.1f}-{end:.1f} s: {message}"
+
+
+def _cut_context(context: str, kept: str) -> str:
+    return (
+        f"context: the last {len(context) - len(kept)} of {len(context)} characters were left "
+        f"out, from {context[len(kept) :].strip()[:20]!r} on; give at most {MAX_CONTEXT}."
+    )
+
+
+# what is made of the answers ----------------------------------------------------------------
+
+
+def _join(parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str]) -> Transcript:
+    text = ""
+    segments: list[Segment] = []
+    for part in parts:
+        seam = separator(text, part.parsed.text)
+        segments += _segments(part, seam)
+        text += seam + part.parsed.text
+    return Transcript(
+        text=text,
+        duration=len(waveform) / SAMPLE_RATE,
+        segments=tuple(segments),
+        warnings=(*warnings, *(warning for part in parts for warning in part.warnings)),
+        loops=sum(part.loops for part in parts),
+    )
+
+
+def _segments(part: _Part, seam: str) -> Iterator[Segment]:
     """The sentences of a clip; ``seam`` is what stands between it and the text before."""
-    sentences = split_sentences(parsed.text)
-    spans = _spans(request.waveform, [max(1, display_width(sentence)) for sentence in sentences])
-    offset = round(request.start * SAMPLE_RATE)
+    sentences = split_sentences(part.parsed.text)
+    widths = [max(1, display_width(sentence)) for sentence in sentences]
+    spans = _spans(part.request.waveform, widths)
+    offset = round(part.request.start * SAMPLE_RATE)
+    at = 0
     for sentence, (start, end) in zip(sentences, spans, strict=True):
+        said = range(at, at := at + len(sentence))
+        tokens = tuple(token for begin, token in part.tokens or () if begin in said)
         yield Segment(
             start=(offset + start) / SAMPLE_RATE,
             end=(offset + end) / SAMPLE_RATE,
             text=seam + sentence,
-            language=parsed.language,
+            language=part.parsed.language,
+            language_probability=part.language_probability,
+            no_speech_prob=part.no_speech_prob,
+            avg_logprob=mean_logprob(tokens),
+            tokens=None if part.tokens is None else tokens,
         )
         seam = ""
 
@@ -196,13 +469,3 @@ def _snap(cut: float, pauses: np.ndarray) -> tuple[float, float]:
     start, end = pauses[np.argmax((ends - starts) / (_NEAR_S * SAMPLE_RATE + distances))].tolist()
     margin, middle = _MARGIN_FRAMES * HOP_LENGTH, (start + end) / 2
     return min(start + margin, middle), max(end - margin, middle)
-
-
-def _warnings(requests: Sequence[EngineRequest], outputs: Sequence[EngineOutput]) -> Iterator[str]:
-    for request, output in zip(requests, outputs, strict=True):
-        if output.finish_reason == "length":
-            end = request.start + len(request.waveform) / SAMPLE_RATE
-            yield (
-                f"{request.start:.1f}-{end:.1f} s: decoding stopped at the token limit; "
-                "the text of this clip may be cut off or repeated."
-            )

@@ -1,11 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The token budget covers speech and stays within the model."""
+"""The token budget, loops, leaks, and which tokens wrote a text: laws, without a model."""
 
-from hypothesis import given
+import math
+
+import pytest
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qwen3_asr_vllm.decoding import max_new_tokens
+from qwen3_asr_vllm.decoding import (
+    is_leak,
+    is_loop,
+    language_probability,
+    max_new_tokens,
+    may_leak,
+    place_tokens,
+    settled_length,
+)
 from qwen3_asr_vllm.geometry import MAX_CLIP_S
+from qwen3_asr_vllm.prompt import parse_output
+from qwen3_asr_vllm.transcript import Token
 
 
 @given(st.floats(0, MAX_CLIP_S))
@@ -21,3 +34,142 @@ def test_a_longer_clip_never_gets_fewer_tokens(a, b):
 def test_the_longest_clip_leaves_the_context_room():
     audio_tokens, max_position_embeddings = 13 * MAX_CLIP_S, 65_536
     assert audio_tokens + max_new_tokens(MAX_CLIP_S) < max_position_embeddings - 10_000
+
+
+# ---- loops ----
+
+short = st.text("ab .,是", max_size=12)  # few letters, so that runs are frequent
+
+
+@given(short, short.filter(str.strip), st.integers(5, 9), st.integers(0, 12))
+def test_three_copies_of_a_run_stay_and_the_rest_of_a_word(before, unit, copies, partial):
+    text = (before + unit * copies + unit[:partial]).strip()
+    kept = text[: settled_length(text)]
+    assert text.startswith(kept)
+    assert len(kept) < len(before) + 4 * len(unit)
+
+
+@given(st.text("ab .", max_size=60))
+def test_a_text_without_a_run_stays_whole(text):
+    """The plain definition: no period of which the end holds more than three copies."""
+    periods = range(1, len(text))
+    ends = ((period, text[-3 * period - 1 :]) for period in periods if len(text) > 3 * period)
+    if not any(end[period:] == end[:-period] for period, end in ends):
+        assert settled_length(text) == len(text.rstrip())
+
+
+def test_a_run_is_cut_where_a_word_ends():
+    for text, kept in [
+        ("Round" + " and round" * 12, "Round and round and round and round"),
+        ("Nein" + ", nein" * 12, "Nein, nein, nein, nein,"),
+        ("好" + "哈哈" * 12, "好哈哈哈"),
+    ]:
+        assert text[: settled_length(text)] == kept
+
+
+@given(short, short, st.integers(2, 9), short)
+def test_what_settled_is_never_taken_back(before, unit, copies, after):
+    text = before + unit * copies + after
+    settled = [settled_length(text[:length]) for length in range(len(text) + 1)]
+    if settled[-1] < len(text.rstrip()):  # it ends in a run, which may be a loop
+        assert max(settled) <= settled[-1]
+
+
+def test_an_answer_loops_if_the_engine_says_so_or_the_budget_is_full_of_one_run():
+    assert is_loop("anything", "repetition")
+    assert is_loop("We will meet again. " * 20, "length")
+    assert not is_loop("We will meet again. " * 20, "stop")
+    assert not is_loop("One hundred thousand is 100000", "length")
+    assert not is_loop("", "length")
+
+
+# ---- leaks ----
+
+WORDS = ["Ada", "Grace Hopper", "Łódź", "李明", "O'Neill", "co-op"]
+lists = st.lists(st.sampled_from(WORDS), min_size=3, unique=True)
+separators = st.sampled_from([", ", ",", "\n", "; ", "、"])
+
+
+@given(lists, separators, separators, st.sampled_from(["", ".", "!"]), st.data())
+def test_a_list_said_back_is_a_leak_in_any_punctuation(items, given_by, said_by, end, data):
+    start = data.draw(st.integers(0, len(items) - 3))
+    stop = data.draw(st.integers(start + 3, len(items)))
+    text = said_by.join(items[start:stop]).upper() + end
+    context = given_by.join(items)
+    assert is_leak(text, context)
+    assert all(may_leak(text[:length], context) for length in range(len(text) + 1))
+
+
+@given(lists, st.integers(0, 5))
+def test_a_keyword_or_two_are_speech(items, start):
+    for said in (items[start : start + 1], items[start : start + 2]):
+        assume(len(said) < len(items))
+        assert not is_leak(", ".join(said), ", ".join(items))
+
+
+@pytest.mark.parametrize(
+    "said", ["Ada and Grace Hopper, Lodz", "I met Ada, Grace Hopper, Łódź.", "Ada, Łódź, Ada"]
+)
+def test_a_sentence_with_keywords_is_speech(said):
+    assert not is_leak(said, "Ada, Grace Hopper, Łódź")
+
+
+def test_a_long_prompt_said_back_whole_is_a_leak_and_a_short_one_is_not():
+    prompt = "A lecture on the history of computing machinery."
+    assert is_leak(prompt.lower(), prompt)
+    assert not is_leak("A lecture on the history.", prompt)
+    assert not is_leak("Ada", "Ada")
+    assert not is_leak("", "Ada, Grace, Joan") and not is_leak("Hello", "")
+
+
+# ---- tokens ----
+
+
+def cut(text, cuts):
+    """Tokens that make a text, each with its number as its id."""
+    at = sorted({0, len(text), *(c % (len(text) + 1) for c in cuts)})
+    pieces = [text[a:b] for a, b in zip(at, at[1:], strict=False)]
+    return [Token(i, piece, -float(i)) for i, piece in enumerate(pieces)]
+
+
+ANSWERS = [
+    "language English<asr_text>Hello there. Hello again.",
+    "language Chinese<asr_text>你好，世界。",
+    "language English\n Hello there.",
+    "no header at all",
+    "language None<asr_text>",
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@given(st.lists(st.integers(0, 99)))
+def test_tokens_are_placed_where_they_wrote(answer, cuts):
+    text = parse_output(answer).text
+    placed = place_tokens(cut(answer, cuts), text)
+    starts = [start for start, _ in placed]
+    assert starts == sorted(starts)
+    assert "".join(token.text for _, token in placed).endswith(text)
+    for start, token in placed[1:]:
+        assert text[start:].startswith(token.text)
+
+
+def test_a_tag_and_a_seam_belong_to_no_token():
+    raw = ["One", "<asr_text>", "two", "<|im_end|>"]
+    tokens = [Token(i, text, 0.0) for i, text in enumerate(raw)]
+    text = parse_output("".join(raw[:3]), language="English").text
+    assert text == "One two"
+    placed = place_tokens(tokens, text, language="English")
+    assert [(start, token.text) for start, token in placed] == [(0, "One"), (3, "two")]
+
+
+def test_parts_of_a_character_are_placed_with_it():
+    tokens = [Token(i, text, 0.0) for i, text in enumerate(["你", "", "", "好", "", ""])]
+    placed = place_tokens(tokens, "你好", language="Chinese")
+    assert [(start, token.id) for start, token in placed] == [(0, 0), (1, 1), (1, 2), (1, 3)]
+
+
+def test_the_probability_of_a_language_is_that_of_all_of_its_name():
+    raw = [("language", -0.5), (" C", -1.0), ("antonese", -2.0), ("<asr_text>", -4.0), ("早", -8.0)]
+    tokens = [Token(i, text, logprob) for i, (text, logprob) in enumerate(raw)]
+    assert language_probability(tokens) == pytest.approx(math.exp(-3))
+    assert language_probability(tokens[4:]) is None

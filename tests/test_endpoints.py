@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +43,13 @@ STOP = "stop"  # why each answer of the engine ends
 # --- without an engine ------------------------------------------------------------------------
 
 
+@cache
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
 class Engine:
     """Answers each request with the next of ``answers``, in pieces of three characters."""
 
@@ -58,7 +66,7 @@ class Engine:
         self.vllm_config = SimpleNamespace(
             scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs)
         )
-        self.renderer = SimpleNamespace(render_cmpl_async=self.render)
+        self.renderer = SimpleNamespace(render_cmpl_async=self.render, get_tokenizer=tokenizer)
 
     async def render(self, prompts):
         return prompts
@@ -88,7 +96,9 @@ class Engine:
 
 
 def output(text, finish_reason):
-    completion = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=[1, 2])
+    completion = SimpleNamespace(
+        text=text, finish_reason=finish_reason, token_ids=[1, 2], logprobs=None
+    )
     return SimpleNamespace(outputs=[completion], prompt_token_ids=[0] * 10)
 
 

@@ -26,6 +26,7 @@ ORDER = (
     "decoding",
     "alignment",
     "transcription",
+    "engine",
     "encoder",
     "processor",
     "model",
@@ -42,6 +43,7 @@ WITHOUT_TORCH = (
     "decoding",
     "alignment",
     "transcription",
+    "engine",
     "offline",
     "cli",
 )

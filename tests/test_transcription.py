@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm.decoding import max_new_tokens
+from qwen3_asr_vllm.languages import separator
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt
-from qwen3_asr_vllm.transcript import Transcript
-from qwen3_asr_vllm.transcription import EngineOutput, run_together, transcribe
+from qwen3_asr_vllm.transcript import Token, Transcript
+from qwen3_asr_vllm.transcription import EngineOutput, LiveText, Steps, run_together, transcribe
 
 
 def recording(*stretches: float) -> np.ndarray:
@@ -38,7 +39,9 @@ def test_requests_are_the_clips_of_the_recording():
     assert all(np.shares_memory(clip, TWO_CLIPS) for clip in clips)
     assert [r.start for r in requests] == pytest.approx([0, 7.5], abs=0.02)
     assert [r.clip_index for r in requests] == [0, 1]
-    assert [r.max_tokens for r in requests] == [max_new_tokens(len(c) / 16_000) for c in clips]
+    assert [r.decoding.max_tokens for r in requests] == [
+        max_new_tokens(len(c) / 16_000) for c in clips
+    ]
     assert transcript.duration == 15
 
 
@@ -124,7 +127,7 @@ def test_reaching_the_token_budget_is_reported():
 def test_outputs_that_do_not_match_the_requests_are_an_error():
     transcription = transcribe(TWO_CLIPS, max_clip_s=10)
     next(transcription)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="1 outputs for 2 requests"):
         transcription.send([EngineOutput("a")])
 
 
@@ -132,6 +135,203 @@ def test_outputs_that_do_not_match_the_requests_are_an_error():
 def test_a_wrong_wish_fails_before_anything_is_asked(wrong):
     with pytest.raises(ValueError, match=r"Klingon|5000"):
         next(transcribe(TWO_CLIPS, **wrong))
+
+
+# ---- more than one round ----
+
+
+class Script:
+    """Answers by the length of the clip in seconds, and by what is asked of it."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+
+    def __call__(self, requests):
+        self.asked.append(requests)
+        return [self.answer(request, len(request.waveform) / 16_000) for request in requests]
+
+
+def loop(text, **fields):
+    return EngineOutput(text, "repetition", **fields)
+
+
+ROUND = "language English<asr_text>Round" + " and round" * 12
+
+
+def drive(answer, waveform=TWO_CLIPS, max_clip_s=20, **wishes):
+    script = Script(answer)
+    (transcript,) = run_together([transcribe(waveform, max_clip_s=max_clip_s, **wishes)], script)
+    return script.asked, transcript
+
+
+def test_a_clip_that_loops_is_heard_in_halves_cut_at_the_pause():
+    def answer(request, seconds):
+        said = "Left." if request.start == 0 else "Right."
+        return loop(ROUND) if seconds > 10 else EngineOutput(f"language English<asr_text>{said}")
+
+    (whole, halves), transcript = drive(answer)
+    np.testing.assert_array_equal(np.concatenate([r.waveform for r in halves]), TWO_CLIPS)
+    assert halves[1].start == pytest.approx(7.5, abs=0.02)
+    assert [r.clip_index for r in halves] == [0, 0]
+    assert all(r.decoding.repetition_penalty == 1 for r in halves)
+    assert transcript.text == "Left. Right."
+    assert [s.start < 7.5 < s.end for s in transcript.segments] == [False, False]
+    assert (transcript.loops, transcript.warnings) == (1, ())
+
+
+def test_a_half_that_loops_again_is_penalized():
+    def answer(request, seconds):
+        stuck = request.start == 0 and request.decoding.repetition_penalty == 1
+        return loop(ROUND) if stuck else EngineOutput("language English<asr_text>Fine.")
+
+    (_, _, again), transcript = drive(answer)
+    assert [r.start for r in again] == [0] and again[0].decoding.repetition_penalty > 1
+    assert transcript.text == "Fine. Fine."
+    assert (transcript.loops, transcript.warnings) == (2, ())
+
+
+def test_what_loops_to_the_end_keeps_three_copies_and_a_warning():
+    asked, transcript = drive(lambda request, seconds: loop(ROUND))
+    assert [len(requests) for requests in asked] == [1, 2, 2]
+    half = "Round and round and round and round"
+    assert transcript.text == f"{half} {half}"
+    assert [warning.split(":")[0] for warning in transcript.warnings] == [
+        "0.0-7.5 s",
+        "7.5-15.0 s",
+    ]
+    assert all("round in circles" in warning for warning in transcript.warnings)
+
+
+def test_other_clips_are_not_asked_again():
+    def answer(request, seconds):
+        return loop(ROUND) if request.start < 7 and seconds > 6 else EngineOutput("fine")
+
+    (first, second), transcript = drive(answer, max_clip_s=10)
+    assert len(first) == 2 and [r.clip_index for r in second] == [0, 0]
+    assert transcript.text == "fine fine fine"
+
+
+def test_a_clip_too_short_to_cut_is_penalized_at_once():
+    (_, (again,)), _ = drive(lambda request, seconds: loop(ROUND), recording(1.5))
+    assert len(again.waveform) == 1.5 * 16_000 and again.decoding.repetition_penalty > 1
+
+
+def test_text_that_was_shown_stays_and_the_answer_goes_on_from_it():
+    shown = "Round and round and round and round"
+
+    def answer(request, seconds):
+        if not request.text:
+            return loop(ROUND, shown=shown)
+        return EngineOutput(" we go.", "stop")
+
+    (_, (again,)), transcript = drive(answer)
+    assert again.prompt.endswith(f"assistant\nlanguage English<asr_text>{shown}")
+    np.testing.assert_array_equal(again.waveform, TWO_CLIPS)
+    assert transcript.text == f"{shown} we go."
+    assert transcript.segments[0].language == "English"
+
+
+def test_a_language_that_is_no_candidate_gives_way_to_the_likeliest_that_is():
+    slot = {"None": -3.0, "English": -2.0, "German": -1.0}
+
+    def answer(request, seconds):
+        if request.language:
+            return EngineOutput("Hallo.")
+        assert request.decoding.slot_names == tuple(slot)
+        return EngineOutput("language Dutch<asr_text>Hallo.", slot=slot, tokens=())
+
+    (_, (again,)), transcript = drive(answer, languages=["en", "German"])
+    assert again.prompt.endswith("language German<asr_text>")
+    assert transcript.languages == ("German",)
+    (segment,) = transcript.segments
+    assert segment.language_probability == pytest.approx(np.exp(-1))
+    assert segment.no_speech_prob == pytest.approx(np.exp(-3))
+
+
+@pytest.mark.parametrize("answer", ["language German<asr_text>Ja.", "language None<asr_text>"])
+def test_a_candidate_or_no_speech_is_not_asked_again(answer):
+    asked, transcript = drive(lambda *_: EngineOutput(answer), languages=["en", "de"])
+    assert len(asked) == 1
+    assert transcript.languages in {("German",), ()}
+
+
+def test_one_candidate_is_forced():
+    ((request,),), _ = drive(lambda *_: EngineOutput("Ja."), languages=["de"])
+    assert request.language == "German"
+
+
+def test_a_context_said_back_is_dropped_and_told():
+    said = "language English<asr_text>Ada, Grace Hopper, Lodz."
+    _, transcript = drive(lambda *_: EngineOutput(said), context="Ada, Grace Hopper, Lodz")
+    assert (transcript.text, transcript.segments) == ("", ())
+    assert "said back" in transcript.warnings[0]
+
+
+def test_a_context_too_long_is_cut_at_an_item_and_told():
+    context = ", ".join(f"word{number}" for number in range(2000))
+    ((request,),), transcript = drive(lambda *_: EngineOutput(""), context=context)
+    assert len(request.context) <= 10_000 and context.startswith(request.context + ",")
+    assert "10000" in transcript.warnings[0] and "word" in transcript.warnings[0]
+
+
+# What an engine may answer: it loops at first, in another language, or says the context back.
+answers = st.lists(
+    st.tuples(
+        st.sampled_from(["", "language English<asr_text>", "language German<asr_text>"]),
+        st.text("ab .,", max_size=8),
+        st.text("ab .", min_size=1, max_size=4),
+        st.integers(0, 12),
+        st.sampled_from(["stop", "length", "repetition"]),
+    ),
+    min_size=12,
+    max_size=12,
+)
+
+
+@settings(deadline=None)
+@given(answers, st.lists(st.integers(1, 9), min_size=1), st.sampled_from(["", "a, b, ab"]))
+def test_what_is_shown_live_is_the_beginning_of_the_text(answers, sizes, context):
+    """A shell that shows all it can of the first round, until a clip is not settled."""
+    steps = Steps(transcribe(TWO_CLIPS, max_clip_s=10, languages=["en", "fr"], context=context))
+    raws = ((head + text + unit * n, why) for head, text, unit, n, why in answers * 3)
+    seen, is_live = "", True
+    while steps.requests:
+        outputs = []
+        for request in steps.requests:
+            raw, why = next(raws)
+            live = LiveText(request)
+            if is_live:
+                cuts = np.cumsum([0, *sizes, len(raw)]).clip(0, len(raw))
+                deltas = [live.push(raw[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+                said = "".join([*deltas, live.finish(why)])
+                seen += separator(seen, said) + said
+                is_live = live.is_settled
+            outputs.append(EngineOutput(raw, why, shown=live.shown))
+        steps.send(outputs)
+        is_live = False
+    assert steps.result.text.startswith(seen)
+
+
+# ---- confidence ----
+
+
+def test_segments_have_the_confidence_of_their_tokens():
+    raw = ["language", " English", "<asr_text>", "One.", " Two", " three."]
+    tokens = tuple(Token(i, text, -float(i)) for i, text in enumerate(raw))
+    output = EngineOutput("".join(raw), "stop", tokens=tokens, slot={"None": -6.0})
+    ((request,),), transcript = drive(lambda *_: output, confidences=True)
+    assert request.decoding.wants_logprobs and request.decoding.slot_names == ("None",)
+    one, two = transcript.segments
+    assert [t.id for t in one.tokens] == [3] and [t.id for t in two.tokens] == [4, 5]
+    assert (one.avg_logprob, two.avg_logprob) == (-3, -4.5)
+    assert one.language_probability == pytest.approx(np.exp(-1))
+    assert two.no_speech_prob == pytest.approx(np.exp(-6))
+
+
+def test_no_confidence_is_asked_for_where_none_is_wanted():
+    ((request,),), transcript = drive(lambda *_: EngineOutput("Hi."))
+    assert not request.decoding.wants_logprobs and not request.decoding.slot_names
+    assert transcript.segments[0].avg_logprob is transcript.segments[0].tokens is None
 
 
 # ---- segments ----
