@@ -384,6 +384,15 @@ VALUES: tuple[bytes, ...] = tuple(
         ),
     )
 )
+NUMBERS = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty"),
+    *("frequency_penalty", "max_completion_tokens", "priority"),
+)
+EXTREME_NUMBERS = (
+    *("0", "1", "-1", "2", "0.5", "1e-300", "1e308", "NaN", "inf", "-inf", "-0", "9" * 40),
+    *(str(2**31 - 1), str(2**31), str(2**32), str(2**63 - 1), str(2**63), str(2**64)),
+    *(str(-(2**31) - 1), str(-(2**63)), str(-(2**63) - 1), "3.0", "1e3", "100000"),
+)
 FILE_NAMES = (
     *(
         "a.wav",
@@ -435,6 +444,11 @@ def form_case(number: int) -> FormCase:
 
 
 def _fields(rng: np.random.Generator) -> list[tuple[str, bytes]]:
+    if rng.random() < 0.4:  # a number that is one, and still wrong
+        return [
+            (NUMBERS[i], EXTREME_NUMBERS[int(rng.integers(len(EXTREME_NUMBERS)))].encode())
+            for i in rng.integers(0, len(NUMBERS), int(rng.integers(1, 3)))
+        ]
     names = [FIELDS[i] for i in rng.integers(0, len(FIELDS), int(rng.integers(0, 5)))]
     suffixes = ["", "", "", "[]", "[0]", "[a][b]", "\\"]
     return [

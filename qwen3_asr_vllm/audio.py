@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from itertools import chain, pairwise
@@ -51,6 +51,7 @@ def load_audio(
     *,
     sampling_rate: int | None = None,
     max_duration_s: float = MAX_DURATION_S,
+    on_progress: Callable[[float], object] | None = None,
 ) -> np.ndarray:
     """The waveform of a recording, shape (samples,), float32, 16 kHz.
 
@@ -58,7 +59,8 @@ def load_audio(
     start), an array, or a pair of an array and its sampling rate. An array is float in [-1, 1],
     int16 or int32, of shape (samples,), (samples, channels) or (channels, samples): the longer
     axis is time. ``sampling_rate`` is the array's, 16 kHz by default; files state their own.
-    An array that is a waveform already is returned without a copy.
+    An array that is a waveform already is returned without a copy. ``on_progress`` is told the
+    seconds that are decoded, block by block; what it raises ends the decoding.
 
     Raises ValueError, with the file's name, for what is not audio, is empty, holds NaN or
     infinity, or is longer than ``max_duration_s``; OSError for a file that cannot be opened;
@@ -69,12 +71,12 @@ def load_audio(
     try:
         if isinstance(source, np.ndarray):
             stream = _array_stream(source, sampling_rate or SAMPLE_RATE)
-            waveform = _waveform(stream, max_duration_s)
+            waveform = _waveform(stream, max_duration_s, on_progress)
         elif sampling_rate is not None:
             raise ValueError("sampling_rate is for arrays; a file states its own. Leave it out.")
         else:
             with _open(source) as file:
-                waveform = _waveform(_decode(file), max_duration_s)
+                waveform = _waveform(_decode(file), max_duration_s, on_progress)
         check_waveform(waveform)
     except ValueError as error:
         raise ValueError(f"{_label(source)}{error}") from error
@@ -160,7 +162,9 @@ def _widest_quiet(levels: np.ndarray) -> int:
     return int(starts[widest] + ends[widest]) // 2
 
 
-def _waveform(stream: _Stream, max_duration_s: float) -> np.ndarray:
+def _waveform(
+    stream: _Stream, max_duration_s: float, on_progress: Callable[[float], object] | None
+) -> np.ndarray:
     """All blocks of a stream, mono at 16 kHz, shape (samples,)."""
     if stream.sampling_rate not in SAMPLING_RATES:
         raise ValueError(
@@ -169,14 +173,16 @@ def _waveform(stream: _Stream, max_duration_s: float) -> np.ndarray:
         )
     if stream.duration is not None:
         _check_duration(stream.duration, max_duration_s)
-    mono = _mono(stream, max_duration_s)
+    mono = _mono(stream, max_duration_s, on_progress or _ignore)
     parts = list(_resample(mono, stream.sampling_rate))
     if len(parts) == 1:
         return np.ascontiguousarray(parts[0])
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
-def _mono(stream: _Stream, max_duration_s: float) -> Iterator[np.ndarray]:
+def _mono(
+    stream: _Stream, max_duration_s: float, on_progress: Callable[[float], object]
+) -> Iterator[np.ndarray]:
     """The blocks as (samples,); raises ValueError as soon as they are too long together."""
     num_samples = num_values = 0
     for block in stream.blocks:
@@ -188,7 +194,12 @@ def _mono(stream: _Stream, max_duration_s: float) -> Iterator[np.ndarray]:
                 f"audio has {block.shape[1]} channels of {stream.sampling_rate} Hz: more than "
                 f"{MAX_VALUES_PER_S * max_duration_s:.3g} samples. Convert it to mono, 16 kHz."
             )
+        on_progress(num_samples / stream.sampling_rate)
         yield _downmix(block)
+
+
+def _ignore(_: float) -> None:
+    pass
 
 
 def _downmix(block: np.ndarray) -> np.ndarray:

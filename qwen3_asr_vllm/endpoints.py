@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 from argparse import Namespace
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -27,6 +28,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from vllm import envs
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
@@ -36,6 +38,7 @@ from vllm.logger import init_logger
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission, Busy, Place
 from .audio import MAX_DURATION_S, load_audio
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .languages import language_code, resolve_language, separator
@@ -85,15 +88,22 @@ class ApiError(Exception):
     """What a client is told, as OpenAI's error object."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
+        self.headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
 
     def response(self) -> JSONResponse:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": error}, status_code=self.status)
+        return JSONResponse({"error": error}, status_code=self.status, headers=self.headers)
 
 
 class EndpointPlugin:
@@ -104,6 +114,7 @@ class EndpointPlugin:
 
     def attach_router(self, app: FastAPI) -> None:
         app.add_exception_handler(ApiError, _answer_error)
+        app.add_exception_handler(Busy, _answer_busy)
         app.add_api_route("/v1/audio/transcriptions", create_transcription, methods=["POST"])
         app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
 
@@ -131,6 +142,10 @@ async def refuse_translation() -> JSONResponse:
 async def _answer_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
+
+
+async def _answer_busy(_: Request, error: Exception) -> Response:
+    return ApiError(503, str(error), code="busy", retry_after_s=RETRY_AFTER_S).response()
 
 
 # the form -----------------------------------------------------------------------------------
@@ -166,6 +181,7 @@ class Form(BaseModel):
     priority: int = 0
 
     _ignored: list[str] = []
+    _place: Place
 
     @field_validator("language")
     @classmethod
@@ -271,12 +287,31 @@ def _check(form: Form) -> None:
 
 
 async def read_form(raw_request: Request) -> AsyncIterator[Form]:
-    """The form of a request, which ends as soon as it is too large. Its file is closed after."""
+    """The form of a request, which ends as soon as it is too large. Its file is closed after.
+
+    It has a place from before its first byte is read until its answer has been sent.
+    """
     max_bytes = _limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB) << 20
     _check_size(int(raw_request.headers.get("content-length", 0)), max_bytes)
     request = Request(raw_request.scope, _counted(raw_request.receive, max_bytes))
-    async with request.form() as fields:
-        yield parse_form(fields)
+    transcriber: Transcriber = raw_request.app.state.qwen3_asr
+    with transcriber.admission.place() as place:
+        async with _multipart(request) as fields:
+            form = parse_form(fields)
+            form._place = place
+            yield form
+
+
+@asynccontextmanager
+async def _multipart(request: Request) -> AsyncIterator[FormData]:
+    try:
+        fields = await request.form()
+    except HTTPException as error:
+        raise ApiError(error.status_code, f"the form cannot be read: {error.detail}") from error
+    try:
+        yield fields
+    finally:
+        await fields.close()
 
 
 def _counted(receive: Callable[[], Awaitable[Any]], max_bytes: int) -> Callable[[], Awaitable[Any]]:
@@ -323,6 +358,10 @@ class Transcriber(GenerateBaseServing):
         max_num_seqs = engine_client.vllm_config.scheduler_config.max_num_seqs
         self.max_parallel_clips = max(1, max_num_seqs // CLIP_SHARE)
         self.slot_ids = slot_ids(self.renderer.get_tokenizer())
+        self.admission = Admission(
+            max_recordings=int(os.environ.get("QWEN3_ASR_MAX_RECORDINGS", MAX_RECORDINGS)),
+            max_audio_s=float(os.environ.get("QWEN3_ASR_MAX_AUDIO_S", MAX_AUDIO_S)),
+        )
         self.pool = ThreadPoolExecutor(
             _limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
         )
@@ -367,9 +406,12 @@ class Transcriber(GenerateBaseServing):
 
     def _steps(self, form: Form) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""
-        max_duration_s = _limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S)
+        longest_s = _limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S)
+        max_duration_s = min(longest_s, self.admission.max_audio_s)
         try:
-            waveform = load_audio(form.file.file, max_duration_s=max_duration_s)
+            waveform = load_audio(
+                form.file.file, max_duration_s=max_duration_s, on_progress=form._place.hold
+            )
         except ImportError as error:
             raise ApiError(501, f"the server cannot decode this audio: {error}") from error
         except ValueError as error:

@@ -231,33 +231,42 @@ class Server:
     url: str
     log: Path
     addresses: Path
+    process: subprocess.Popen[bytes]
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """``qwen3-asr serve`` on the tiny checkpoint, as a user starts it."""
+@contextmanager
+def serving(folder: Path, *options: str, model: Path = CHECKPOINT, **env: str) -> Iterator[Server]:
+    """``qwen3-asr serve`` on a tiny checkpoint, as a user starts it; ends with the block."""
     from vllm.utils.network_utils import get_open_port
 
-    folder, port = tmp_path_factory.mktemp("server"), get_open_port()
+    port = get_open_port()
     (folder / "sitecustomize.py").write_text(NOTE_ADDRESSES)
-    made = Server(f"http://127.0.0.1:{port}", folder / "log", folder / "addresses")
-    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(CHECKPOINT)]
-    options = f"--port {port} --host 127.0.0.1 --dtype float32 --enforce-eager"
+    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(model)]
+    command += f"--port {port} --host 127.0.0.1 --dtype float32 --enforce-eager".split()
     drop = ("HF_HUB_OFFLINE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
-    env = {name: value for name, value in os.environ.items() if name not in drop}
-    env |= {"ADDRESSES": str(made.addresses), "PYTHONPATH": str(folder)}
+    inherited = {name: value for name, value in os.environ.items() if name not in drop}
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env |= {"ADDRESSES": str(folder / "addresses"), "PYTHONPATH": os.pathsep.join(paths)}
     env |= {"QWEN3_ASR_MAX_CLIP_S": "12"}  # the checkpoint learned on clips of a few sentences
     env |= {"VLLM_HOST_IP": "127.0.0.1"}  # else vLLM asks the kernel for its route to 8.8.8.8
-    with made.log.open("w") as log:
+    with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            command + options.split(), stdout=log, stderr=subprocess.STDOUT, env=env
+            [*command, *options], stdout=log, stderr=subprocess.STDOUT, env=inherited | env
         )
+        made = Server(f"http://127.0.0.1:{port}", folder / "log", folder / "addresses", process)
         try:
             _wait_until_ready(process, made)
             yield made
         finally:
             process.terminate()
             process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The one server that most tests ask; nobody stops it or gives it other options."""
+    with serving(tmp_path_factory.mktemp("server")) as made:
+        yield made
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:

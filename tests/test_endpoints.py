@@ -147,6 +147,46 @@ def events(response):
     return [json.loads(line[6:]) for line in lines[:-1]]
 
 
+def test_a_full_server_refuses_before_it_reads(serve, monkeypatch):
+    """And each way to end gives the place back: an answer, a stream, a refusal, an error."""
+    monkeypatch.setenv("QWEN3_ASR_MAX_RECORDINGS", "1")
+    post = serve(Engine("language English<asr_text>Good morning."))
+    admission = post.client.app.state.qwen3_asr.admission
+    for fields in ({}, {"stream": True}, {"language": "tlh"}, {"file": ("a", b"words")}):
+        assert post(**fields).status_code in (200, 400)
+        assert (admission.num_recordings, admission.audio_s) == (0, 0)
+    with admission.place():
+        response = post(file=("endless.wav", b"RIFF"))
+    assert error(response, 503)["code"] == "busy"
+    assert response.headers["Retry-After"] == "5"
+
+
+def test_audio_beside_others_must_find_room(serve, monkeypatch):
+    monkeypatch.setenv("QWEN3_ASR_MAX_AUDIO_S", "10")
+    post = serve(Engine("language English<asr_text>Good morning."))
+    with post.client.app.state.qwen3_asr.admission.place() as other:
+        other.hold(9.5)
+        assert error(post(), 503)["code"] == "busy"
+        other.hold(8.5)
+        assert post().status_code == 200
+    assert "limit is 10 s" in error(post(wav(noise(11.0))), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", b"--b--"),
+        ("multipart/form-data; boundary=b", b"--c--"),
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: x\r\n\r\n--b--"),
+        ("application/json", b"{}"),
+        ("", b""),
+    ],
+)
+def test_a_body_that_is_no_form_is_a_bad_request(post, kind, body):
+    response = post.client.post(ROUTE, content=body, headers={"Content-Type": kind})
+    assert error(response, 400)["type"] == "invalid_request_error"
+
+
 def test_json_says_text_languages_and_seconds(post):
     response = post()
     assert response.json() == {

@@ -17,6 +17,7 @@ PACKAGE = Path(qwen3_asr_vllm.__file__).parent
 ORDER = (
     "__init__",
     "geometry",
+    "admission",
     "languages",
     "config",
     "audio",
@@ -36,6 +37,7 @@ ORDER = (
 )
 WITHOUT_TORCH = (
     "geometry",
+    "admission",
     "languages",
     "audio",
     "prompt",

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server takes on as much as it was told to, and gives every place back."""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from qwen3_asr_vllm.admission import Admission, Busy
+
+
+def test_no_more_recordings_than_places():
+    admission = Admission(max_recordings=2)
+    with admission.place(), admission.place():
+        with pytest.raises(Busy, match="2 recordings; try again in"), admission.place():
+            pass
+    with admission.place():
+        assert admission.num_recordings == 1
+
+
+def test_audio_that_would_be_too_much_is_refused_and_the_rest_stays():
+    admission = Admission(max_audio_s=100)
+    with admission.place() as first, ExitStack() as stack:
+        first.hold(60)
+        second = stack.enter_context(admission.place())
+        second.hold(40)
+        with pytest.raises(Busy, match="100 s of audio"):
+            second.hold(41)
+        with pytest.raises(Busy, match="100 s of audio"), admission.place():
+            pass
+        first.hold(10)  # a recording may shrink at any time
+        second.hold(90)
+    assert (admission.num_recordings, admission.audio_s) == (0, 0)
+
+
+def test_threads_never_hold_more_than_the_limits_and_leave_nothing():
+    admission = Admission(max_recordings=5, max_audio_s=50)
+    seen = []
+
+    def one(seed):
+        rng = random.Random(seed)
+        try:
+            with admission.place() as place:
+                for _ in range(20):
+                    place.hold(rng.uniform(0, 30))
+                    time.sleep(1e-4)  # lets another thread in
+                    seen.append((admission.num_recordings, admission.audio_s))
+        except Busy:
+            return "busy"
+        return "held"
+
+    with ThreadPoolExecutor(16) as pool:
+        outcomes = set(pool.map(one, range(400)))
+    assert outcomes == {"busy", "held"}
+    assert max(num for num, _ in seen) <= 5 and max(held for _, held in seen) <= 50
+    assert (admission.num_recordings, round(admission.audio_s, 6)) == (0, 0)
