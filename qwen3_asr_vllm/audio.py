@@ -33,6 +33,20 @@ SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
 MAX_VALUES_PER_S = 8 * 48_000  # samples x channels
 SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
 
+# What users have: its name in libsndfile, if any; FFmpeg's container and codec.
+_FORMATS = {
+    "wav": ("WAV", "wav", "pcm_s16le"),
+    "flac": ("FLAC", "flac", "flac"),
+    "mp3": ("MP3", "mp3", "mp3float"),
+    "ogg": ("OGG", "ogg", "vorbis"),
+    "opus": ("OGG", "ogg", "opus"),
+    "m4a": (None, "mov", "aac"),
+    "mp4": (None, "mov", "aac"),
+    "webm": (None, "webm", "opus"),
+    "wma": (None, "asf", "wmav2"),
+    "amr": (None, "amr", "amrnb"),
+}
+
 _BLOCK_VALUES = 1 << 19  # values (samples x channels) decoded at a time: 2 MiB
 _MOST_CHUNKS = 64  # of a wav file that are looked at
 _UNKNOWN_FRAMES = 2**63 - 1  # a piped flac states no length; libsndfile opens but cannot read it
@@ -81,6 +95,18 @@ def load_audio(
     except ValueError as error:
         raise ValueError(f"{_label(source)}{error}") from error
     return waveform
+
+
+def decodable_formats() -> tuple[str, ...]:
+    """Which of the usual formats can be read with what is installed."""
+    soundfile, av = _installed("soundfile"), _installed("av")
+    by_soundfile = soundfile.available_formats() if soundfile else ()
+    by_av = av.formats_available | av.codecs_available if av else set()
+    return tuple(
+        name
+        for name, (label, *container_and_codec) in _FORMATS.items()
+        if label in by_soundfile or by_av.issuperset(container_and_codec)
+    )
 
 
 def check_waveform(waveform: np.ndarray) -> None:
@@ -280,9 +306,7 @@ def _decode(file: BinaryIO) -> _Stream:
 def _open_soundfile(file: BinaryIO) -> _Stream | None:
     """None where soundfile is not installed or cannot read the file."""
     file.seek(0)
-    try:
-        soundfile = import_module("soundfile")
-    except (ImportError, OSError):  # OSError: the package without its library
+    if (soundfile := _installed("soundfile")) is None:
         return None
     try:
         recording = soundfile.SoundFile(file)
@@ -370,6 +394,13 @@ def _as_broken_audio(error_type: type[Exception]) -> Iterator[None]:
         yield
     except error_type as error:
         raise ValueError(f"audio is broken: {getattr(error, 'strerror', error)}") from error
+
+
+def _installed(package: str) -> Any | None:
+    try:
+        return import_module(package)
+    except (ImportError, OSError):  # OSError: the package without its library
+        return None
 
 
 def _require(package: str, purpose: str) -> Any:

@@ -38,8 +38,9 @@ from vllm.logger import init_logger
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from . import page
 from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission, Busy, Place
-from .audio import MAX_DURATION_S, load_audio
+from .audio import MAX_DURATION_S, decodable_formats, load_audio
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .languages import language_code, resolve_language, separator
 from .transcript import FORMATS, Transcript
@@ -58,12 +59,14 @@ MAX_UPLOAD_MB = 1024  # MiB, unless VLLM_MAX_AUDIO_CLIP_FILESIZE_MB says otherwi
 CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
 
 MEDIA_TYPES = {
+    "json": "application/json",
     "text": "text/plain",
     "srt": "application/x-subrip",
     "vtt": "text/vtt",
     "verbose_json": "application/json",
 }
-STREAMED_FORMATS = ("json", "text")  # the events are the same
+UNTIMED_FORMATS = ("json", "text")
+STREAMED_FORMATS = (*UNTIMED_FORMATS, "verbose_json")  # its last event has the segments
 
 SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
@@ -115,6 +118,7 @@ class EndpointPlugin:
     def attach_router(self, app: FastAPI) -> None:
         app.add_exception_handler(ApiError, _answer_error)
         app.add_exception_handler(Busy, _answer_busy)
+        page.attach(app)
         app.add_api_route("/v1/audio/transcriptions", create_transcription, methods=["POST"])
         app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
 
@@ -132,6 +136,8 @@ class EndpointPlugin:
         state.qwen3_asr = Transcriber(
             engine_client, state.openai_serving_models, max_clip_s=core.asr_config.max_audio_clip_s
         )
+        state.qwen3_asr_about = about = state.qwen3_asr.about(args)
+        logger.info("Transcribing at /v1/audio/transcriptions and on the page at /: %s.", about)
 
 
 async def refuse_translation() -> JSONResponse:
@@ -165,6 +171,7 @@ class Form(BaseModel):
     hotwords: list[str] = []
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     timestamp_granularities: list[Literal["segment"]] = []
+    include: list[Literal["srt", "vtt", "tsv", "lrc"]] = []  # these formats, beside the text
     stream: bool = False
     stream_include_usage: bool = True  # the last event always has it
     stream_continuous_usage_stats: bool = False
@@ -282,8 +289,10 @@ def _check(form: Form) -> None:
     check(one_language, "languages", "pass one to force it, or none to detect the language.")
     streamed = name in STREAMED_FORMATS
     check(streamed or not form.stream, "response_format", f"no stream has {name}; use json.")
-    timed = not streamed or not form.timestamp_granularities
+    timed = name not in UNTIMED_FORMATS or not form.timestamp_granularities
     check(timed, "timestamp_granularities", f"{name} has no times; use verbose_json.")
+    inclusive = MEDIA_TYPES[name] == "application/json" or not form.include
+    check(inclusive, "include", f"{name} holds nothing beside itself; use json or verbose_json.")
 
 
 async def read_form(raw_request: Request) -> AsyncIterator[Form]:
@@ -364,6 +373,18 @@ class Transcriber(GenerateBaseServing):
         )
         self.pool = ThreadPoolExecutor(
             _limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
+        )
+
+    def about(self, args: Namespace) -> page.About:
+        """What this server takes; ``args`` are vLLM's."""
+        return page.About(
+            models=tuple(model.name for model in self.models.base_model_paths),
+            decodes=decodable_formats(),
+            max_upload_mb=_limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB),
+            max_duration_s=_limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S),
+            max_clip_s=self.max_clip_s,
+            needs_key=any(args.api_key or [envs.VLLM_API_KEY]),
+            words=False,
         )
 
     async def start(self, form: Form, raw_request: Request) -> Recording:
@@ -561,7 +582,7 @@ async def create_transcription(
     recording = await transcriber.start(form, raw_request)
     if form.stream:
         return StreamingResponse(
-            _events(recording, with_usage=form.stream_continuous_usage_stats),
+            _events(recording, form),
             media_type="text/event-stream",
             headers=form.headers,
         )
@@ -571,22 +592,29 @@ async def create_transcription(
 
 
 def _response(transcript: Transcript, form: Form) -> Response:
-    if form.response_format == "json":
-        seconds = {"type": "duration", "seconds": round(transcript.duration, 3)}
-        return JSONResponse(_summary(transcript) | {"usage": seconds}, headers=form.headers)
-    name = "txt" if form.response_format == "text" else form.response_format
     media_type = MEDIA_TYPES[form.response_format]
+    if media_type == "application/json":
+        return JSONResponse(_document(transcript, form), headers=form.headers)
+    name = "txt" if form.response_format == "text" else form.response_format
     return Response(FORMATS[name](transcript), media_type=media_type, headers=form.headers)
 
 
-def _summary(transcript: Transcript) -> dict[str, Any]:
-    """The text and its languages; warnings where there are any."""
-    codes = [{"code": language_code(name) or name} for name in transcript.languages]
-    summary = {"text": transcript.text, "language": transcript.language, "languages": codes}
-    return summary | ({"warnings": transcript.warnings} if transcript.warnings else {})
+def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
+    """The text and its languages; warnings where there are any; what else was asked for."""
+    document: dict[str, Any] = {
+        "text": transcript.text,
+        "language": transcript.language,
+        "languages": [{"code": language_code(name) or name} for name in transcript.languages],
+        "usage": {"type": "duration", "seconds": round(transcript.duration, 3)},
+    }
+    if transcript.warnings:
+        document["warnings"] = transcript.warnings
+    if form.response_format == "verbose_json":
+        document |= json.loads(FORMATS["verbose_json"](transcript))
+    return document | {name: FORMATS[name](transcript) for name in form.include}
 
 
-async def _events(recording: Recording, *, with_usage: bool) -> AsyncIterator[str]:
+async def _events(recording: Recording, form: Form) -> AsyncIterator[str]:
     """Server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once."""
     chunk = {
         "id": recording.request_id,
@@ -597,7 +625,7 @@ async def _events(recording: Recording, *, with_usage: bool) -> AsyncIterator[st
 
     def delta_event(text: str, finish_reason: str | None = None) -> str:
         choice = {"delta": {"content": text}, "finish_reason": finish_reason}
-        usage = {"usage": recording.usage} if with_usage else {}
+        usage = {"usage": recording.usage} if form.stream_continuous_usage_stats else {}
         event = {"type": "transcript.text.delta", "delta": text, "choices": [choice]}
         return _event(event | chunk | usage)
 
@@ -607,7 +635,7 @@ async def _events(recording: Recording, *, with_usage: bool) -> AsyncIterator[st
                 yield delta_event(delta)
         yield delta_event("", "length" if recording.is_cut_off else "stop")
         done = {"type": "transcript.text.done", "choices": [], "usage": recording.usage}
-        yield _event(done | _summary(recording.steps.result) | chunk)
+        yield _event(_document(recording.steps.result, form) | done | chunk)
     except Exception as error:  # the status has been sent, so the client is told in the stream
         logger.exception("Transcription %s failed.", recording.request_id)
         yield _event(create_error_response(error).model_dump())

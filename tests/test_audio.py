@@ -408,3 +408,25 @@ def test_splitting_an_hour_takes_well_under_half_a_second():
     start = time.process_time()
     split_at_silence(hour, max_clip_s=60)
     assert time.process_time() - start < 0.5
+
+
+@needs_ffmpeg
+def test_formats_that_are_said_to_decode_do(tmp_path):
+    with_ffmpeg = set(audio.decodable_formats())
+    assert with_ffmpeg >= {"wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"}
+    for name in with_ffmpeg - {"amr"}:  # Debian's ffmpeg reads it and does not write it
+        assert len(load_audio(encode(tmp_path / f"t.{name}")))
+
+
+def test_formats_of_decoders_that_are_missing_are_not_said_to_decode(monkeypatch):
+    def only(package):
+        def import_module(name):
+            if name != package:
+                raise ImportError(name)
+            return sys.modules[name]
+
+        monkeypatch.setattr(audio, "import_module", import_module)
+        return audio.decodable_formats()
+
+    assert only("soundfile") == ("wav", "flac", "mp3", "ogg", "opus")
+    assert only("none") == ()

@@ -22,6 +22,7 @@ import pytest
 import soundfile
 from conftest import CHECKPOINT, DATA, noise
 
+from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.prompt import parse_output
 
 pytestmark = pytest.mark.vllm
@@ -259,6 +260,8 @@ def test_decoding_is_greedy_and_bounded_by_the_duration(serve, fields):
         ({"response_format": "docx"}, "response_format", "verbose_json"),
         ({"response_format": "diarized_json"}, "response_format", "verbose_json"),
         ({"response_format": "srt", "stream": "true"}, "response_format", "stream"),
+        ({"response_format": "text", "include[]": "srt"}, "include", "use json"),
+        ({"include[]": "docx"}, "include", "srt"),
         ({"timestamp_granularities[]": "word"}, "timestamp_granularities", "aligner"),
         ({"timestamp_granularities[]": "segment"}, "timestamp_granularities", "verbose_json"),
         ({"include[]": "logprobs"}, "include", "logprobs"),
@@ -297,6 +300,23 @@ def test_text_is_plain(post):
     response = post(response_format="text")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
     assert response.text == "Good morning.\n"
+
+
+@pytest.mark.parametrize("name", ["json", "verbose_json"])
+def test_subtitles_come_beside_the_text(post, name):
+    whole = post(response_format=name, **{"include[]": ["srt", "vtt"]}).json()
+    for subtitles in ("srt", "vtt"):
+        assert whole[subtitles] == post(response_format=subtitles).text
+
+
+def test_a_stream_ends_with_the_segments(post):
+    *deltas, done = events(post(response_format="verbose_json", stream="true"))
+    whole = post(response_format="verbose_json").json()
+    assert "".join(event["delta"] for event in deltas) == whole["text"]
+    assert done["type"] == "transcript.text.done" and done["usage"]["type"] == "tokens"
+    for event in (whole, done):
+        del event["usage"]
+    assert whole.items() <= done.items()
 
 
 @pytest.mark.parametrize("name", ["verbose_json", "srt", "vtt"])
@@ -628,6 +648,32 @@ def test_aliases_are_served(app, model):
 
 def test_a_key_is_asked_for(app):
     assert app.client.post(ROUTE, headers={"Authorization": "Bearer no"}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/about"])
+def test_the_page_loads_without_a_key(app, path):
+    app.client.headers.pop("Authorization")
+    try:
+        assert app.client.get(path).status_code == app.client.head("/").status_code == 200
+    finally:
+        app.client.headers["Authorization"] = "Bearer secret"
+
+
+def test_what_the_server_is_says_no_secret(app):
+    response = app.client.get("/about")
+    about = response.json()
+    assert about["models"] == ["asr", "whisper-1"] and about["needs_key"]
+    assert about["languages"] == LANGUAGES
+    assert about["max_upload_mb"] == 1024 and about["max_duration_s"] == 14_400
+    assert "secret" not in response.text
+
+
+def test_nothing_may_run_on_the_page_but_what_stands_in_it(app):
+    headers = app.client.get("/").headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'" and "unsafe" not in str(policy)
+    assert policy["script-src"].startswith("'sha256-")
+    assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_errors_of_vllm_and_of_the_route_look_alike(app):

@@ -32,6 +32,7 @@ ORDER = (
     "processor",
     "model",
     "offline",
+    "page",
     "endpoints",
     "cli",
 )

@@ -48,6 +48,21 @@ def test_one_log_line_says_whose_model_is_served(server):
     assert server.log.read_text().count(line) == 1
 
 
+def test_one_log_line_says_what_is_taken(server):
+    lines = [line for line in server.log.read_text().splitlines() if "page at /" in line]
+    assert len(lines) == 1
+    for words in (
+        "INFO",
+        "/v1/audio/transcriptions",
+        "wav, flac, mp3, ogg, opus, m4a, mp4, webm",
+        "1024 MiB",
+        "14400 s in a recording",
+        "12 s in a clip",
+        "aligner: none",
+    ):
+        assert words in lines[0]
+
+
 def test_nothing_outside_is_asked_for_a_local_checkpoint(server, hello):
     """The server's processes note every address that they look up or connect to."""
     asked = set(server.addresses.read_text().split())

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page at ``/``, and what this server is, in one object: ``/about``.
+
+The page is one file that asks nothing of any other host. Only the style and the script that stand
+in it may run, by their hashes, so no text that reaches the page can. Neither route needs a key:
+vLLM's keys guard ``/v1``, to which the page sends the user's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from . import __version__
+from .languages import LANGUAGES
+
+
+@dataclass(frozen=True)
+class About:
+    """What a client must know of this server to use it; nothing that is secret."""
+
+    models: tuple[str, ...]
+    decodes: tuple[str, ...]  # formats
+    max_upload_mb: int  # MiB
+    max_duration_s: float
+    max_clip_s: float
+    needs_key: bool
+    words: bool  # whether a forced aligner times words
+
+    def __str__(self) -> str:
+        return (
+            f"reads {', '.join(self.decodes)}; takes {self.max_upload_mb} MiB and "
+            f"{self.max_duration_s:g} s in a recording, {self.max_clip_s:g} s in a clip; "
+            f"aligner: {'yes' if self.words else 'none'}"
+        )
+
+
+def attach(app: FastAPI) -> None:
+    """The routes of this module. ``app.state.qwen3_asr_about`` is an ``About``."""
+    app.add_api_route("/", show_page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/about", show_about, methods=["GET"])
+
+
+async def show_page() -> Response:
+    page, headers = _page()
+    return Response(page, media_type="text/html", headers=headers)
+
+
+async def show_about(request: Request) -> JSONResponse:
+    """The languages, limits and models of this server."""
+    about: About = request.app.state.qwen3_asr_about
+    return JSONResponse({"version": __version__, "languages": LANGUAGES} | asdict(about))
+
+
+@cache
+def _page() -> tuple[str, dict[str, str]]:
+    """The page and its headers."""
+    page = files(__package__).joinpath("static/index.html").read_text("utf-8")
+    policy = {
+        "default-src": "'none'",
+        "script-src": _hash(page, "script"),
+        "style-src": _hash(page, "style"),
+        "connect-src": "'self'",
+        "media-src": "blob:",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return page, {
+        "Content-Security-Policy": "; ".join(f"{what} {who}" for what, who in policy.items()),
+        "Permissions-Policy": "camera=(), geolocation=(), microphone=(self)",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+
+
+def _hash(page: str, tag: str) -> str:
+    """What allows the one element of this tag that stands in the page."""
+    (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
