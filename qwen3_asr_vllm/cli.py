@@ -1,37 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command ``qwen3-asr``: transcribe files, serve HTTP, look at the installation.
 
-Exit codes: 0 all well; 1 a file could not be transcribed, or doctor found a problem; 2 the
-command line is wrong. What is asked for goes to stdout, everything else to stderr. NumPy, PyTorch
-and vLLM are imported where they are first needed, so that ``--help`` answers at once.
+Exit codes: 0 all well; 1 a recording could not be transcribed, or doctor found a problem; 2 the
+command line is wrong; 130 stopped by Ctrl-C. What is asked for goes to stdout, everything else to
+stderr. NumPy, PyTorch and vLLM are imported where they are first needed, so that ``--help``
+answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .corpus import OutputFolder, OutputManifest, Recording, Result, find_recordings
 from .decoding import DEFAULT_CLIP_S
 from .geometry import MAX_CLIP_S
-from .languages import resolve_language
-from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES
+from .languages import LANGUAGES, resolve_language
+from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES, rounded
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from .corpus import Progress
     from .transcript import Transcript
 
 DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
 ARCHITECTURE = "Qwen3ASRForConditionalGeneration"
 PLUGIN = "qwen3_asr"  # the name of our entry points, and so what VLLM_PLUGINS must hold
-BATCH_S = 4 * 3600  # seconds of audio that transcribe gathers before it decodes: 0.9 GB
+DEFAULT_PORT = 8000  # vLLM's
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 # What serve sets where the user has not: vLLM's own limits refuse a lecture.
 SERVE_ENVIRONMENT = {
@@ -58,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["serve"] and not {"-h", "--help"} & set(argv):
         return _serve(argv[1:])  # read by vLLM's parser; ours knows it only for --help
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if args.command == "transcribe":
-        return _transcribe(args, rest)
+    args, rest = parser.parse_known_args(list(map(_with_hyphens, argv)))
+    if args.command in WITH_ENGINE:
+        return WITH_ENGINE[args.command](args, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return _doctor(DECODERS if args.decoders else INSTALLATION | DECODERS)
@@ -71,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="qwen3-asr", description="Speech to text with Qwen3-ASR on vLLM.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"qwen3-asr {__version__}")
+    parser.add_argument("--list-languages", action=_ListLanguages, nargs=0, help="and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_transcribe(commands)
+    _add_eval(commands)
     serve = commands.add_parser(
         "serve",
         help="serve a model over HTTP",
@@ -92,16 +100,21 @@ def _parser() -> argparse.ArgumentParser:
 def _add_transcribe(commands: Any) -> None:
     parser = commands.add_parser(
         "transcribe",
-        help="transcribe audio or video files",
-        usage="qwen3-asr transcribe FILE... [options] [engine options of vllm serve]",
-        description="Transcribe audio or video files in this process. Options that are not listed "
-        "here, such as --gpu-memory-utilization 0.5, go to vLLM's engine; put them last.",
+        help="transcribe files, folders, URLs, manifests",
+        usage="qwen3-asr transcribe SOURCE... [options] [engine options of vllm serve]",
+        description="Transcribe audio or video: files, folders, globs, URLs, manifests (JSONL of "
+        'NeMo or Hugging Face, CSV, TSV, or a list), and "-", standard input. What is finished is '
+        "skipped, so a run that was stopped goes on. Options that are not listed here, such as "
+        "--gpu-memory-utilization 0.5, go to vLLM's engine; put them last. Every option may be "
+        "written with - or with _.",
         allow_abbrev=False,
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="default: %(default)s")
-    parser.add_argument(
+    parser.add_argument("sources", nargs="+", metavar="SOURCE")
+    _add_model_options(parser)
+    add = parser.add_argument_group("what is written").add_argument
+    add(
         "-f",
+        "--output-format",
         "--format",
         dest="formats",
         type=_formats,
@@ -109,32 +122,114 @@ def _add_transcribe(commands: Any) -> None:
         metavar="FORMAT",
         help=f"any of {','.join(FORMATS)}, or all; default: txt",
     )
-    parser.add_argument(
-        "-o", "--output-dir", type=Path, metavar="DIR", help="write DIR/FILE.txt and so on"
+    add(
+        "-o",
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="write DIR/NAME.txt and so on, in the folders of the sources; default: stdout",
     )
-    parser.add_argument("-l", "--language", type=_language, help="code or name; default: detect")
-    parser.add_argument("-c", "--context", default="", help="names and terms to expect")
-    parser.add_argument(
-        "--max-clip-s",
-        type=_clip_seconds,
-        default=DEFAULT_CLIP_S,
-        metavar="S",
-        help="most seconds that the model hears at once; default: %(default)g",
-    )
-    parser.add_argument(
-        "--max_line_width",
+    add("--stdout-only", action="store_true", help="write no files")
+    add("--manifest-out", type=Path, metavar="FILE", help="write JSONL with a pred_text for each")
+    add("--overwrite", action="store_true", help="transcribe what is finished again")
+    add(
+        "--max-line-width",
         type=_at_least(2),
         default=MAX_LINE_WIDTH,
         metavar="N",
         help="columns of a subtitle line, 2 for a Chinese character; default: %(default)d",
     )
-    parser.add_argument(
-        "--max_line_count",
+    add(
+        "--max-line-count",
         type=_at_least(1),
         default=MAX_LINE_COUNT,
         metavar="N",
         help="lines of a subtitle; default: %(default)d",
     )
+
+
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="count the errors of a model on your own recordings",
+        usage="qwen3-asr eval MANIFEST... [options] [engine options of vllm serve]",
+        description="Transcribe the recordings of a manifest and count what differs from its text: "
+        "WER and CER for each language, with the usual normalisers, and the speed. The manifest's "
+        "columns text, transcription or sentence say what is said, language or lang in which "
+        "language. Needs pip install 'qwen3-asr-vllm[eval]'.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("sources", nargs="+", metavar="MANIFEST")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--pred-text", action="store_true", help="score the manifest's pred_text; load no model"
+    )
+    _add_model_options(parser)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What transcribe and eval share: the model, and what it is told."""
+    add = parser.add_argument_group("what hears").add_argument
+    add("-m", "--model", help=f"default: {DEFAULT_MODEL}, or what the server serves")
+    add(
+        "--server",
+        metavar="URL",
+        help="a server, such as http://localhost:8000, instead of an "
+        "engine in this process; needs no vLLM here",
+    )
+    add(
+        "--api-key",
+        default=os.environ.get("OPENAI_API_KEY"),
+        metavar="KEY",
+        help="for the server; default: $OPENAI_API_KEY",
+    )
+    add("--no-progress", action="store_true", help="no progress bar on a terminal")
+    add = parser.add_argument_group("how it hears").add_argument
+    add("-l", "--language", type=_language, help="code or name; default: detect")
+    add(
+        "-c",
+        "--context",
+        "--initial-prompt",
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="what it is about, what was said before",
+    )
+    add(
+        "--keywords",
+        "--hotwords",
+        type=_words,
+        default=[],
+        metavar="WORDS",
+        help="names and terms to expect, between commas",
+    )
+    add(
+        "--max-clip-s",
+        "--chunk-size",
+        type=_clip_seconds,
+        metavar="S",
+        help=f"most seconds that the model hears at once; default: {DEFAULT_CLIP_S:g}",
+    )
+    add("--task", choices=["transcribe"], help="Whisper's option; Qwen3-ASR does not translate")
+
+
+class _ListLanguages(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for code, name in LANGUAGES.items():
+            print(f"{code:4} {name}")
+        parser.exit()
+
+
+def _with_hyphens(argument: str) -> str:
+    """An option as it is declared: --max_line_width=20 becomes --max-line-width=20."""
+    if not argument.startswith("--"):
+        return argument
+    name = re.split("[=.]", argument, maxsplit=1)[0]
+    return name.replace("_", "-") + argument[len(name) :]
+
+
+def _words(value: str) -> list[str]:
+    return [word.strip() for word in value.split(",") if word.strip()]
 
 
 def _formats(value: str) -> list[str]:
@@ -175,26 +270,111 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _transcribe(args: argparse.Namespace, rest: list[str]) -> int:
-    outputs = [_output_path(args, file, name) for file in args.files for name in args.formats]
-    if len(args.formats) > 1 and not args.output_dir:
-        return _usage_error("several formats need -o DIR, where they are written")
-    if args.output_dir and (twice := next((o for o in outputs if outputs.count(o) > 1), None)):
-        return _usage_error(f"several files would be written to {twice}; rename one")
-    _set_defaults(TRANSCRIBE_ENVIRONMENT)
-    options = _engine_options(rest)
-    failed: list[Path] = []
-    model = None
-    for batch in _batches(args.files, failed):
-        model = model or _load_model(args.model, options)
-        transcripts = model.transcribe(
-            [waveform for _, waveform in batch],
-            language=args.language,
-            context=args.context,
-            max_clip_s=args.max_clip_s,
-        )
-        for (file, _), transcript in zip(batch, transcripts, strict=True):
-            _write(transcript, file, args)
+    if message := _wrong_outputs(args) or _wrong_for_a_server(args, rest):
+        return _usage_error(message)
+    try:
+        recordings = find_recordings(args.sources)
+        outputs = _outputs(args)
+        todo = [r for r in recordings if args.overwrite or not _is_done(r, outputs)]
+    except (OSError, ValueError) as error:
+        return _usage_error(str(error))
+    if skipped := len(recordings) - len(todo):
+        _complain(f"{skipped} of {len(recordings)} are finished; --overwrite does them again")
+    failed = [recording for recording in todo if recording.is_missing]
+    for recording in failed:
+        _complain(f"{recording}: no such file, folder or manifest")
+    found = [recording for recording in todo if not recording.is_missing]
+    try:
+        results = _transcriber(args, rest)(found, in_order=not outputs) if found else iter(())
+        for result in results:
+            if not _take(result, args, outputs):
+                failed.append(result.source)
+    except KeyboardInterrupt:
+        _complain("stopped; the same command goes on from here")
+        return INTERRUPTED
+    except (OSError, ValueError) as error:  # the server does not answer, or the disk is full
+        _complain(str(error))
+        return 1
+    for output in outputs:
+        output.finish(recordings)
+    if failed:
+        _complain(f"{len(failed)} of {len(todo)} failed: {', '.join(map(str, failed))}")
     return 1 if failed else 0
+
+
+def _wrong_outputs(args: argparse.Namespace) -> str | None:
+    if args.stdout_only and (args.output_dir or args.manifest_out):
+        return "--stdout-only writes no files; leave it out, or -o and --manifest-out"
+    if len(args.formats) > 1 and not args.output_dir:
+        return "several formats need -o DIR, where they are written"
+    return None
+
+
+def _wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
+    if args.server and args.max_clip_s:
+        return "--max-clip-s: the server cuts clips; set QWEN3_ASR_MAX_CLIP_S there"
+    if args.server and rest:
+        return f"{' '.join(rest)}: options of an engine, which the server has; set them there"
+    return None
+
+
+def _outputs(args: argparse.Namespace) -> list[OutputFolder | OutputManifest]:
+    outputs: list[OutputFolder | OutputManifest] = []
+    if args.output_dir:
+        formats = {name.replace("_", "."): _writer(name, args) for name in args.formats}
+        outputs.append(OutputFolder(args.output_dir, formats))
+    if args.manifest_out:
+        outputs.append(OutputManifest(args.manifest_out, overwrite=args.overwrite))
+    return outputs
+
+
+def _writer(name: str, args: argparse.Namespace) -> Callable[[Transcript], str]:
+    layout = {"max_line_width": args.max_line_width, "max_line_count": args.max_line_count}
+    return partial(FORMATS[name], **(layout if name in SUBTITLES else {}))
+
+
+def _is_done(recording: Recording, outputs: list[OutputFolder | OutputManifest]) -> bool:
+    return bool(outputs) and all(output.is_done(recording) for output in outputs)
+
+
+def _take(
+    result: Result, args: argparse.Namespace, outputs: list[OutputFolder | OutputManifest]
+) -> bool:
+    """Write one result where it is wanted; False where there is none."""
+    if result.transcript is None:
+        _complain(str(result.error))
+        return False
+    transcript = rounded(result.transcript)
+    for output in outputs:
+        output.write(result.source, transcript)
+    if not outputs:
+        _print(_writer(args.formats[0], args)(transcript))
+    for warning in transcript.warnings:
+        _complain(f"{result.source}: {warning}")
+    return True
+
+
+def _transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Iterator[Result]]:
+    """What makes results of recordings: a server, or an engine of this process, now loaded."""
+    wishes = {"language": args.language, "context": args.context, "keywords": args.keywords}
+    if args.server:
+        model = _connect(args)
+    else:
+        _set_defaults(TRANSCRIBE_ENVIRONMENT)
+        model = _load_model(args.model or DEFAULT_MODEL, _engine_options(rest))
+        wishes["max_clip_s"] = args.max_clip_s or DEFAULT_CLIP_S
+
+    def transcribe(recordings: list[Recording], *, in_order: bool) -> Iterator[Result]:
+        with _bar(len(recordings), hidden=args.no_progress) as progress:
+            yield from model.transcribe(recordings, in_order=in_order, progress=progress, **wishes)
+
+    return transcribe
+
+
+def _connect(args: argparse.Namespace) -> Any:
+    from .remote import Server
+
+    return Server(args.server, model=args.model, api_key=args.api_key)
 
 
 def _load_model(model: str, options: dict[str, Any]) -> Any:
@@ -215,40 +395,53 @@ def _engine_options(rest: list[str]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value != parser.get_default(name)}
 
 
-def _batches(files: list[Path], failed: list[Path]) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Recordings to transcribe together, few enough for memory; notes what cannot be read."""
-    from .audio import load_audio
-    from .geometry import SAMPLE_RATE
+@contextmanager
+def _bar(num_recordings: int, *, hidden: bool) -> Iterator[Callable[[Progress], None]]:
+    """A bar over seconds of audio: done of all, where those not yet read last as the others."""
+    from tqdm import tqdm
 
-    batch: list[tuple[Path, np.ndarray]] = []
-    for file in files:
-        try:
-            batch.append((file, load_audio(file)))
-        except (ImportError, OSError, ValueError) as error:
-            _complain(str(error))
-            failed.append(file)
-        if sum(len(waveform) for _, waveform in batch) > BATCH_S * SAMPLE_RATE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    layout = "{percentage:3.0f}% |{bar}| {postfix} {rate_fmt}, {remaining} left"
+    disable = True if hidden else None  # None: where stderr is no terminal
+    with tqdm(total=0, disable=disable, unit="x real time", bar_format=layout) as bar:
 
+        def show(progress: Progress) -> None:
+            mean_s = progress.seconds_read / max(progress.recordings_read, 1)
+            unread = num_recordings - progress.recordings_read
+            bar.total = max(progress.seconds_read + unread * mean_s, 1)
+            bar.set_postfix_str(f"{progress.recordings_done}/{num_recordings}", refresh=False)
+            bar.update(progress.seconds_done - bar.n)
 
-def _output_path(args: argparse.Namespace, file: Path, name: str) -> Path:
-    return Path(args.output_dir or "") / f"{file.stem}.{name.replace('_', '.')}"
+        yield show
 
 
-def _write(transcript: Transcript, file: Path, args: argparse.Namespace) -> None:
-    layout = {"max_line_width": args.max_line_width, "max_line_count": args.max_line_count}
-    for name in args.formats:
-        text = FORMATS[name](transcript, **(layout if name in SUBTITLES else {}))
-        if args.output_dir:
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-            _output_path(args, file, name).write_text(text, encoding="utf-8")
+# eval ---------------------------------------------------------------------------------------
+
+
+def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
+    from .evaluation import evaluate, pair, pred_text_results, reference_text, report
+
+    if message := _wrong_for_a_server(args, rest):
+        return _usage_error(message)
+    try:
+        recordings = find_recordings(args.sources)
+        if silent := [r for r in recordings if reference_text(r.row) is None]:
+            raise ValueError(f"{silent[0]}: its manifest has no text that says what is said.")
+        if args.pred_text:
+            results = pred_text_results(recordings)
         else:
-            sys.stdout.write(text)
-    for warning in transcript.warnings:
-        _complain(f"{file}: {warning}")
+            transcribe = _transcriber(args, rest)
+            start = time.perf_counter()
+            results = list(transcribe(recordings, in_order=False))
+            elapsed_s = time.perf_counter() - start
+        scores = evaluate(pair(r, language=args.language) for r in results if r.transcript)
+    except (ImportError, OSError, ValueError) as error:
+        return _usage_error(str(error))
+    speed = None if args.pred_text else sum(score.seconds for score in scores) / elapsed_s
+    failed = [result for result in results if result.transcript is None]
+    for result in failed:
+        _complain(str(result.error))
+    _print(report(scores, speed=speed, failed=len(failed), as_json=args.json))
+    return 1 if failed else 0
 
 
 # serve --------------------------------------------------------------------------------------
@@ -350,6 +543,42 @@ def _check_memory() -> str:
     return f"no GPU; {total / 2**30:.1f} GiB of RAM, {os.cpu_count()} cores"
 
 
+def _check_limits() -> str:
+    """What `qwen3-asr serve` accepts in this environment."""
+    given = {name: os.environ.get(name, value) for name, value in SERVE_ENVIRONMENT.items()}
+    mebibytes = int(given["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"])
+    hours = float(given["VLLM_MAX_AUDIO_DECODE_DURATION_S"]) / 3600
+    gibibytes = int(given["VLLM_MAX_AUDIO_DECODE_BYTES"]) / 2**30
+    return f"uploads of {mebibytes} MiB, {hours:g} h, {gibibytes:g} GiB decoded"
+
+
+def _check_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", DEFAULT_PORT))
+        except OSError:  # no problem: perhaps the server that runs is meant to
+            return f"{DEFAULT_PORT} is taken; another server needs --port"
+    return f"{DEFAULT_PORT} is free"
+
+
+def _check_cache() -> str:
+    """Where Hugging Face keeps the checkpoints, whether it may, and if it has room."""
+    import shutil
+
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    folder = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(existing, os.W_OK):
+        raise RuntimeError(f"cannot write to {existing}. Do: set HF_HOME to a folder that you own")
+    models = len(list(folder.glob("models--*")))
+    free = shutil.disk_usage(existing).free / 2**30
+    offline = "; HF_HUB_OFFLINE: nothing is downloaded" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return f"{folder}, {models} models, {free:.0f} GiB free{offline}"
+
+
 def _check_decoder(container: str, codec: str) -> Callable[[], str]:
     """Write half a second of a tone in a format, 48 kHz stereo, and read it as users' files are."""
 
@@ -385,6 +614,9 @@ INSTALLATION: dict[str, Callable[[], str]] = {
     "plugin": _check_entry_points,
     "model class": _check_model_class,
     "memory": _check_memory,
+    "limits": _check_limits,
+    "port": _check_port,
+    "cache": _check_cache,
 }
 DECODERS: dict[str, Callable[[], str]] = {
     "soundfile": _check_package("soundfile", install="soundfile"),
@@ -399,13 +631,26 @@ DECODERS: dict[str, Callable[[], str]] = {
 }
 
 
+WITH_ENGINE = {"transcribe": _transcribe, "eval": _evaluate}
+
+
 def _set_defaults(environment: dict[str, str]) -> None:
     for name, value in environment.items():
         os.environ.setdefault(name, value)
 
 
+def _print(text: str) -> None:
+    """To stdout, above a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stdout, end="")
+
+
 def _complain(message: str) -> None:
-    print(f"qwen3-asr: {message}", file=sys.stderr)
+    """To stderr, above a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(f"qwen3-asr: {message}", file=sys.stderr)
 
 
 def _usage_error(message: str) -> int:

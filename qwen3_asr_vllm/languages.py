@@ -49,6 +49,9 @@ ALIGNER_LANGUAGES = frozenset(
     LANGUAGES[code] for code in ("yue", "zh", "en", "fr", "de", "it", "ja", "ko", "pt", "ru", "es")
 )
 
+# Written without spaces between words.
+SPACELESS_LANGUAGES = frozenset(LANGUAGES[code] for code in ("yue", "zh", "ja", "th"))
+
 # ISO 639-2 and 639-3, retired codes, and other English names.
 _ALIASES = {
     "ar": "ara arb",

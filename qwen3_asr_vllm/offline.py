@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, overload
 
-from .audio import AudioSource, load_audio
+import numpy as np
+
+from .audio import AudioSource
+from .corpus import Progress, Recording, Result, load_recording
 from .decoding import DEFAULT_CLIP_S
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
+from .geometry import SAMPLE_RATE
+from .pipeline import Pipeline
+from .prompt import join_context
 from .transcript import Transcript
-from .transcription import EngineOutput, EngineRequest, run_together, transcribe
+from .transcription import EngineOutput, EngineRequest, Steps, transcribe
 
 CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
 
@@ -23,8 +31,8 @@ class Qwen3ASR:
         if __name__ == "__main__":  # vLLM starts processes, which import this file again
             model = Qwen3ASR("Qwen/Qwen3-ASR-1.7B", gpu_memory_utilization=0.5)
             print(model.transcribe("talk.mp3").text)
-            for transcript in model.transcribe(["a.wav", "b.m4a"], language="de"):
-                print(transcript.language, transcript.text)
+            for result in model.transcribe(["a.wav", "b.m4a"], language="de"):
+                print(result.source, result.error or result.transcript.text)
 
     ``engine_options`` are those of ``vllm.LLM``. Where not given, ``max_model_len`` is the
     longest that fits into memory, a CPU engine compiles nothing, and no audio is cached on the
@@ -51,79 +59,145 @@ class Qwen3ASR:
         if current_platform.is_cpu():
             options["enforce_eager"] = True  # compiling takes a minute at every start
         self.llm = LLM(model, **engine_defaults(engine_options) | options | engine_options)
+        self._engine = _LLMEngine(self.llm)
 
     @overload
-    def transcribe(
+    def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
         self,
-        audio: list[AudioSource],
+        audio: AudioSource | Recording,
         *,
         language: str | None = None,
         languages: Sequence[str] = (),
         context: str = "",
+        keywords: Iterable[str] = (),
         max_clip_s: float = DEFAULT_CLIP_S,
         confidences: bool = False,
-    ) -> list[Transcript]: ...
-
-    @overload
-    def transcribe(
-        self,
-        audio: AudioSource,
-        *,
-        language: str | None = None,
-        languages: Sequence[str] = (),
-        context: str = "",
-        max_clip_s: float = DEFAULT_CLIP_S,
-        confidences: bool = False,
+        in_order: bool = True,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Transcript: ...
 
+    @overload
     def transcribe(
         self,
-        audio: AudioSource | list[AudioSource],
+        audio: Iterable[AudioSource | Recording],
         *,
         language: str | None = None,
         languages: Sequence[str] = (),
         context: str = "",
+        keywords: Iterable[str] = (),
         max_clip_s: float = DEFAULT_CLIP_S,
         confidences: bool = False,
-    ) -> Transcript | list[Transcript]:
-        """Transcribe one recording, or a list of them together, which is much faster.
+        in_order: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[Result]: ...
 
-        A recording is anything that ``load_audio`` takes: a path, bytes, a binary file, a
-        waveform, or a pair of an array and its sampling rate. ``language`` is a name or code
-        that is forced on every clip; None lets the model tell, from among ``languages`` if there
-        are any. ``context`` is text that biases the model: names, terms, what was said before,
-        up to 10,000 characters. ``max_clip_s`` is the most audio, 1 to 1200 s, that the model
-        hears at once. ``confidences`` fills those of the segments, and their tokens.
+    def transcribe(
+        self,
+        audio: Any,
+        *,
+        language: str | None = None,
+        languages: Sequence[str] = (),
+        context: str = "",
+        keywords: Iterable[str] = (),
+        max_clip_s: float = DEFAULT_CLIP_S,
+        confidences: bool = False,
+        in_order: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Transcript | Iterator[Result]:
+        """Transcribe one recording, or any number of them together, which is much faster.
 
-        Raises ValueError, before the engine runs, for an unknown language and, naming the file,
-        for a recording that cannot be read; OSError for a file that cannot be opened.
+        A recording is a path, an http(s) URL, bytes, a binary file, a waveform, or a pair of an
+        array and its sampling rate. One gives its transcript:
+
+        >>> transcript = model.transcribe("tests/data/hello.flac", language="en")
+        >>> transcript.language, transcript.duration > 5
+        ('English', True)
+
+        Many, in a list or from a generator that need not end, give an iterator of results, each
+        with a transcript or the error that stands in its place. They come in order, or with
+        ``in_order=False`` as they are done, which ``index`` tells apart. Recordings are decoded
+        ahead in threads while the engine works, a few hours of audio at most, and the longest of
+        these go first.
+
+        >>> for result in model.transcribe(["tests/data/hello.flac", "README.md"]):
+        ...     print(result.source, result.error or result.transcript.language)
+        tests/data/hello.flac English
+        README.md README.md: not audio, or cut off: neither libsndfile nor FFmpeg can read it.
+
+        ``language`` is a name or code that is forced on every clip; None lets the model tell, from
+        among ``languages`` if there are any. ``context`` is text that biases the model: what it is
+        about, what was said before; ``keywords`` are names and terms to expect; both together up
+        to 10,000 characters. ``max_clip_s`` is the most audio, 1 to 1200 s, that the model hears
+        at once. ``confidences`` fills those of the segments, and their tokens. ``progress`` is
+        called after every clip.
+
+        Raises ValueError at once for an unknown language or a bad ``max_clip_s``; for one
+        recording also what is wrong with it, a ValueError or OSError that names the file.
         """
-        sources = audio if isinstance(audio, list) else [audio]
-        transcriptions = [
-            transcribe(
-                load_audio(source),
-                language=language,
-                languages=languages,
-                context=context,
-                max_clip_s=max_clip_s,
-                confidences=confidences,
-            )
-            for source in sources
-        ]
-        transcripts = run_together(transcriptions, self._generate)
-        return transcripts if isinstance(audio, list) else transcripts[0]
+        begin = partial(
+            transcribe,
+            language=language,
+            languages=tuple(languages),
+            context=join_context(context, keywords),
+            max_clip_s=max_clip_s,
+            confidences=confidences,
+        )
+        Steps(begin(np.zeros(SAMPLE_RATE, np.float32)))  # silence: only a wrong wish raises
+        pipeline = Pipeline(
+            [audio] if is_one(audio) else audio,
+            self._engine,
+            load=load_recording,
+            begin=begin,
+            in_order=in_order,
+            progress=progress,
+        )
+        if not is_one(audio):
+            return pipeline.results()
+        (result,) = pipeline.results()
+        if result.error is not None:
+            raise result.error
+        assert result.transcript is not None
+        return result.transcript
 
-    def _generate(self, requests: Sequence[EngineRequest]) -> list[EngineOutput]:
-        ids = slot_ids(self.llm.get_tokenizer())
-        results = self.llm.generate(
-            list(map(engine_prompt, requests)),
-            [sampling_params(request.decoding, ids) for request in requests],
+
+class _LLMEngine:
+    """A ``vllm.LLM`` as what a pipeline drives; several may, taking turns."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self.num_seats: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self._slot_ids = slot_ids(llm.get_tokenizer())
+        self._waiting: dict[str, tuple[Answer, Callable[[EngineOutput], None]]] = {}
+
+    def submit(self, request: EngineRequest, deliver: Callable[[EngineOutput], None]) -> str:
+        (internal_id,) = self._llm.enqueue(
+            engine_prompt(request),
+            sampling_params(request.decoding, self._slot_ids),
             use_tqdm=False,
         )
-        answers = [Answer(request.decoding, ids) for request in requests]
-        for answer, result in zip(answers, results, strict=True):
-            answer.push(result.outputs[0])
-        return [answer.output() for answer in answers]
+        request_id: str = internal_id.partition("-")[0]  # what vLLM calls it in its outputs
+        self._waiting[request_id] = Answer(request.decoding, self._slot_ids), deliver
+        return request_id
+
+    def step(self) -> None:
+        for output in self._llm.llm_engine.step():
+            if output.finished and (waiting := self._waiting.pop(output.request_id, None)):
+                answer, deliver = waiting
+                answer.push(output.outputs[0])
+                deliver(answer.output())
+
+    def abort(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            del self._waiting[request_id]
+        self._llm.llm_engine.abort_request(request_ids)
+
+
+def is_one(audio: Any) -> bool:
+    """Whether this is one recording rather than many."""
+    if isinstance(audio, tuple):
+        return len(audio) == 2 and isinstance(audio[0], np.ndarray) and np.isscalar(audio[1])
+    one = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, Recording)
+    return isinstance(audio, one) or hasattr(audio, "read")
 
 
 def engine_defaults(given: Collection[str]) -> dict[str, Any]:

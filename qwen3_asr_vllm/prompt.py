@@ -13,6 +13,7 @@ newline, or repeat it; none of that costs text. No tokenizer here: strings in an
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .languages import LANGUAGES, separator
@@ -56,6 +57,11 @@ def sanitize_context(text: str) -> str:
     """
     text = _CONTROL_TOKEN.sub("", text)
     return text.replace("<", "") if _CONTROL_TOKEN.search(text) else text
+
+
+def join_context(context: str, keywords: Iterable[str]) -> str:
+    """One context of free text and a line of terms to expect, which come last."""
+    return "\n".join(filter(None, (context, ", ".join(keywords))))
 
 
 def cap_context(text: str) -> str:

@@ -20,7 +20,7 @@ from itertools import accumulate, pairwise
 from typing import Any, TypeAlias
 from unicodedata import category, east_asian_width
 
-from .languages import language_code, separator
+from .languages import language_code, resolve_language, separator
 
 MAX_LINE_WIDTH = 42  # columns of a subtitle line: 42 Latin letters or 21 Chinese characters
 MAX_LINE_COUNT = 2
@@ -395,9 +395,64 @@ def _verbose_json(transcript: Transcript) -> str:
             "segments": [_verbose_segment(i, segment) for i, segment in enumerate(segments)],
             **({"words": words} if words else {}),
             **({"unmeasured": unmeasured} if unmeasured else {}),
+            **({"warnings": transcript.warnings} if transcript.warnings else {}),
             "usage": {"type": "duration", "seconds": transcript.duration},
         }
     )
+
+
+def read_verbose_json(document: dict[str, Any]) -> Transcript:
+    """What ``FORMATS["verbose_json"]``, or another server of OpenAI's route, wrote.
+
+    Raises ValueError for what is no such document.
+    """
+    try:
+        default = document.get("language") or None
+        rows = document.get("segments") or []
+        segments = tuple(_read_segment(row, default, document) for row in rows)
+        text, duration = str(document["text"]), float(document.get("duration") or 0)
+        if text and not segments:
+            segments = (Segment(0, duration, text, _model_language(default)),)
+        return Transcript(text, duration, segments, tuple(document.get("warnings") or ()))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"no verbose_json: {str(document)[:200]}") from error
+
+
+def _read_segment(row: dict[str, Any], language: str | None, document: dict[str, Any]) -> Segment:
+    unmeasured = document.get("unmeasured", ())
+    measured = {
+        name: row.get(name) for name in ("avg_logprob", "no_speech_prob") if name not in unmeasured
+    }
+    words = [Word(w["word"], w["start"], w["end"]) for w in row.get("words") or ()]
+    return Segment(
+        start=float(row["start"]),
+        end=float(row["end"]),
+        text=str(row["text"]),
+        language=_model_language(row["language"] if "language" in row else language),
+        language_probability=row.get("language_probability"),
+        words=tuple(words) or None,
+        **measured,
+    )
+
+
+def _model_language(language: str | None) -> str | None:
+    try:
+        return resolve_language(language)
+    except ValueError:  # another model's
+        return language
+
+
+def rounded(transcript: Transcript) -> Transcript:
+    """With times and ratios as they are written, and without the tokens, which are not: the same
+    as a transcript that was written and read again."""
+    segments = tuple(map(_rounded_segment, transcript.segments))
+    return replace(transcript, duration=round(transcript.duration, 3), segments=segments)
+
+
+def _rounded_segment(segment: Segment) -> Segment:
+    numbers = {name: _rounded(x) for name, x in vars(segment).items() if isinstance(x, float)}
+    words = segment.words and tuple(Word(**_rounded(vars(word))) for word in segment.words)
+    return replace(segment, **numbers, words=words, tokens=None)
 
 
 def _verbose_segment(index: int, segment: Segment) -> dict[str, Any]:
@@ -414,6 +469,8 @@ def _verbose_segment(index: int, segment: Segment) -> dict[str, Any]:
         "avg_logprob": segment.avg_logprob or 0.0,
         "compression_ratio": len(text) / len(zlib.compress(text)),
         "no_speech_prob": segment.no_speech_prob or 0.0,
+        **_measured([("language_probability", segment.language_probability)]),
+        **({"words": [asdict(word) for word in segment.words]} if segment.words else {}),
     }
 
 

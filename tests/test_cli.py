@@ -4,6 +4,7 @@
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ import pytest
 import soundfile
 
 from qwen3_asr_vllm import cli
+from qwen3_asr_vllm.corpus import Result
+from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript
 
 
@@ -23,19 +26,24 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 class FakeModel:
-    """Says how long each waveform is, and notes what else it was told."""
+    """Says how long each recording is, and notes what else it was told."""
 
-    def transcribe(self, waveforms, **wishes):
-        self.wishes = wishes
-        return [
-            Transcript(
-                text=f"{len(w) / 16_000:g} seconds",
-                duration=len(w) / 16_000,
-                segments=(Segment(0, len(w) / 16_000, f"{len(w) / 16_000:g} seconds", "English"),),
-                warnings=("loop",) if len(w) > 16_000 else (),
-            )
-            for w in waveforms
-        ]
+    def transcribe(self, recordings, *, in_order, progress, **wishes):
+        self.wishes, self.heard = wishes, []
+        for index, recording in enumerate(recordings):
+            self.heard.append(recording.source)
+            try:
+                seconds = len(recording.load()) / 16_000
+            except ValueError as error:
+                yield Result(index, recording, error=error)
+            else:
+                yield Result(index, recording, transcript=said(seconds))
+
+
+def said(seconds):
+    text = f"{seconds:g} seconds"
+    segments = (Segment(0, seconds, text, "English"),)
+    return Transcript(text, seconds, segments, ("loop",) if seconds > 1 else ())
 
 
 @pytest.fixture
@@ -91,13 +99,14 @@ def test_version_is_the_package_version(capsys):
 WRONG = {
     "": "required: COMMAND",
     "sing": "invalid choice: 'sing'",
-    "transcribe": "required: FILE",
+    "transcribe": "required: SOURCE",
     "transcribe a.wav -f srt,docx": "unknown format 'docx'; use txt, json, srt, vtt",
     "transcribe a.wav --max_line_width 1": "'1' is not a whole number from 2",
     "transcribe a.wav --max_line_count two": "'two' is not a whole number from 1",
     "transcribe a.wav -l Klingon": "unsupported language 'Klingon'",
     "transcribe a.wav --max-clip-s 5000": "'5000' is not from 1 to 1200 seconds",
     "transcribe a.wav --max-clip-s long": "'long' is not from 1 to 1200 seconds",
+    "transcribe a.wav --task translate": "invalid choice: 'translate'",
     "doctor --gpu": "unrecognized arguments: --gpu",
 }
 
@@ -124,9 +133,17 @@ def test_texts_go_to_stdout_and_the_rest_to_stderr(model, files, capsys):
     assert err == f"qwen3-asr: {files[2]}: loop\n"
 
 
-def test_wishes_reach_the_model(model, files):
-    cli.main(["transcribe", files[0], "-l", "zh-CN", "-c", "Anna", "--max-clip-s", "30"])
-    assert model.wishes == {"language": "Chinese", "context": "Anna", "max_clip_s": 30.0}
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-l zh-CN -c Anna --max-clip-s 30 --keywords Maier,Ulm",
+        "--language Chinese --initial_prompt Anna --chunk_size=30 --hotwords=Maier,\tUlm",
+    ],
+)
+def test_wishes_reach_the_model_under_the_names_that_fingers_know(model, files, line):
+    cli.main(["transcribe", files[0], *line.split(" ")])
+    context = {"context": "Anna", "keywords": ["Maier", "Ulm"]}
+    assert model.wishes == {"language": "Chinese", "max_clip_s": 30.0, **context}
 
 
 def test_json_is_one_document(model, files, capsys):
@@ -165,27 +182,69 @@ def test_a_file_that_fails_is_reported_and_the_others_are_written(model, files, 
     }
     out, err = capsys.readouterr()
     assert out == "" and "letter.wav: not audio" in err
+    assert err.endswith(f"1 of 3 failed: {files[1]}\n")
 
 
-def test_no_model_is_loaded_for_files_that_all_fail(files, monkeypatch, capsys):
+def test_no_model_is_loaded_where_there_is_nothing_to_hear(files, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_load_model", lambda *_: pytest.fail("loaded"))
-    assert cli.main(["transcribe", files[1], "none.wav"]) == 1
-    assert "letter.wav" in (err := capsys.readouterr().err) and "none.wav" in err
+    assert cli.main(["transcribe", "gone.wav", "none.mp3"]) == 1
+    assert "gone.wav: no such file" in (err := capsys.readouterr().err) and "none.mp3" in err
+
+
+def test_what_is_finished_is_skipped(model, files, tmp_path, capsys):
+    line = ["transcribe", *files, "-f", "txt,srt", "-o", str(tmp_path / "out")]
+    line += ["--manifest_out", str(tmp_path / "out.jsonl")]
+    assert cli.main(line) == 1 and len(model.heard) == 3
+    first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    (tmp_path / "out" / "b.srt").unlink()
+    assert cli.main(line) == 1 and model.heard == files[1:]
+    assert "1 of 3 are finished; --overwrite does them again" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
+    assert cli.main([*line, "--overwrite"]) == 1 and len(model.heard) == 3
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
+
+
+def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(model, files, tmp_path, capsys):
+    def interrupted(recordings, **_):
+        yield Result(0, recordings[0], transcript=said(1))
+        raise KeyboardInterrupt
+
+    model.transcribe = interrupted
+    assert cli.main(["transcribe", *files, "-o", str(tmp_path / "out")]) == 130
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.txt"]
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_standard_input_is_a_recording(model, files, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", open(files[2], "rb"))
+    monkeypatch.setattr(sys.stdin, "buffer", sys.stdin, raising=False)
+    assert cli.main(["transcribe", "-"]) == 0
+    assert capsys.readouterr().out == "2 seconds\n"
+
+
+def test_languages_are_listed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--list_languages"])
+    assert capsys.readouterr().out.split() == [w for pair in LANGUAGES.items() for w in pair]
+
+
+@pytest.mark.parametrize("option", ["--max-clip-s=30", "--gpu-memory-utilization=0.5"])
+def test_a_server_is_not_told_what_it_decides_itself(files, option, capsys):
+    assert cli.main(["transcribe", files[0], "--server", "localhost:1", option]) == 2
+    assert "set" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_answer_is_named(files, capsys):
+    assert cli.main(["transcribe", files[0], "--server", "localhost:1"]) == 1
+    assert "no server answers at http://localhost:1" in capsys.readouterr().err
 
 
 def test_two_files_are_never_written_to_one(model, files, tmp_path, capsys):
     soundfile.write(tmp_path / "a.flac", np.zeros(160), 16_000)
     line = ["transcribe", files[0], str(tmp_path / "a.flac")]
     assert cli.main([*line, "-o", str(tmp_path)]) == 2
-    assert "a.txt" in capsys.readouterr().err
+    assert "would be written to one a; transcribe them apart" in capsys.readouterr().err
     assert not (tmp_path / "a.txt").exists()
-    assert cli.main(line) == 0
-
-
-def test_many_files_are_held_in_memory_few_at_a_time(model, files, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "BATCH_S", 1.5)
-    batches = list(cli._batches([files[0], files[0], files[2], files[0]], []))
-    assert [[len(w) // 16_000 for _, w in batch] for batch in batches] == [[1, 1], [2], [1]]
 
 
 @pytest.mark.vllm
@@ -202,6 +261,8 @@ SERVE = """
 import json, os, sys
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from qwen3_asr_vllm import cli
+from qwen3_asr_vllm.corpus import Result
+from qwen3_asr_vllm.languages import LANGUAGES
 
 def cmd(args):
     print(json.dumps([args.model_tag, args.port, args.max_model_len, {
@@ -253,6 +314,23 @@ def test_doctor_notices_that_the_plugin_is_switched_off(monkeypatch):
     monkeypatch.setenv("VLLM_PLUGINS", "")
     with pytest.raises(RuntimeError, match="Do: add qwen3_asr to it"):
         cli._check_entry_points()
+
+
+def test_doctor_notices_a_port_that_is_taken_and_a_limit_that_is_set(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(cli, "DEFAULT_PORT", taken.getsockname()[1])
+        assert cli.INSTALLATION["port"]().endswith("is taken; another server needs --port")
+    assert cli.INSTALLATION["port"]().endswith("is free")
+    monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "25")
+    assert cli.INSTALLATION["limits"]() == "uploads of 25 MiB, 4 h, 4 GiB decoded"
+
+
+def test_doctor_finds_the_cache_of_checkpoints(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "models--Qwen--Qwen3-ASR-1.7B").mkdir(parents=True)
+    assert cli.INSTALLATION["cache"]().startswith(f"{tmp_path / 'hub'}, 1 models, ")
 
 
 @pytest.mark.vllm

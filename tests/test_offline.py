@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import doctest
 import io
 import json
 
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 from conftest import CHECKPOINT, DATA, MOST_ERRORS, engine, error_rate, heldout
 
+from qwen3_asr_vllm import offline
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
 from qwen3_asr_vllm.offline import Qwen3ASR
 from qwen3_asr_vllm.prompt import build_prompt
@@ -30,7 +32,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def transcripts(model):
-    return model.transcribe([DATA / "heldout" / row["audio_filepath"] for row in heldout()])
+    paths = [DATA / "heldout" / row["audio_filepath"] for row in heldout()]
+    return [result.transcript for result in model.transcribe(paths)]
 
 
 @pytest.mark.parametrize(("language", "most"), MOST_ERRORS.items())
@@ -48,15 +51,39 @@ def test_heldout_languages(transcripts):
 def test_a_path_and_its_samples_give_the_same_transcript(model):
     samples, rate = soundfile.read(HELLO, dtype="float32")
     assert rate == SAMPLE_RATE
-    from_path, from_array = model.transcribe([HELLO, samples])
+    results = model.transcribe([HELLO, samples])
+    from_path, from_array = (result.transcript for result in results)
     assert from_path == from_array
     assert from_path.duration == len(samples) / rate
     expected = HELLO.with_suffix(".txt").read_text()
     assert jiwer.wer(expected.lower(), from_path.text.lower()) < 0.2
 
 
-def test_alone_and_in_a_list_are_the_same(model):
-    assert model.transcribe([HELLO]) == [model.transcribe(HELLO)]
+def test_examples_of_the_docstrings(model, monkeypatch):
+    monkeypatch.chdir(DATA.parent.parent)
+    failures, examples = doctest.testmod(offline, extraglobs={"model": model})
+    assert examples >= 3 and failures == 0
+
+
+def test_alone_and_among_others_are_the_same(model, transcripts):
+    """Alone, in order, as they are done, and in two runs that take turns."""
+    paths = [DATA / "heldout" / row["audio_filepath"] for row in heldout()[:20]]
+    alone = [model.transcribe(path) for path in paths[:3]]
+    assert alone == transcripts[:3]
+    as_done = {r.index: r.transcript for r in model.transcribe(iter(paths), in_order=False)}
+    assert [as_done[i] for i in range(20)] == transcripts[:20]
+    turns = zip(model.transcribe(paths), model.transcribe(paths[::-1]), strict=True)
+    pairs = [(one.transcript, other.transcript) for one, other in turns]
+    assert pairs == list(zip(transcripts[:20], transcripts[19::-1], strict=True))
+
+
+def test_a_run_that_is_given_up_leaves_the_engine_free(model, transcripts):
+    path = DATA / "heldout" / heldout()[0]["audio_filepath"]
+    results = model.transcribe([path] * 40)
+    next(results)
+    results.close()
+    assert not model.llm.llm_engine.has_unfinished_requests()
+    assert model.transcribe(path) == transcripts[0]
 
 
 def test_a_forced_language_is_the_language_of_the_transcript(model):
@@ -73,7 +100,9 @@ def test_a_file_that_is_not_audio_is_named(model, tmp_path):
     path = tmp_path / "notes.wav"
     path.write_text("these are words, not sounds")
     with pytest.raises(ValueError, match="notes.wav"):
-        model.transcribe([HELLO, path])
+        model.transcribe(path)
+    hello, notes, gone = model.transcribe([HELLO, path, tmp_path / "gone.wav"])
+    assert hello.transcript and "notes.wav" in str(notes.error) and "gone.wav" in str(gone.error)
 
 
 def test_silence_is_no_text_and_no_language(model):

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corpus on disk: which recordings it has, what is done, and where results are written.
+
+    files, folders, globs, URLs, "-", manifests -> recordings -> DIR/name.txt, manifest.jsonl
+
+A manifest is JSONL as NeMo ("audio_filepath") or Hugging Face ("file_name") writes it, CSV or TSV
+with such a column, or a plain list. What is written appears whole or not at all, and never outside
+of its folder, whatever a manifest calls its recordings. What is there already is done.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from .geometry import SAMPLE_RATE
+from .languages import language_code
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_DOWNLOAD_BYTES = 1 << 30
+DOWNLOAD_TIMEOUT_S = 60  # without a byte
+
+# What a folder is searched for: recordings, and films for their sound.
+AUDIO_SUFFIXES = frozenset(
+    ".aac .ac3 .aif .aiff .amr .au .caf .flac .m4a .m4b .mka .mp2 .mp3 .oga .ogg .opus .spx .wav "
+    ".webm .wma .3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv".split()
+)
+PATH_FIELDS = ("audio_filepath", "file_name", "audio", "path")  # of a manifest's row, in this order
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_MANIFEST_SUFFIXES = (".jsonl", ".json", *_DELIMITERS, ".txt", ".lst", ".list")
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recording of a corpus, or a part of one."""
+
+    source: str  # a path, a URL, or "-"
+    name: str  # of what is written for it: a relative path without suffix
+    row: Mapping[str, Any] = field(default_factory=dict)  # its line of a manifest
+    offset_s: float = 0.0
+    duration_s: float | None = None  # of the part that begins at the offset; None: to the end
+
+    def __str__(self) -> str:
+        return f"{self.source} at {self.offset_s:g} s" if self.offset_s else self.source
+
+    @property
+    def is_part(self) -> bool:
+        return self.offset_s > 0 or self.duration_s is not None
+
+    @property
+    def is_missing(self) -> bool:
+        return self.source != "-" and not is_url(self.source) and not Path(self.source).exists()
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """What tells it from the others of its manifest, also in the one that is written."""
+        return _key({"audio_filepath": self.source} | dict(self.row))
+
+    def load(self) -> np.ndarray:
+        """Its waveform. Raises what ``load_audio`` and ``fetch`` raise."""
+        from .audio import load_audio
+
+        if self.source == "-":
+            waveform = load_audio(sys.stdin.buffer.read())
+        elif is_url(self.source):
+            waveform = _load_url(self.source)
+        else:
+            waveform = load_audio(self.source)
+        if not self.is_part:
+            return waveform
+        start = round(self.offset_s * SAMPLE_RATE)
+        end = None if self.duration_s is None else start + round(self.duration_s * SAMPLE_RATE)
+        if len(part := waveform[start:end]) == 0:
+            seconds = len(waveform) / SAMPLE_RATE
+            raise ValueError(f"{self.source} lasts {seconds:.1f} s; there is none at {self}.")
+        return part.copy()  # so that the rest of a long recording can be forgotten
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one recording: a transcript, or the error that stands in its place."""
+
+    index: int  # of the recording among the sources, from 0
+    source: Any
+    transcript: Transcript | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. Recordings that failed are done; their seconds do not count."""
+
+    recordings_read: int
+    recordings_done: int
+    seconds_read: float
+    seconds_done: float
+
+
+def load_recording(source: Any) -> np.ndarray:
+    """The waveform of whatever ``load_audio`` takes, of a URL, or of a ``Recording``."""
+    if isinstance(source, Recording):
+        return source.load()
+    if isinstance(source, str) and is_url(source):
+        return _load_url(source)
+    from .audio import load_audio
+
+    return load_audio(source)
+
+
+# where it comes from ------------------------------------------------------------------------
+
+
+def is_url(source: str) -> bool:
+    """Raises ValueError for a scheme other than http and https."""
+    scheme, mark, _ = source.partition("://")
+    if mark and scheme.isalnum() and scheme.lower() not in ("http", "https"):
+        raise ValueError(f"{source}: cannot open {scheme} URLs; use http, https, or a path.")
+    return bool(mark) and scheme.isalnum()
+
+
+def fetch(url: str) -> bytes:
+    """What a URL holds, at most 1 GiB. Raises OSError or ValueError, naming the URL."""
+    is_url(url)
+    opener = urllib.request.OpenerDirector()  # without the handlers for file and ftp
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    try:
+        with opener.open(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except OSError as error:
+        raise OSError(f"{url}: {error}") from error
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"{url}: larger than 1 GiB. Download it and pass the path.")
+    return data
+
+
+def _load_url(url: str) -> np.ndarray:
+    from .audio import load_audio
+
+    data = fetch(url)
+    try:
+        return load_audio(data)
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from error
+
+
+def find_recordings(sources: Iterable[str]) -> list[Recording]:
+    """All recordings that are meant by files, folders, globs, URLs, manifests, and "-".
+
+    Raises ValueError for a source that holds none, for a manifest that cannot be read, and where
+    two recordings would be written to one place.
+    """
+    recordings = [recording for source in sources for recording in _find(source)]
+    counts = Counter(recording.name for recording in recordings)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        same = " and ".join(str(r) for r in recordings if r.name == twice[0])
+        raise ValueError(f"{same} would be written to one {twice[0]}; transcribe them apart.")
+    return recordings
+
+
+def _find(source: str) -> Iterator[Recording]:
+    path = Path(source)
+    if source == "-":
+        yield Recording("-", "stdin")
+    elif is_url(source):
+        yield Recording(source, mirrored_name(PurePosixPath(unquote(urlsplit(source).path)).name))
+    elif path.is_dir():
+        yield from _below(path, source, sorted(_audio_files(path)))
+    elif path.suffix.lower() in _MANIFEST_SUFFIXES and path.is_file():
+        yield from read_manifest(path)
+    elif glob.has_magic(source) and not path.exists():
+        found = sorted(map(Path, glob.glob(source, recursive=True)))
+        yield from _below(_fixed_part(path), source, [file for file in found if file.is_file()])
+    else:
+        yield Recording(source, mirrored_name(path.name))
+
+
+def _audio_files(folder: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, n) for n in names if Path(n).suffix.lower() in AUDIO_SUFFIXES)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder that all matches of a glob are in."""
+    parents = [parent for parent in pattern.parents if not glob.has_magic(str(parent))]
+    return parents[0]
+
+
+def _below(folder: Path, source: str, files: list[Path]) -> Iterator[Recording]:
+    if not files:
+        raise ValueError(f"{source}: no recordings found.")
+    for file in files:
+        yield Recording(str(file), mirrored_name(file.relative_to(folder)))
+
+
+def mirrored_name(path: str | PurePosixPath | Path) -> str:
+    """A path without suffix that stays below wherever it is put: no root and no "..".
+
+    >>> mirrored_name("../data/talks/monday.v2.mp3")
+    'data/talks/monday.v2'
+    """
+    pure = PurePosixPath(str(path).replace("\\", "/").replace("\0", ""))
+    parts = [part for part in pure.parts if part not in ("/", "//", "..")]
+    if not parts:
+        return "recording"
+    return str(PurePosixPath(*parts).with_suffix(""))
+
+
+def read_manifest(path: Path) -> Iterator[Recording]:
+    """The recordings of a manifest; relative paths are relative to it.
+
+    Raises ValueError, with the line, for a row that names no audio or is not JSON.
+    """
+    for line, row in _rows(path):
+        audio = next((row[name] for name in PATH_FIELDS if row.get(name)), None)
+        if not isinstance(audio, str):
+            fields = ", ".join(PATH_FIELDS)
+            raise ValueError(f"{path}:{line}: names no audio; one of {fields} must be a path.")
+        offset, duration = _seconds(row, "offset"), _seconds(row, "duration")
+        source = audio if is_url(audio) else str(path.parent / audio)
+        parts = urlsplit(audio)
+        name = mirrored_name(unquote(parts.netloc + parts.path) if is_url(audio) else audio)
+        yield Recording(
+            source,
+            name if offset is None else f"{name}_{offset:.3f}",
+            row,
+            offset_s=offset or 0.0,
+            # NeMo states the duration of every row; without an offset it is that of the file.
+            duration_s=None if offset is None else duration,
+        )
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = path.read_text(encoding="utf-8-sig")
+    if delimiter := _DELIMITERS.get(path.suffix.lower()):
+        reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{path}:{reader.line_num}: more columns than the first line.")
+            yield reader.line_num, row
+        return
+    for line, content in enumerate(text.splitlines(), 1):
+        if not content.strip():
+            continue
+        if path.suffix.lower() in (".jsonl", ".json"):
+            try:
+                row = json.loads(content)
+            except ValueError as error:
+                raise ValueError(f"{path}:{line}: not JSON ({error}).") from error
+            yield line, row if isinstance(row, dict) else {}
+        else:
+            yield line, {"audio_filepath": content.strip()}
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> float | None:
+    try:
+        return float(row[name]) if row.get(name) not in (None, "") else None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {row[name]!r} in {dict(row)}; it must be seconds.") from error
+
+
+# where it goes ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder with one file for each recording and format."""
+
+    folder: Path
+    formats: Mapping[str, Callable[[Transcript], str]]  # by suffix: "srt", "verbose.json"
+
+    def paths(self, recording: Recording) -> dict[str, Path]:
+        """Raises ValueError where a link leads out of the folder."""
+        paths = {suffix: self.folder / f"{recording.name}.{suffix}" for suffix in self.formats}
+        for path in paths.values():
+            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+                raise ValueError(f"{path} lies outside of {self.folder}, through a link.")
+        return paths
+
+    def is_done(self, recording: Recording) -> bool:
+        return all(path.is_file() for path in self.paths(recording).values())
+
+    def write(self, recording: Recording, transcript: Transcript) -> None:
+        for suffix, path in self.paths(recording).items():
+            write_whole(path, self.formats[suffix](transcript))
+
+    def finish(self, recordings: Iterable[Recording]) -> None:
+        """Each file is finished already."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears complete or not at all, in place of any before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")  # a later run overwrites what a kill left
+    unfinished.unlink(missing_ok=True)  # it may be a link
+    unfinished.write_text(text, encoding="utf-8", newline="")
+    unfinished.replace(path)
+
+
+class OutputManifest:
+    """A JSONL file with a line for each recording: its row, and what was heard.
+
+    Lines are appended as recordings are done, so a run that is killed loses none; ``finish`` puts
+    them into the order of the corpus.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self.path = path
+        if overwrite:
+            path.unlink(missing_ok=True)
+        self._done = {_key(row): None for row in self._read()} if path.exists() else {}
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """The rows; what a killed run left of a line is cut off."""
+        text = self.path.read_bytes()
+        if len(whole := text[: text.rfind(b"\n") + 1]) < len(text):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                _key(row)
+            except (ValueError, KeyError, TypeError) as error:
+                message = f"{self.path}:{number} is no line of such a manifest; remove the file."
+                raise ValueError(message) from error
+            yield row
+
+    def keys(self) -> Iterable[tuple[str, float]]:
+        """The ``key`` of each recording that is done."""
+        return self._done
+
+    def is_done(self, recording: Recording) -> bool:
+        return recording.key in self._done
+
+    def write(self, recording: Recording, transcript: Transcript) -> None:
+        line = json.dumps(output_row(recording, transcript), ensure_ascii=False) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(line)
+        self._done[recording.key] = None
+
+    def finish(self, recordings: Iterable[Recording]) -> None:
+        """Put the lines into the order of the corpus, those of other recordings first."""
+        if not self.path.exists():
+            return
+        order = {recording.key: place for place, recording in enumerate(recordings)}
+        row_by_key = {_key(row): row for row in self._read()}  # of two, the later one
+        rows = sorted(row_by_key.items(), key=lambda item: order.get(item[0], -1))
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for _, row in rows)
+        write_whole(self.path, "".join(lines))
+
+
+def output_row(recording: Recording, transcript: Transcript) -> dict[str, Any]:
+    """A manifest's row with what was heard: pred_text as NeMo calls it, and its language."""
+    language = transcript.language
+    return (
+        {"audio_filepath": recording.source, "duration": round(transcript.duration, 3)}
+        | dict(recording.row)
+        | {"pred_text": transcript.text, "pred_lang": language and language_code(language)}
+    )
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, float]:
+    return str(row["audio_filepath"]), float(row.get("offset") or 0.0)

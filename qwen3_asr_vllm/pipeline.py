@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many recordings through one engine, which is never left waiting.
+
+    sources -> load (threads, ahead) -> waiting (longest first) -> engine (full) -> results
+
+Sources may be endless: what is read ahead is bounded in seconds of audio and in number, so memory
+stays flat. A recording that fails is a result with an error. Nothing here knows vLLM: an engine is
+whatever takes a request and delivers its output while it is stepped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Any, Protocol
+
+import numpy as np
+
+from .corpus import Progress, Result
+from .geometry import SAMPLE_RATE
+from .transcript import Transcript
+from .transcription import EngineOutput, EngineRequest, Steps, Transcription
+
+LOOK_AHEAD_S = 2 * 3600  # seconds of audio that are decoded before the engine has room: 460 MB
+MAX_OUTSTANDING = 4096  # recordings between the source and the caller
+NUM_WORKERS = min(8, os.cpu_count() or 1)
+_QUEUED_SHARE = 1.25  # requests in the engine per seat: some queue there, so none stays empty
+
+
+class Engine(Protocol):
+    """What decodes requests."""
+
+    num_seats: int  # requests that it decodes at once
+
+    def submit(self, request: EngineRequest, deliver: Callable[[EngineOutput], None]) -> str:
+        """Queue a request; its output is delivered during a later step. Returns its id."""
+
+    def step(self) -> None:
+        """Wait for the engine's next step and deliver what it finished."""
+
+    def abort(self, request_ids: list[str]) -> None: ...
+
+
+@dataclass
+class _Job:
+    """A recording on its way."""
+
+    index: int
+    source: Any
+    seconds: float
+    steps: Steps[Transcript]
+    unsent: deque[int] = field(default_factory=deque)  # of steps.requests
+    outputs: dict[int, EngineOutput] = field(default_factory=dict)
+    request_ids: set[str] = field(default_factory=set)  # in the engine
+    seconds_done: float = 0.0
+    is_first_round: bool = True
+
+
+class Pipeline:
+    """One run over ``sources``; ``results()`` drives it.
+
+    ``load`` gives the waveform of a source, in a worker thread; ``begin`` its transcription.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[Any],
+        engine: Engine,
+        *,
+        load: Callable[[Any], np.ndarray],
+        begin: Callable[[np.ndarray], Transcription],
+        in_order: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        look_ahead_s: float = LOOK_AHEAD_S,
+        num_workers: int = NUM_WORKERS,
+    ) -> None:
+        self._sources, self._engine = enumerate(sources), engine
+        self._load, self._begin = load, begin
+        self._in_order, self._progress = in_order, progress
+        self._look_ahead_s, self._num_workers = look_ahead_s, num_workers
+        self._is_exhausted = False
+        self._loading: dict[Future[tuple[float, Steps[Transcript]]], tuple[int, Any]] = {}
+        self._waiting: list[tuple[int, float, int, _Job]] = []  # heap; the first goes first
+        self._waiting_s = 0.0
+        self._jobs: dict[int, _Job] = {}  # loaded, not done
+        self._num_in_engine = 0
+        self._finished: dict[int, Result] = {}  # not yet handed out
+        self._next_index = 0
+        self._num_read = self._num_done = self._num_outstanding = 0
+        self._seconds_read = self._seconds_done = 0.0
+
+    def results(self) -> Iterator[Result]:
+        """Each recording's result, as the sources come or as they are done.
+
+        Closing this aborts what the engine still decodes.
+        """
+        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="load-audio")
+        try:
+            while True:
+                self._read_ahead(pool)
+                self._collect_loaded()
+                self._fill_engine()
+                yield from self._hand_out()
+                if self._num_in_engine:
+                    self._engine.step()
+                elif self._loading:
+                    wait(self._loading, return_when=FIRST_COMPLETED)
+                elif self._is_exhausted and not self._finished:
+                    return
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            left = [ticket for job in self._jobs.values() for ticket in job.request_ids]
+            if left:
+                self._engine.abort(left)
+
+    def _read_ahead(self, pool: ThreadPoolExecutor) -> None:
+        while not self._is_exhausted and self._has_room():
+            item = next(self._sources, None)
+            if item is None:
+                self._is_exhausted = True
+                return
+            self._loading[pool.submit(self._start, item[1])] = item
+            self._num_outstanding += 1
+
+    def _has_room(self) -> bool:
+        """Whether another recording, of the mean duration so far, may be loaded."""
+        mean_s = self._seconds_read / max(self._num_read, 1)
+        held_s = self._waiting_s + len(self._loading) * mean_s
+        most_loading = 2 * self._num_workers if self._num_read else self._num_workers
+        return (
+            len(self._loading) < most_loading
+            and held_s < self._look_ahead_s
+            and self._num_outstanding < MAX_OUTSTANDING
+        )
+
+    def _start(self, source: Any) -> tuple[float, Steps[Transcript]]:
+        """Decode and cut a recording. Runs in a worker."""
+        waveform = self._load(source)
+        return len(waveform) / SAMPLE_RATE, Steps(self._begin(waveform))
+
+    def _collect_loaded(self) -> None:
+        for future in [future for future in self._loading if future.done()]:
+            index, source = self._loading.pop(future)
+            self._num_read += 1
+            try:
+                seconds, steps = future.result()
+            except Exception as error:  # whatever is wrong with one recording is its result
+                self._finish(Result(index, source, error=error))
+                continue
+            self._seconds_read += seconds
+            self._jobs[index] = job = _Job(index, source, seconds, steps)
+            self._waiting_s += seconds
+            self._continue(job)
+
+    def _continue(self, job: _Job) -> None:
+        """Queue what a recording asks now, or note that it is done."""
+        if not job.steps.requests:
+            self._end(job, transcript=job.steps.result)
+            return
+        job.outputs.clear()
+        job.unsent.extend(range(len(job.steps.requests)))
+        # A later round goes first: it is all that keeps its recording in memory.
+        heappush(self._waiting, (int(job.is_first_round), -job.seconds, job.index, job))
+
+    def _end(self, job: _Job, **outcome: Any) -> None:
+        if job.is_first_round:
+            self._waiting_s -= job.seconds
+        self._seconds_done += job.seconds - job.seconds_done
+        del self._jobs[job.index]
+        self._finish(Result(job.index, job.source, **outcome))
+
+    def _finish(self, result: Result) -> None:
+        self._finished[result.index] = result
+        self._num_done += 1
+        self._report()
+
+    def _fill_engine(self) -> None:
+        while self._waiting and self._num_in_engine < self._engine.num_seats * _QUEUED_SHARE:
+            job = self._waiting[0][-1]
+            if job.unsent:
+                self._send(job, job.unsent.popleft())
+            if not job.unsent:
+                heappop(self._waiting)
+                if job.is_first_round and job.index in self._jobs:
+                    job.is_first_round = False
+                    self._waiting_s -= job.seconds
+
+    def _send(self, job: _Job, place: int) -> None:
+        request = job.steps.requests[place]
+
+        def deliver(output: EngineOutput) -> None:
+            job.request_ids.discard(request_id)
+            self._num_in_engine -= 1
+            self._answer(job, place, output)
+
+        try:
+            request_id = self._engine.submit(request, deliver)
+        except ValueError as error:  # such as a clip that is too long for the engine's context
+            self._fail(job, error)
+        else:
+            job.request_ids.add(request_id)
+            self._num_in_engine += 1
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        job.unsent.clear()
+        self._engine.abort(list(job.request_ids))
+        self._num_in_engine -= len(job.request_ids)
+        job.request_ids.clear()
+        self._end(job, error=error)
+
+    def _answer(self, job: _Job, place: int, output: EngineOutput) -> None:
+        requests = job.steps.requests
+        job.outputs[place] = output
+        self._count(job, len(requests[place].waveform) / SAMPLE_RATE)
+        if len(job.outputs) < len(requests):
+            return
+        try:
+            job.steps.send([job.outputs[i] for i in range(len(requests))])
+        except Exception as error:
+            self._end(job, error=error)
+        else:
+            self._continue(job)
+
+    def _count(self, job: _Job, seconds: float) -> None:
+        """A clip is done. One that is asked again, in a later round, does not count twice."""
+        seconds = min(seconds, job.seconds - job.seconds_done)
+        job.seconds_done += seconds
+        self._seconds_done += seconds
+        self._report()
+
+    def _report(self) -> None:
+        if self._progress:
+            self._progress(
+                Progress(self._num_read, self._num_done, self._seconds_read, self._seconds_done)
+            )
+
+    def _hand_out(self) -> Iterator[Result]:
+        if not self._in_order:
+            for index in list(self._finished):
+                self._num_outstanding -= 1
+                yield self._finished.pop(index)
+        while self._next_index in self._finished:
+            self._num_outstanding -= 1
+            yield self._finished.pop(self._next_index)
+            self._next_index += 1

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transcribe recordings on a server, over OpenAI's audio route, with the standard library alone.
+
+Files are sent as they are and decoded there. As ``Qwen3ASR``, a server gives an iterator of
+results, and what fails is a result with an error.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from .corpus import Progress, Recording, Result, fetch, is_url
+from .geometry import SAMPLE_RATE
+from .transcript import Transcript, read_verbose_json
+
+NUM_CONNECTIONS = 32  # recordings that are sent at once: enough to keep a server's batch full
+TIMEOUT_S = 3600  # without a byte: a slow server is silent while it hears four hours
+RETRY_DELAYS_S = (0.5, 2, 8, 30)  # before each further attempt
+_BUSY = (429, 502, 503, 504)
+_BLOCK_BYTES = 1 << 18
+
+
+class Server:
+    """A server at a URL such as ``http://localhost:8000``, with or without ``/v1``.
+
+    ``api_key`` is sent as OpenAI's clients do. Raises OSError where nothing answers, ValueError
+    for what is no http(s) URL or answers something else.
+    """
+
+    def __init__(self, url: str, *, model: str | None = None, api_key: str | None = None) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if not is_url(parts.geturl()) or not parts.hostname:
+            raise ValueError(f"{url!r} is no address of a server, such as http://localhost:8000.")
+        self.url = parts.geturl().rstrip("/").removesuffix("/v1")
+        self._connection_type = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
+        self._netloc = parts.netloc.rpartition("@")[2]
+        self._path = urlsplit(self.url).path
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.model = model or self._first_model()
+
+    def _first_model(self) -> str:
+        status, body = self._exchange("GET", "/v1/models")
+        try:
+            return str(json.loads(body)["data"][0]["id"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{self.url}/v1/models: {_message(status, body)}") from error
+
+    def transcribe(
+        self,
+        recordings: Iterable[Any],
+        *,
+        language: str | None = None,
+        context: str = "",
+        keywords: Iterable[str] = (),
+        in_order: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        num_connections: int = NUM_CONNECTIONS,
+    ) -> Iterator[Result]:
+        """As ``Qwen3ASR.transcribe`` of many; how clips are cut is the server's choice.
+
+        Recordings are paths, URLs, bytes, or of a corpus. ``progress`` is called after each.
+        """
+        fields = [("language", language), ("prompt", context)]
+        fields += [("keywords[]", keyword) for keyword in keywords]
+        given = [(name, value) for name, value in fields if value]
+        source = enumerate(recordings)
+        running: dict[Future[Transcript], tuple[int, Any]] = {}
+        finished: dict[int, Result] = {}
+        next_index = num_done = 0
+        seconds = 0.0
+        pool = ThreadPoolExecutor(num_connections, thread_name_prefix="transcribe")
+        try:
+            while True:
+                while len(running) + len(finished) < 2 * num_connections:
+                    if (item := next(source, None)) is None:
+                        break
+                    running[pool.submit(self._transcribe, item[1], given)] = item
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    result = _result(*running.pop(future), future)
+                    finished[result.index] = result
+                    num_done += 1
+                    seconds += result.transcript.duration if result.transcript else 0.0
+                    if progress:
+                        progress(Progress(num_done, num_done, seconds, seconds))
+                ready = [next_index] if in_order else sorted(finished)
+                while ready and ready[0] in finished:
+                    yield finished.pop(index := ready.pop(0))
+                    next_index = index + 1
+                    if in_order:
+                        ready.append(next_index)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _transcribe(self, recording: Any, fields: list[tuple[str, str]]) -> Transcript:
+        """Send one recording, again where the server is busy or the connection breaks."""
+        for delay in (*RETRY_DELAYS_S, None):
+            try:
+                status, body = self._send(recording, fields)
+            except (http.client.HTTPException, ConnectionError) as error:
+                status, body = 503, str(error).encode()
+            if status not in _BUSY or delay is None:
+                break
+            time.sleep(delay)
+        if status != 200:
+            raise ValueError(f"{_name(recording)}: {_message(status, body)}")
+        return read_verbose_json(json.loads(body))
+
+    def _send(self, recording: Any, fields: list[tuple[str, str]]) -> tuple[int, bytes]:
+        boundary = uuid4().hex
+        fields = [("model", self.model), ("response_format", "verbose_json"), *fields]
+        head = "".join(
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+            for name, value in fields
+        )
+        head += (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; '
+            f'filename="{_filename(recording)}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        )
+        tail = f"\r\n--{boundary}--\r\n".encode()
+        with ExitStack() as stack:
+            file = stack.enter_context(_open(recording))
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            headers = {
+                "Content-Type": f"multipart/form-data; boundary={boundary}",
+                "Content-Length": str(len(head.encode()) + size + len(tail)),
+            }
+            body = _blocks(head.encode(), file, tail)
+            return self._exchange("POST", "/v1/audio/transcriptions", body=body, headers=headers)
+
+    def _exchange(self, method: str, path: str, **request: Any) -> tuple[int, bytes]:
+        headers = self._headers | request.pop("headers", {})
+        with closing(self._connection_type(self._netloc, timeout=TIMEOUT_S)) as connection:
+            try:
+                connection.connect()
+            except OSError as error:
+                raise ConnectionError(f"no server answers at {self.url} ({error}).") from error
+            try:
+                connection.request(method, self._path + path, headers=headers, **request)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # a server that refuses an upload answers before it has read it all
+            response = connection.getresponse()
+            return response.status, response.read()
+
+
+def _blocks(head: bytes, file: BinaryIO, tail: bytes) -> Iterator[bytes]:
+    yield head
+    while block := file.read(_BLOCK_BYTES):
+        yield block
+    yield tail
+
+
+def _result(index: int, source: Any, future: Future[Transcript]) -> Result:
+    try:
+        return Result(index, source, transcript=future.result())
+    except Exception as error:  # whatever is wrong with one recording is its result
+        return Result(index, source, error=error)
+
+
+def _open(recording: Any) -> BinaryIO:
+    """The bytes to send: the file itself, or the samples of a part of one."""
+    if isinstance(recording, Recording) and recording.is_part:
+        import soundfile
+
+        file = io.BytesIO()
+        soundfile.write(file, recording.load(), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+        return file
+    source = recording.source if isinstance(recording, Recording) else recording
+    if source == "-":
+        return io.BytesIO(sys.stdin.buffer.read())
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if isinstance(source, str) and is_url(source):
+        return io.BytesIO(fetch(source))
+    return open(source, "rb")
+
+
+def _filename(recording: Any) -> str:
+    """A name for the form, which takes no quotes and line breaks."""
+    name = PurePosixPath(os.fspath(Path(_name(recording)))).name
+    return "".join(char for char in name if char.isprintable() and char not in '"\\') or "audio"
+
+
+def _name(recording: Any) -> str:
+    if isinstance(recording, Recording):
+        return str(recording)
+    return os.fspath(recording) if isinstance(recording, str | os.PathLike) else "audio"
+
+
+def _message(status: int, body: bytes) -> str:
+    """What a server says is wrong."""
+    try:
+        document = json.loads(body)
+        error = document.get("error", document)
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, LookupError, AttributeError):
+        return f"HTTP {status}: {body[:200].decode(errors='replace')}"

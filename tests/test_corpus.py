@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which recordings a corpus has, where results go, and that no name leads elsewhere."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3_asr_vllm.corpus import (
+    OutputFolder,
+    OutputManifest,
+    Recording,
+    fetch,
+    find_recordings,
+    load_recording,
+    mirrored_name,
+    write_whole,
+)
+from qwen3_asr_vllm.transcript import FORMATS, Transcript
+
+TRANSCRIPT = Transcript("Hello.", 1.0)
+
+
+def names(sources):
+    return [(r.source, r.name) for r in find_recordings(map(str, sources))]
+
+
+def write_lines(path, *lines):
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+# ---- sources ----
+
+
+def test_a_folder_is_searched_for_audio_and_its_structure_kept(tmp_path):
+    for name in ("b.MP3", "a.wav", "notes.txt", "deep/er/c.webm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = names([tmp_path])
+    assert [name for _, name in found] == ["a", "b", "deep/er/c"]
+    assert names([tmp_path / "**" / "*.w*"]) == [found[0], found[2]]
+    assert names([tmp_path / "deep" / "er" / "c.webm"]) == [(found[2][0], "c")]
+
+
+def test_an_empty_folder_and_a_glob_without_matches_are_refused(tmp_path):
+    for source in (tmp_path, tmp_path / "*.wav"):
+        with pytest.raises(ValueError, match="no recordings found"):
+            names([source])
+
+
+def test_urls_are_http_only():
+    assert names(["https://h.test/a/My%20talk.mp3?x=1"]) == [
+        ("https://h.test/a/My%20talk.mp3?x=1", "My talk")
+    ]
+    for url in ("file:///etc/passwd", "ftp://h.test/a.wav"):
+        with pytest.raises(ValueError, match="use http, https, or a path"):
+            names([url])
+        with pytest.raises(ValueError, match="use http, https, or a path"):
+            fetch(url)
+
+
+MANIFESTS = {
+    "nemo.jsonl": '{"audio_filepath": "x/a.wav", "text": "Hi", "duration": 3}\n\n'
+    '{"audio_filepath": "x/b.wav"}\n',
+    "metadata.jsonl": '{"file_name": "x/a.wav", "transcription": "Hi"}\n{"file_name": "x/b.wav"}\n',
+    "metadata.csv": 'file_name,transcription\nx/a.wav,"Hi, you"\nx/b.wav,\n',
+    "validated.tsv": "path\tsentence\nx/a.wav\tHi\nx/b.wav\t\n",
+    "list.txt": "\ufeffx/a.wav\r\nx/b.wav\r\n",
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_names_recordings_beside_itself(tmp_path, name):
+    (tmp_path / name).write_text(MANIFESTS[name], encoding="utf-8")
+    expected = [(str(tmp_path / f"x/{n}.wav"), f"x/{n}") for n in "ab"]
+    assert names([tmp_path / name]) == expected
+
+
+def test_a_manifest_s_row_may_be_a_part_of_a_recording(tmp_path):
+    samples = np.linspace(-0.5, 0.5, 32_000, dtype=np.float32)
+    soundfile.write(tmp_path / "long.wav", samples, 16_000, subtype="FLOAT")
+    rows = [{"audio_filepath": "long.wav", "offset": o, "duration": 0.5} for o in (0, 1.25, 7)]
+    path = write_lines(tmp_path / "parts.jsonl", *map(json.dumps, rows))
+    first, second, beyond = find_recordings([str(path)])
+    assert [r.name for r in (first, second)] == ["long_0.000", "long_1.250"]
+    assert np.array_equal(first.load(), samples[:8000])
+    assert np.array_equal(second.load(), samples[20_000:28_000])
+    with pytest.raises(ValueError, match="lasts 2.0 s; there is none at .* 7 s"):
+        beyond.load()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"audio_filepath": "a.wav"}\n{"text": "Hi"}\n', ":2: names no audio"),
+        ('{"audio_filepath": "a.wav"\n', ":1: not JSON"),
+        ('["a.wav"]\n', ":1: names no audio"),
+        ('{"audio_filepath": "a.wav", "offset": "soon"}\n', "offset is 'soon'"),
+        ('{"audio_filepath": "file:///etc/passwd"}\n', "cannot open file URLs"),
+    ],
+)
+def test_a_broken_manifest_is_refused_with_the_line(tmp_path, content, message):
+    (tmp_path / "m.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        names([tmp_path / "m.jsonl"])
+
+
+def test_two_recordings_never_have_one_name(tmp_path):
+    with pytest.raises(ValueError, match="a.wav and .*a.mp3 would be written to one a"):
+        names([tmp_path / "a.wav", tmp_path / "a.mp3"])
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/to-file"):
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/hostname")
+        elif self.path == "/hello.flac":
+            self.send_response(200)
+        else:
+            self.send_response(404)
+        self.end_headers()
+        if self.path == "/hello.flac":
+            self.wfile.write(self.server.content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    soundfile.write(tmp_path / "hello.flac", np.zeros(16_000), 16_000)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Files)
+    server.content = (tmp_path / "hello.flac").read_bytes()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_is_loaded_and_what_is_wrong_with_it_named(web):
+    assert load_recording(f"{web}/hello.flac").shape == (16_000,)
+    with pytest.raises(OSError, match="none.flac.*404"):
+        load_recording(f"{web}/none.flac")
+    with pytest.raises(OSError, match="to-file"):
+        load_recording(f"{web}/to-file.wav")
+
+
+# ---- outputs ----
+
+
+@given(st.text(alphabet="./\\ab\0é ", max_size=20))
+def test_a_mirrored_name_stays_below(tmp_path_factory, text):
+    folder = tmp_path_factory.getbasetemp() / "out"
+    path = (folder / f"{mirrored_name(text)}.txt").resolve()
+    assert path.is_relative_to(folder.resolve()) and path != folder
+
+
+def test_names_of_a_manifest_do_not_leave_the_output_folder(tmp_path):
+    rows = ["../../escaped.wav", "/etc/absolute.wav", "x/../../../up.wav"]
+    (tmp_path / "in").mkdir()
+    path = write_lines(tmp_path / "in" / "m.txt", *rows)
+    out = OutputFolder(tmp_path / "out", {"txt": FORMATS["txt"]})
+    for recording in find_recordings([str(path)]):
+        out.write(recording, TRANSCRIPT)
+    written = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.txt"))
+    assert written == ["in/m.txt", "out/escaped.txt", "out/etc/absolute.txt", "out/x/up.txt"]
+
+
+def test_a_link_does_not_lead_out_of_the_output_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "out" / ".a.txt.part").symlink_to(tmp_path / "victim")
+    out = OutputFolder(tmp_path / "out", {"txt": FORMATS["txt"]})
+    with pytest.raises(ValueError, match="through a link"):
+        out.write(Recording("b.wav", "sub/b"), TRANSCRIPT)
+    out.write(Recording("a.wav", "a"), TRANSCRIPT)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_recording_is_done_when_all_its_formats_are_there(tmp_path):
+    out = OutputFolder(tmp_path, {"txt": FORMATS["txt"], "srt": FORMATS["srt"]})
+    recording = Recording("a.wav", "x/a")
+    assert not out.is_done(recording)
+    write_whole(tmp_path / "x/a.txt", "Hello.\n")
+    assert not out.is_done(recording)
+    out.write(recording, TRANSCRIPT)
+    assert out.is_done(recording)
+    assert {p.name for p in (tmp_path / "x").iterdir()} == {"a.txt", "a.srt"}
+
+
+def test_a_manifest_keeps_its_rows_survives_a_torn_line_and_ends_in_order(tmp_path):
+    rows = [{"audio_filepath": f"{n}.wav", "text": n} for n in "abc"]
+    recordings = [Recording(f"/data/{row['audio_filepath']}", row["text"], row) for row in rows]
+    path = tmp_path / "out.jsonl"
+    OutputManifest(path).write(recordings[2], TRANSCRIPT)
+    with path.open("a") as file:
+        file.write('{"audio_filepath": "a.w')  # killed while it wrote
+    manifest = OutputManifest(path)
+    assert [manifest.is_done(recording) for recording in recordings] == [False, False, True]
+    for recording in recordings[:2]:
+        manifest.write(recording, TRANSCRIPT)
+    manifest.finish(recordings)
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    heard = {"duration": 1.0, "pred_text": "Hello.", "pred_lang": None}
+    assert written == [row | heard for row in rows]
+
+
+def test_a_file_that_is_no_such_manifest_is_not_overwritten(tmp_path):
+    path = write_lines(tmp_path / "thesis.md", "# Chapter one")
+    with pytest.raises(ValueError, match="thesis.md:1 is no line of such a manifest"):
+        OutputManifest(path)
+    assert path.read_text() == "# Chapter one\n"

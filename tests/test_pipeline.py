@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many recordings through one engine: order, what goes first, bounds, errors. No vLLM here."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import deque
+from concurrent.futures import wait
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3_asr_vllm.pipeline import Pipeline
+from qwen3_asr_vllm.transcription import EngineOutput, transcribe
+
+RATE = 16_000
+
+
+class CountingEngine:
+    """Says how long each clip is, one clip a step, the ones that were queued first."""
+
+    def __init__(self, *, num_seats=4):
+        self.num_seats = num_seats
+        self.queue = deque()
+        self.heard = []  # seconds of each clip, in order
+        self.most = 0  # requests held at once
+
+    def submit(self, request, deliver):
+        seconds = len(request.waveform) / RATE
+        if seconds > 50:
+            raise ValueError("too long for the context")
+        ticket = str(id(deliver))
+        self.queue.append((ticket, seconds, deliver))
+        self.most = max(self.most, len(self.queue))
+        return ticket
+
+    def step(self):
+        _, seconds, deliver = self.queue.popleft()
+        self.heard.append(seconds)
+        deliver(EngineOutput(f"language English<asr_text>{seconds:g}", "stop"))
+
+    def abort(self, tickets):
+        self.queue = deque(entry for entry in self.queue if entry[0] not in tickets)
+
+
+def tone(seconds):
+    return np.full(round(seconds * RATE), 0.1, np.float32)
+
+
+def load(source):
+    if source == "broken":
+        raise ValueError("not audio")
+    return tone(source)
+
+
+def run(sources, engine, *, max_clip_s=60.0, **options):
+    begin = partial(transcribe, max_clip_s=max_clip_s)
+    return Pipeline(sources, engine, load=load, begin=begin, **options).results()
+
+
+def outcome(result):
+    return result.transcript.text if result.transcript else str(result.error)
+
+
+@given(st.lists(st.sampled_from([0.5, 1, 2, 3, "broken"]), max_size=12), st.booleans())
+def test_every_source_has_one_result_and_its_own(sources, in_order):
+    engine = CountingEngine()
+    results = list(run(sources, engine, in_order=in_order))
+    if not in_order:
+        results.sort(key=lambda result: result.index)
+    assert [r.index for r in results] == list(range(len(sources)))
+    assert [r.source for r in results] == sources
+    expected = ["not audio" if s == "broken" else f"{s:g}" for s in sources]
+    assert list(map(outcome, results)) == expected
+    assert not engine.queue
+
+
+def test_the_longest_of_what_is_loaded_goes_first():
+    sources = [3, 1, 2, 5, 4, 2.5]
+
+    class PatientEngine(CountingEngine):
+        def step(self):
+            wait(run._loading)
+            super().step()
+
+    engine = PatientEngine(num_seats=1)
+    run = Pipeline(sources, engine, load=load, begin=transcribe, num_workers=len(sources))
+    list(run.results())
+    sent_at_once = engine.heard[:2]  # what was loaded first did not wait for the others
+    rest = [seconds for seconds in sources if seconds not in sent_at_once]
+    assert engine.heard[2:] == sorted(rest, reverse=True)
+
+
+def test_the_engine_is_full_and_no_more_than_queued_a_little():
+    engine = CountingEngine(num_seats=8)
+    list(run([1] * 100, engine))
+    assert 8 <= engine.most <= 10
+
+
+def test_clips_of_a_long_recording_come_back_in_their_order():
+    (result,) = run([10], CountingEngine(num_seats=2), max_clip_s=3)
+    starts = [segment.start for segment in result.transcript.segments]
+    assert starts == sorted(starts) and len(starts) >= 4
+
+
+def test_a_clip_that_the_engine_refuses_fails_its_recording_alone():
+    engine = CountingEngine()
+    results = list(run([1, 55, 2], engine))
+    assert list(map(outcome, results)) == ["1", "too long for the context", "2"]
+
+
+def test_a_source_without_end_is_read_as_it_is_used():
+    read = 0
+
+    def sources():
+        nonlocal read
+        while True:
+            read += 1
+            yield 1
+
+    results = run(sources(), CountingEngine(), look_ahead_s=5, num_workers=2)
+    assert [next(results).index for _ in range(50)] == list(range(50))
+    assert read < 50 + 30
+    results.close()
+
+
+def test_memory_stays_flat_over_a_long_source():
+    """600 recordings of 10 s are 384 MB; ten at once are held, and the transcripts are not."""
+    results = run((10 for _ in range(600)), CountingEngine(), look_ahead_s=30, num_workers=2)
+    tracemalloc.start()
+    try:
+        most = 0
+        for _ in results:
+            most = max(most, tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert most < 40e6
+
+
+def test_closing_aborts_what_the_engine_still_has():
+    engine = CountingEngine()
+    results = run([1] * 20, engine)
+    next(results)
+    assert engine.queue
+    results.close()
+    assert not engine.queue
+
+
+def test_progress_grows_to_everything():
+    seen = []
+    list(run([10, "broken", 2], CountingEngine(), max_clip_s=3, progress=seen.append))
+    done = [progress.seconds_done for progress in seen]
+    assert done == sorted(done) and len(done) >= 5
+    last = seen[-1]
+    assert (last.recordings_read, last.recordings_done) == (3, 3)
+    assert last.seconds_done == last.seconds_read == pytest.approx(12)
+
+
+def test_an_error_of_the_source_itself_is_raised():
+    def sources():
+        yield 1
+        raise RuntimeError("the list ended early")
+
+    with pytest.raises(RuntimeError, match="ended early"):
+        list(run(sources(), CountingEngine()))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is sent to a server, and what becomes of its answers: a real HTTP server in a thread.
+
+``test_offline.py`` asks the real one.
+"""
+
+from __future__ import annotations
+
+import email
+import http.server
+import json
+import threading
+from collections import Counter
+from email import policy
+
+import numpy as np
+import pytest
+import soundfile
+
+from qwen3_asr_vllm import remote
+from qwen3_asr_vllm.corpus import Recording
+from qwen3_asr_vllm.remote import Server
+from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript, read_verbose_json, rounded
+
+SAID = Transcript("Hi.", 1.0, (Segment(0.0, 0.5, "Hi.", "English"),), ("loop",))
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """Notes each form; is busy at first for a file named busy, and refuses one named bad."""
+
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": "tiny"}]})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+        parts = email.message_from_bytes(head + body, policy=policy.HTTP).iter_parts()
+        form = [(p.get_param("name", header="content-disposition"), p.get_content()) for p in parts]
+        self.server.forms.append((self.headers, form))
+        content = form[-1][1]
+        self.server.asked[content] += 1
+        if content == b"busy" and self.server.asked[content] < 3:
+            self.answer(503, {"error": {"message": "later"}})
+        elif content == b"bad":
+            self.answer(400, {"error": {"message": "not audio"}})
+        else:
+            self.answer(200, json.loads(FORMATS["verbose_json"](SAID)))
+
+    def answer(self, status, document):
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    monkeypatch.setattr(remote, "RETRY_DELAYS_S", (0.01, 0.01, 0.01))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    server.forms, server.asked = [], Counter()
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_form_has_what_was_wished_for_and_the_file_as_it_is(echo, tmp_path):
+    (tmp_path / 'a"b.mp3').write_bytes(b"\x00sound\r\n")
+    server = Server(echo.url + "/v1", api_key="secret")
+    wishes = {"language": "German", "context": "Ämter", "keywords": ["Ulm", "Maier"]}
+    (result,) = server.transcribe([Recording(str(tmp_path / 'a"b.mp3'), "a")], **wishes)
+    assert result.transcript == SAID
+    ((headers, form),) = echo.forms
+    assert headers["Authorization"] == "Bearer secret"
+    assert [name for name, _ in form[:3]] == ["model", "response_format", "language"]
+    assert dict(form[:4])["model"].rstrip() == "tiny"
+    assert [v for name, v in form if name == "keywords[]"] == ["Ulm", "Maier"]
+    assert form[-1] == ("file", b"\x00sound\r\n")
+
+
+def test_results_come_in_order_and_a_refusal_is_one(echo):
+    sources = [b"busy", b"x", b"bad", *[b"y"] * 100]
+    seen = []
+    results = list(Server(echo.url).transcribe(sources, progress=seen.append, num_connections=4))
+    assert [r.index for r in results] == list(range(103))
+    assert [r.index for r in results if r.error] == [2]
+    assert "not audio" in str(results[2].error)
+    assert echo.asked[b"busy"] == 3 and echo.asked[b"bad"] == 1
+    assert (seen[-1].recordings_done, seen[-1].seconds_done) == (103, 102)
+
+
+def test_as_they_are_done_each_comes_once(echo):
+    results = Server(echo.url, model="m").transcribe([b"busy", *[b"y"] * 50], in_order=False)
+    assert sorted(r.index for r in results) == list(range(51))
+
+
+def test_a_part_of_a_recording_is_sent_as_its_samples(echo, tmp_path):
+    samples = np.linspace(-0.5, 0.5, 16_000, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    part = Recording(str(tmp_path / "a.wav"), "a", offset_s=0.25, duration_s=0.5)
+    list(Server(echo.url).transcribe([part]))
+    (tmp_path / "sent.wav").write_bytes(echo.forms[0][1][-1][1])
+    sent, rate = soundfile.read(tmp_path / "sent.wav", dtype="float32")
+    assert rate == 16_000 and np.array_equal(sent, samples[4000:12_000])
+
+
+def test_what_is_no_server_is_refused_at_once(echo):
+    for url in ("ftp://h.test", "file:///etc", "http://"):
+        with pytest.raises(ValueError, match="http"):
+            Server(url)
+    with pytest.raises(ConnectionError, match="no server answers at http://127.0.0.1:1 "):
+        Server("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_transcript_is_the_same_after_the_wire(words):
+    from qwen3_asr_vllm.transcript import Word
+
+    timed = (Word("Hi.", 1 / 3, 0.5),) if words else None
+    segments = (
+        Segment(1 / 3, 0.5, "Hi.", "English", 0.987654, 0.1, -0.123456, timed),
+        Segment(0.5, 2 / 3, " 你好。", "Chinese", None, 0.2, -0.2),
+        Segment(2 / 3, 0.9, " Hm.", None, None, 0.2, -0.2),
+    )
+    transcript = Transcript("Hi. 你好。 Hm.", 1.23456, segments, ("loop",))
+    read = read_verbose_json(json.loads(FORMATS["verbose_json"](transcript)))
+    assert read == rounded(transcript)
+    for name, write in FORMATS.items():
+        assert write(read) == write(rounded(transcript)), name
+
+
+def test_an_answer_of_another_server_is_read():
+    read = read_verbose_json({"text": "Hallo.", "language": "german", "duration": 2})
+    assert read == Transcript("Hallo.", 2.0, (Segment(0, 2.0, "Hallo.", "German"),))
+    with pytest.raises(ValueError, match="no verbose_json"):
+        read_verbose_json({"error": "x"})
