@@ -31,6 +31,7 @@ MAX_DURATION_S = 4 * 3600  # seconds of audio in one recording, unless the calle
 SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
 # On average over the longest recording; more would keep a CPU busy for longer than an engine.
 MAX_VALUES_PER_S = 8 * 48_000  # samples x channels
+PCM_ENCODINGS = ("pcm", "pcmu", "pcma")  # of raw audio: 16-bit, and G.711's mu-law and A-law
 SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
 
 # What users have: its name in libsndfile, if any; FFmpeg's container and codec.
@@ -107,6 +108,67 @@ def decodable_formats() -> tuple[str, ...]:
         for name, (label, *container_and_codec) in _FORMATS.items()
         if label in by_soundfile or by_av.issuperset(container_and_codec)
     )
+
+
+class PcmStream:
+    """Raw audio in pieces of any number of bytes -> pieces of its waveform.
+
+    ``encoding``: "pcm", signed 16-bit little-endian, or G.711's "pcmu" and "pcma"; mono. The
+    resampler looks ahead, so its last samples come with ``finish``, which makes it ready for
+    other audio. Raises ValueError for an unknown encoding or sampling rate.
+    """
+
+    def __init__(self, encoding: str, sampling_rate: int) -> None:
+        if encoding not in PCM_ENCODINGS:
+            raise ValueError(f"encoding is {encoding!r}; use one of {', '.join(PCM_ENCODINGS)}.")
+        if sampling_rate not in SAMPLING_RATES:
+            raise ValueError(_unknown_rate(sampling_rate))
+        self._table = None if encoding == "pcm" else _g711(encoding)
+        self._sampling_rate = sampling_rate
+        self._begin()
+
+    def _begin(self) -> None:
+        self._odd = b""
+        self._resampler = None
+        if self._sampling_rate != SAMPLE_RATE:
+            soxr = _require("soxr", f"resample {self._sampling_rate} Hz audio to {SAMPLE_RATE} Hz")
+            self._resampler = soxr.ResampleStream(
+                self._sampling_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ"
+            )
+
+    def push(self, data: bytes) -> np.ndarray:
+        """The samples, float32, that these bytes complete."""
+        if self._table is not None:
+            return self._resample(self._table[np.frombuffer(data, np.uint8)])
+        data = self._odd + data
+        even = len(data) // 2 * 2
+        self._odd = data[even:]
+        samples = np.frombuffer(data[:even], "<i2").astype(np.float32) / np.float32(32_768)
+        return self._resample(samples)
+
+    def finish(self) -> np.ndarray:
+        """The last samples; half a sample is dropped."""
+        rest = self._resample(np.empty(0, np.float32), last=True)
+        self._begin()
+        return rest
+
+    def _resample(self, samples: np.ndarray, *, last: bool = False) -> np.ndarray:
+        if self._resampler is None or not (len(samples) or last):
+            return samples
+        return np.asarray(self._resampler.resample_chunk(samples, last=last))
+
+
+def _g711(encoding: str) -> np.ndarray:
+    """What each byte stands for, (256,) float32. Source: ITU-T G.711, as 16-bit samples."""
+    code = np.arange(256) ^ (0xFF if encoding == "pcmu" else 0x55)
+    exponent, mantissa = code >> 4 & 7, code & 15
+    if encoding == "pcmu":
+        size = ((2 * mantissa + 33) << exponent + 2) - 132
+        sign = np.where(code & 0x80, -1, 1)
+    else:
+        size = np.where(exponent, (2 * mantissa + 33) << exponent + 2, (2 * mantissa + 1) << 3)
+        sign = np.where(code & 0x80, 1, -1)
+    return (sign * size / 32_768).astype(np.float32)
 
 
 def check_waveform(waveform: np.ndarray) -> None:
@@ -193,10 +255,7 @@ def _waveform(
 ) -> np.ndarray:
     """All blocks of a stream, mono at 16 kHz, shape (samples,)."""
     if stream.sampling_rate not in SAMPLING_RATES:
-        raise ValueError(
-            f"audio states a sampling rate of {stream.sampling_rate} Hz; "
-            f"allowed are {SAMPLING_RATES.start} to {SAMPLING_RATES.stop - 1} Hz."
-        )
+        raise ValueError(_unknown_rate(stream.sampling_rate))
     if stream.duration is not None:
         _check_duration(stream.duration, max_duration_s)
     mono = _mono(stream, max_duration_s, on_progress or _ignore)
@@ -204,6 +263,13 @@ def _waveform(
     if len(parts) == 1:
         return np.ascontiguousarray(parts[0])
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _unknown_rate(sampling_rate: int) -> str:
+    return (
+        f"audio states a sampling rate of {sampling_rate} Hz; "
+        f"allowed are {SAMPLING_RATES.start} to {SAMPLING_RATES.stop - 1} Hz."
+    )
 
 
 def _mono(

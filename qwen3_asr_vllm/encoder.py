@@ -39,7 +39,7 @@ from .geometry import Geometry
 from .log_mel import LogMel
 
 MAX_TIMESCALE = 10_000.0
-GRAPH_BUFFERS = ("chunks", "chunk_frames", "clip_ids", "token_index", "windows")
+GRAPH_BUFFERS = ("chunks", "chunk_frames", "clip_ids", "token_index", "windows", "peaks")
 GRAPH_CHUNKS_AT_ONCE = 128  # through the stem: a graph keeps its peak of memory for good
 CPU_CHUNKS_AT_ONCE = 8  # through the stem: what a core's caches hold of the convolutions
 # Attention that can be captured: its kernels read the bounds of windows on the device.
@@ -175,8 +175,16 @@ class AudioEncoder(nn.Module):
         by_length = self.attn_backend == AttentionBackendEnum.TORCH_SDPA and not self.keep_order
         return Layout(frames, self.geometry, by_length=by_length)
 
-    def encode_waveforms(self, chunks: torch.Tensor, frames: Sequence[int]) -> list[torch.Tensor]:
-        """Audio tokens of each clip from its samples, (C, S) float32 (``log_mel.cut_chunks``)."""
+    def encode_waveforms(
+        self,
+        chunks: torch.Tensor,
+        frames: Sequence[int],
+        peaks: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Audio tokens of each clip from its samples, (C, S) float32 (``log_mel.cut_chunks``).
+
+        ``peaks``: (clips,) float32 on the host, of clips that are parts of longer ones.
+        """
         layout = self.layout(frames)
         log_mel = self.log_mel(
             chunks,
@@ -184,6 +192,7 @@ class AudioEncoder(nn.Module):
             async_tensor_h2d(layout.clip_ids, device=self.device),
             num_clips=len(frames),
             chunks_at_once=self.config.conv_chunksize,
+            peaks=None if peaks is None else async_tensor_h2d(peaks.numpy(), device=self.device),
         )
         return self._encode(log_mel, layout)
 
@@ -214,7 +223,12 @@ class AudioEncoder(nn.Module):
         limit = self.config.conv_chunksize
         return min(CPU_CHUNKS_AT_ONCE, limit) if self.device.type == "cpu" else limit
 
-    def graph_buffers(self, chunks: torch.Tensor, frames: Sequence[int]) -> dict[str, torch.Tensor]:
+    def graph_buffers(
+        self,
+        chunks: torch.Tensor,
+        frames: Sequence[int],
+        peaks: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
         """What ``encode_graph`` reads, for the (C, S) samples of these clips.
 
         A graph of more chunks takes the same buffers padded with zeros: chunks of no frames, which
@@ -223,7 +237,9 @@ class AudioEncoder(nn.Module):
         layout = Layout(frames, self.geometry, by_length=False)
         windows = np.zeros(len(chunks), dtype=np.int32)  # every window has a chunk
         windows[: len(layout.windows)] = layout.windows
-        arrays = (layout.chunk_frames, layout.clip_ids, layout.token_index, windows)
+        loudest = np.full(len(chunks), -np.inf, dtype=np.float32)  # every clip has a chunk, too
+        loudest[: len(frames)] = -np.inf if peaks is None else peaks.numpy()
+        arrays = (layout.chunk_frames, layout.clip_ids, layout.token_index, windows, loudest)
         on_device = [async_tensor_h2d(array, device=self.device) for array in arrays]
         return dict(zip(GRAPH_BUFFERS, [chunks, *on_device], strict=True))
 
@@ -233,10 +249,15 @@ class AudioEncoder(nn.Module):
         Nothing here depends on the clips but through the buffers, so that it can be captured in a
         CUDA graph. Before a capture it must run once, for cuFFT to make its plans.
         """
-        chunks, frames, clip_ids, token_index, windows = (buffers[key] for key in GRAPH_BUFFERS)
+        chunks, frames, clip_ids, token_index, windows, peaks = (buffers[k] for k in GRAPH_BUFFERS)
         chunks_at_once = min(GRAPH_CHUNKS_AT_ONCE, self.config.conv_chunksize)
         log_mel = self.log_mel(
-            chunks, frames, clip_ids, num_clips=len(chunks), chunks_at_once=chunks_at_once
+            chunks,
+            frames,
+            clip_ids,
+            num_clips=len(chunks),
+            chunks_at_once=chunks_at_once,
+            peaks=peaks,
         )
         calls = self._graph_attention_calls(windows, len(token_index))
         x: torch.Tensor = self(log_mel, token_index, calls, chunks_at_once=chunks_at_once)

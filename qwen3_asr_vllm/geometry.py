@@ -16,6 +16,7 @@ from dataclasses import dataclass
 SAMPLE_RATE = 16_000  # samples per second
 HOP_LENGTH = 160  # samples per frame: 10 ms
 FFT_LENGTH = 400  # samples that one frame sees: 25 ms
+HALF_FFT = FFT_LENGTH // 2  # of them on either side of its centre
 CONV_STRIDE = 8  # frames per token: three convolutions of stride 2
 MIN_SAMPLES = SAMPLE_RATE // 2  # a shorter clip is zero-padded to 0.5 s
 MAX_CLIP_S = 1200  # seconds of audio that the model takes in one clip
@@ -51,6 +52,11 @@ class Geometry:
     def chunk_frames(self) -> int:
         """Frames that the convolutions see at once."""
         return 2 * self.n_window
+
+    @property
+    def window_samples(self) -> int:
+        """Samples from one attention window to the next."""
+        return self.n_window_infer * HOP_LENGTH
 
     @property
     def chunk_samples(self) -> int:

@@ -14,32 +14,44 @@ import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from .geometry import FFT_LENGTH, HOP_LENGTH, MIN_SAMPLES, SAMPLE_RATE, Geometry, num_frames
+from .geometry import (
+    FFT_LENGTH,
+    HALF_FFT,
+    HOP_LENGTH,
+    MIN_SAMPLES,
+    SAMPLE_RATE,
+    Geometry,
+)
 
 FLOOR = 1e-10  # of the mel power
 DYNAMIC_RANGE = 8.0  # log10 below the loudest bin of the clip
 
 
-def cut_chunks(waveform: np.ndarray, geometry: Geometry) -> np.ndarray:
+def cut_chunks(
+    waveform: np.ndarray, geometry: Geometry, *, has_context: bool = False
+) -> np.ndarray:
     """The samples that the frames of each chunk see, shape (C, S), float32.
 
-    ``waveform``: (samples,) float32. It is zero-padded to 0.5 s, then reflected by half a
-    transform at both ends, as a centred STFT does; past that the last chunk holds zeros.
+    ``waveform``: (samples,) float32, a clip, or with ``has_context`` a later part of one that
+    opens with the 200 samples before its first frame. A clip is zero-padded to 0.5 s and
+    reflected by half a transform at its start; either is at its end, as a centred STFT does; past
+    that the last chunk holds zeros.
     """
-    if len(waveform) < MIN_SAMPLES:
+    if len(waveform) < MIN_SAMPLES and not has_context:
         waveform = np.pad(waveform, (0, MIN_SAMPLES - len(waveform)))
-    half = FFT_LENGTH // 2
+    before = 0 if has_context else HALF_FFT  # samples that the first frame sees and are not there
     stride = geometry.chunk_frames * HOP_LENGTH
-    num_chunks = geometry.num_chunks(num_frames(len(waveform)))
+    num_samples = len(waveform) + before - HALF_FFT
+    num_chunks = geometry.num_chunks(num_samples // HOP_LENGTH)
     chunks = np.empty((num_chunks, geometry.chunk_samples), dtype=np.float32)
     chunks[-1] = 0.0
     for i, chunk in enumerate(chunks):
-        start = i * stride - half  # in the waveform; the reflection comes before its first sample
+        start = i * stride - before  # in the waveform
         part = waveform[max(start, 0) : start + len(chunk)]
         chunk[max(-start, 0) :][: len(part)] = part
-    chunks[0, :half] = waveform[half:0:-1]
-    tail = chunks[-1, half + len(waveform) - (num_chunks - 1) * stride :][:half]
-    tail[:] = waveform[-2 : -half - 2 : -1][: len(tail)]
+    chunks[0, :before] = waveform[before:0:-1]
+    tail = chunks[-1, before + len(waveform) - (num_chunks - 1) * stride :][:HALF_FFT]
+    tail[:] = waveform[-2 : -HALF_FFT - 2 : -1][: len(tail)]
     return chunks
 
 
@@ -74,22 +86,38 @@ class LogMel(nn.Module):
         *,
         num_clips: int,
         chunks_at_once: int,
+        peaks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Log-mel of packed chunks, (C, M, F) float32, zero past the end of each clip.
 
         ``chunks``: (C, S) float32. ``frames``: (C,) frames that each chunk holds of its clip.
         ``clip_ids``: (C,) which clip a chunk belongs to: the floor is one per clip.
-        ``chunks_at_once`` bounds the memory of the transform.
+        ``chunks_at_once`` bounds the memory of the transform. ``peaks``: (num_clips,) float32, the
+        loudest bin of what a clip is a part of; -inf, or None for all, where it stands alone.
         """
         log_mel = torch.cat([self._log_power(part) for part in chunks.split(chunks_at_once)])
         num_frames = log_mel.shape[-1]
         past_end = torch.arange(num_frames, device=chunks.device) >= frames[:, None]
         past_end = past_end[:, None, :]  # (C, 1, F)
-        peaks = log_mel.masked_fill(past_end, -torch.inf).amax((1, 2))
-        floor = peaks.new_full((num_clips,), -torch.inf)
-        floor = floor.scatter_reduce(0, clip_ids, peaks, "amax") - DYNAMIC_RANGE
+        own = log_mel.masked_fill(past_end, -torch.inf).amax((1, 2))
+        if peaks is None:
+            peaks = own.new_full((num_clips,), -torch.inf)
+        floor = peaks.scatter_reduce(0, clip_ids, own, "amax") - DYNAMIC_RANGE
         log_mel = torch.maximum(log_mel, floor[clip_ids][:, None, None])
         return ((log_mel + 4.0) / 4.0).masked_fill(past_end, 0.0)
+
+    @torch.inference_mode()
+    def loudest(
+        self, waveform: np.ndarray, geometry: Geometry, *, has_context: bool = False
+    ) -> float:
+        """The largest value of a clip or a part of one (``cut_chunks``), before any floor.
+
+        Computed on the host, in whole chunks, so that the bits are those of ``forward`` there.
+        """
+        chunks = torch.from_numpy(cut_chunks(waveform, geometry, has_context=has_context))
+        num_samples = len(waveform) - HALF_FFT if has_context else max(len(waveform), MIN_SAMPLES)
+        log_mel = self._log_power(chunks).transpose(0, 1).flatten(1)
+        return float(log_mel[:, : num_samples // HOP_LENGTH].max())
 
     def _log_power(self, chunks: torch.Tensor) -> torch.Tensor:
         frames = chunks.unfold(-1, FFT_LENGTH, HOP_LENGTH) * self.window  # (C, F, 400)

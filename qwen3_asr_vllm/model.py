@@ -140,7 +140,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         if kind == "audio_embeds":
             return clips
         if kind == "audio_chunks":
-            return self.audio_tower.encode_waveforms(kwargs[kind], frames)
+            return self.audio_tower.encode_waveforms(kwargs[kind], frames, _peaks(kwargs))
         return self.audio_tower.encode_features(torch.cat(clips, dim=1), frames)
 
     def _clips(self, mm_kwargs: dict[str, Any]) -> tuple[str, list[torch.Tensor], list[int]]:
@@ -219,7 +219,8 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
     ) -> dict[str, Any]:
         kind, clips, frames = self._clips(mm_kwargs)
         chosen = [clips[i] for i in indices]
-        return {
+        peaks = {} if (peaks := _peaks(mm_kwargs)) is None else {"audio_peaks": peaks[indices]}
+        return peaks | {
             kind: torch.cat(chosen) if kind == "audio_chunks" else chosen,
             "audio_feature_lengths": torch.tensor([frames[i] for i in indices]),
         }
@@ -250,7 +251,8 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         path: str = "default",
     ) -> EncoderCudaGraphReplayBuffers:
         _, _, frames = self._clips(mm_kwargs)
-        buffers = self.audio_tower.graph_buffers(mm_kwargs["audio_chunks"], frames)
+        chunks, peaks = mm_kwargs["audio_chunks"], _peaks(mm_kwargs)
+        buffers = self.audio_tower.graph_buffers(chunks, frames, peaks)
         return EncoderCudaGraphReplayBuffers({**buffers})
 
     def encoder_cudagraph_forward(
@@ -376,6 +378,11 @@ class Qwen3ASRForConditionalGeneration(
     @classmethod
     def get_streaming_post_processor_cls(cls) -> type[StreamingTranscriptionPostProcessor]:
         return DeltaCleaner
+
+
+def _peaks(mm_kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """(clips,) float32: the loudest bin of what each is a part of; None where none is a part."""
+    return None if (peaks := mm_kwargs.get("audio_peaks")) is None else peaks.flatten()
 
 
 class DeltaCleaner(StreamingTranscriptionPostProcessor):

@@ -4,11 +4,13 @@
 No spectrogram is computed here: a clip travels to the worker as the samples of its chunks, in
 float32 whatever the model's dtype, and each clip is prepared on its own, because a log-mel
 spectrogram depends on everything it is padded with. Precomputed log-mel features and audio
-embeddings are accepted in the place of waveforms.
+embeddings are accepted in the place of waveforms. A clip that grows comes as its windows
+(``streaming.Window``): an item each, so that vLLM's caches know the finished ones again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -43,9 +45,9 @@ from vllm.multimodal.processing import (
 from .audio import check_waveform
 from .config import Qwen3ASRConfig, Qwen3ASRThinkerConfig
 from .geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
-from .log_mel import cut_chunks
-
-AUDIO_TOKEN = "<|audio_pad|>"
+from .log_mel import LogMel, cut_chunks
+from .prompt import AUDIO_PAD
+from .streaming import Tokenizer, Window
 
 
 class ProcessingInfo(BaseProcessingInfo):
@@ -65,11 +67,11 @@ class ProcessingInfo(BaseProcessingInfo):
     @cached_property
     def audio_token_id(self) -> int:
         """The id of ``<|audio_pad|>``, on which config and tokenizer must agree."""
-        token_id = self.get_tokenizer().convert_tokens_to_ids(AUDIO_TOKEN)
+        token_id = self.get_tokenizer().convert_tokens_to_ids(AUDIO_PAD)
         expected = self.get_hf_config().audio_token_id
         if token_id != expected:
             raise ValueError(
-                f"audio_token_id is {expected} in the checkpoint's config, but {AUDIO_TOKEN} is "
+                f"audio_token_id is {expected} in the checkpoint's config, but {AUDIO_PAD} is "
                 f"{token_id} in its tokenizer; use the tokenizer that came with the checkpoint."
             )
         return expected
@@ -105,6 +107,16 @@ class ProcessingInfo(BaseProcessingInfo):
         return {"audio": self.geometry.num_tokens(longest)}
 
 
+def stream_parts(thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a ``streaming.Stream`` needs to know of a checkpoint."""
+    geometry, log_mel = thinker.audio_config.geometry, LogMel(thinker.audio_config.num_mel_bins)
+
+    def loudest(window: Window) -> float:
+        return log_mel.loudest(window.samples, geometry, has_context=window.has_context)
+
+    return {"tokenizer": tokenizer, "geometry": geometry, "loudest": loudest}
+
+
 def check_front_end(extractor: Mapping[str, Any], thinker: Qwen3ASRThinkerConfig) -> None:
     """Refuse a checkpoint trained on another spectrogram.
 
@@ -129,7 +141,7 @@ class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
     """The longest clip that fits, so that vLLM sizes its encoder budget and cache for it."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        return AUDIO_TOKEN * mm_counts.get("audio", 0)
+        return AUDIO_PAD * mm_counts.get("audio", 0)
 
     def get_dummy_mm_data(
         self,
@@ -160,6 +172,8 @@ class DataParser(MultiModalDataParser):
                 required_fields={"input_audio_features", "audio_feature_lengths"},
                 fields_factory=_feature_fields,
             )
+        if isinstance(data, list) and any(isinstance(item, Window) for item in data):
+            return AudioProcessorItems(data)
         items = super()._parse_audio_data(data)
         if isinstance(items, AudioProcessorItems):
             waveforms = [items.get(i) for i in range(len(items))]
@@ -213,13 +227,21 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
         if not waveforms:
             return BatchFeature()
         assert isinstance(waveforms, list)
-        chunks = [torch.from_numpy(cut_chunks(w, self.info.geometry)) for w in waveforms]
+        parts = [torch.from_numpy(self._chunks(w)) for w in waveforms]
+        frames = [w.num_frames if isinstance(w, Window) else num_frames(len(w)) for w in waveforms]
+        peaks = [w.peak if isinstance(w, Window) else -math.inf for w in waveforms]
         return BatchFeature(
             {
-                "audio_chunks": torch.cat(chunks) if len(chunks) > 1 else chunks[0],
-                "audio_feature_lengths": torch.tensor([num_frames(len(w)) for w in waveforms]),
+                "audio_chunks": torch.cat(parts) if len(parts) > 1 else parts[0],
+                "audio_feature_lengths": torch.tensor(frames),
+                "audio_peaks": torch.tensor(peaks, dtype=torch.float32),
             }
         )
+
+    def _chunks(self, audio: np.ndarray | Window) -> np.ndarray:
+        if isinstance(audio, Window):
+            return cut_chunks(audio.samples, self.info.geometry, has_context=audio.has_context)
+        return cut_chunks(audio, self.info.geometry)
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -233,6 +255,7 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
         return {
             "audio_chunks": MultiModalFieldConfig.flat("audio", [slice(*b) for b in bounds]),
             "audio_feature_lengths": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
+            "audio_peaks": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
         }
 
     def _get_prompt_updates(

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from .languages import LANGUAGES, separator
 
 ASR_TEXT = "<asr_text>"
-AUDIO_PLACEHOLDER = "<|audio_start|><|audio_pad|><|audio_end|>"
+AUDIO_PAD = "<|audio_pad|>"
+AUDIO_PLACEHOLDER = f"<|audio_start|>{AUDIO_PAD}<|audio_end|>"
 
 MAX_CONTEXT = 10_000  # characters; Qwen3-ASR reads up to 10,000 tokens of context
 
@@ -73,18 +74,25 @@ def cap_context(text: str) -> str:
 
 
 def build_prompt(
-    *, context: str = "", language: str | None = None, text: str = "", num_audios: int = 1
+    *,
+    context: str = "",
+    language: str | None = None,
+    text: str = "",
+    num_audios: int = 1,
+    num_windows: int = 1,
 ) -> str:
     """The prompt of one request, equal to the checkpoint's chat template byte for byte.
 
     ``context`` is sanitised here. ``language`` is a name that ``resolve_language`` gave;
     it opens the answer, so the model cannot choose another, nor say that nobody speaks.
-    ``text`` is what it has written in that language already, and goes on from.
+    ``text`` is what it has written in that language already, and goes on from. ``num_windows``
+    items make up each audio.
     """
+    audio = AUDIO_PLACEHOLDER.replace(AUDIO_PAD, AUDIO_PAD * num_windows)
     header = f"language {language}{ASR_TEXT}{sanitize_context(text)}" if language else ""
     return (
         f"<|im_start|>system\n{sanitize_context(context)}<|im_end|>\n"
-        f"<|im_start|>user\n{AUDIO_PLACEHOLDER * num_audios}<|im_end|>\n"
+        f"<|im_start|>user\n{audio * num_audios}<|im_end|>\n"
         f"<|im_start|>assistant\n{header}"
     )
 

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qwen3_asr_vllm import audio
-from qwen3_asr_vllm.audio import check_waveform, is_silent, load_audio, split_at_silence
+from qwen3_asr_vllm.audio import (
+    PcmStream,
+    check_waveform,
+    is_silent,
+    load_audio,
+    split_at_silence,
+)
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
 
@@ -430,3 +436,42 @@ def test_formats_of_decoders_that_are_missing_are_not_said_to_decode(monkeypatch
 
     assert only("soundfile") == ("wav", "flac", "mp3", "ogg", "opus")
     assert only("none") == ()
+
+
+# ---- raw audio in pieces ----
+
+
+@pytest.mark.parametrize(
+    ("encoding", "subtype"), [("pcm", "PCM_16"), ("pcmu", "ULAW"), ("pcma", "ALAW")]
+)
+def test_every_raw_sample_is_what_libsndfile_reads(encoding, subtype):
+    data = np.arange(65_536, dtype="<u2").tobytes() if encoding == "pcm" else bytes(range(256))
+    options = {"samplerate": 8_000, "channels": 1, "format": "RAW", "subtype": subtype}
+    expected, _ = soundfile.read(io.BytesIO(data), dtype="float32", **options)
+    np.testing.assert_array_equal(PcmStream(encoding, 16_000).push(data), expected)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3_000), min_size=1, max_size=9),
+    source=st.sampled_from([("pcm", 24_000), ("pcm", 16_000), ("pcmu", 8_000), ("pcma", 8_000)]),
+)
+@settings(max_examples=40)
+def test_raw_audio_does_not_hang_on_how_its_bytes_come(sizes, source):
+    data = np.random.default_rng(0).integers(0, 255, 6_000, np.uint8).tobytes()
+    whole, pieces = PcmStream(*source), PcmStream(*source)
+    expected = np.concatenate([whole.push(data), whole.finish()])
+    parts, start = [], 0
+    while start < len(data):
+        size = sizes[len(parts) % len(sizes)]
+        parts.append(pieces.push(data[start : start + size]))
+        start += size
+    np.testing.assert_array_equal(np.concatenate([*parts, pieces.finish()]), expected)
+    again = np.concatenate([pieces.push(data), pieces.finish()])
+    np.testing.assert_array_equal(again, expected)  # nothing is left of what was finished
+
+
+def test_what_is_not_raw_audio_is_refused():
+    with pytest.raises(ValueError, match="opus"):
+        PcmStream("opus", 48_000)
+    with pytest.raises(ValueError, match="7 Hz"):
+        PcmStream("pcm", 7)

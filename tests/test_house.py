@@ -32,6 +32,7 @@ ORDER = (
     "pipeline",
     "remote",
     "evaluation",
+    "streaming",
     "encoder",
     "processor",
     "model",
@@ -55,6 +56,7 @@ WITHOUT_TORCH = (
     "pipeline",
     "remote",
     "evaluation",
+    "streaming",
     "offline",
     "cli",
 )

@@ -147,6 +147,30 @@ def test_adjacent_placeholders_share_one_pair_of_marks(llm, reference):
     assert_same(output, logprobs_by_transformers(reference, output, *waveforms))
 
 
+def test_a_growing_clip_is_heard_like_the_whole_and_finished_windows_are_not_encoded_again(
+    llm, reference
+):
+    from qwen3_asr_vllm.decoding import Decoding
+    from qwen3_asr_vllm.geometry import Geometry
+    from qwen3_asr_vllm.processor import stream_parts
+    from qwen3_asr_vllm.streaming import GrowingClip, StreamRequest
+
+    config = Qwen3ASRConfig.from_dict(reference.config.to_dict()).thinker_config
+    parts = stream_parts(config, llm.get_tokenizer())
+    waveform = noise(27, seed=41)
+    waveform[:16_000] *= 3  # the loudest moment, so that no later one moves the floor
+    clip = GrowingClip(waveform, Geometry(), parts["loudest"])
+    block = llm.llm_engine.vllm_config.cache_config.block_size
+    for num_samples in (7 * 16_000, 9 * 16_000, 17 * 16_000, 17 * 16_000, 27 * 16_000):
+        windows = clip.windows(num_samples)
+        asked = StreamRequest(build_prompt(num_windows=len(windows)), windows, Decoding(NUM_NEW))
+        output = generate(llm, [asked.engine_prompt])[0]
+        assert_same(output, logprobs_by_transformers(reference, output, waveform[:num_samples]))
+    start = output.prompt_token_ids.index(reference.config.audio_token_id)
+    known = (start + 2 * 104) // block * block  # two windows were finished at 17 s
+    assert output.num_cached_tokens == known > 0
+
+
 def test_a_prompt_without_audio_is_plain_text(llm, reference):
     output = generate(llm, [{"prompt": "one two three"}])[0]
     assert_same(output, logprobs_by_transformers(reference, output))
