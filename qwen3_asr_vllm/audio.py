@@ -28,6 +28,7 @@ AudioSource: TypeAlias = (
 )
 
 MAX_DURATION_S = 4 * 3600  # seconds of audio in one recording, unless the caller says otherwise
+MAX_PIPE_BYTES = 1 << 30  # a file may be larger: it need not fit into memory
 SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
 # On average over the longest recording; more would keep a CPU busy for longer than an engine.
 MAX_VALUES_PER_S = 8 * 48_000  # samples x channels
@@ -350,7 +351,11 @@ def _open(source: Any) -> AbstractContextManager[BinaryIO]:
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
     if isinstance(source, str | os.PathLike):
-        return open(source, "rb")
+        file = open(source, "rb")
+        if file.seekable():
+            return file
+        with file:
+            return _read_pipe(file)
     if not hasattr(source, "read"):
         raise TypeError(
             f"cannot read audio from {type(source).__name__}; pass a path, bytes, a binary file, "
@@ -358,9 +363,22 @@ def _open(source: Any) -> AbstractContextManager[BinaryIO]:
         )
     try:
         source.seek(0)
-    except (AttributeError, OSError):  # a pipe
-        return io.BytesIO(source.read())
+    except (AttributeError, OSError):
+        return _read_pipe(source)
     return nullcontext(source)
+
+
+def _read_pipe(pipe: BinaryIO) -> io.BytesIO:
+    """Raises ValueError for one that does not end in time."""
+    read = io.BytesIO()
+    while piece := pipe.read(1 << 20):
+        read.write(piece)
+        if read.tell() > MAX_PIPE_BYTES:
+            raise ValueError(
+                f"a pipe brings more than {MAX_PIPE_BYTES >> 20} MiB; write it to a file first."
+            )
+    read.seek(0)
+    return read
 
 
 def _decode(file: BinaryIO) -> _Stream:

@@ -38,7 +38,8 @@ from vllm.logger import init_logger
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from . import page
+from . import pagefrom vllm.v1.engine.exceptions import EngineDeadError
+
 from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission, Busy, Place
 from .audio import MAX_DURATION_S, decodable_formats, load_audio
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
@@ -579,15 +580,19 @@ async def create_transcription(
 ) -> Response:
     """Transcribe a recording."""
     transcriber: Transcriber = raw_request.app.state.qwen3_asr
-    recording = await transcriber.start(form, raw_request)
-    if form.stream:
-        return StreamingResponse(
-            _events(recording, form),
-            media_type="text/event-stream",
-            headers=form.headers,
-        )
-    async for _ in recording.deltas():
-        pass
+    try:
+        recording = await transcriber.start(form, raw_request)
+        if form.stream:
+            return StreamingResponse(
+                _events(recording, form),
+                media_type="text/event-stream",
+                headers=form.headers,
+            )
+        async for _ in recording.deltas():
+            pass
+    except EngineDeadError as error:  # 503, and not 500: a replica can take the recording over
+        message = "the engine ended, and this server with it; another can be asked at once."
+        raise ApiError(503, message, code="engine_dead", retry_after_s=RETRY_AFTER_S) from error
     return _response(recording.steps.result, form)
 
 

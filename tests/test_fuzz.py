@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import fuzz
 import numpy as np
 import pytest
 import soundfile
 
+from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.audio import load_audio
 
 
@@ -62,6 +66,67 @@ def test_64_bit_integers_are_read(channels):
     chunks = b"fmt " + struct.pack("<IHHIIHH", *layout) + b"data" + struct.pack("<I", len(body))
     wav = b"RIFF" + struct.pack("<I", 36 + len(body)) + b"WAVE" + chunks + body
     assert load_audio(wav) == pytest.approx(0.25)
+
+
+class Endless(io.RawIOBase):
+    """A pipe that goes on for ever, and begins like a recording."""
+
+    def __init__(self) -> None:
+        self.head = io.BytesIO(fuzz.recording("wav"))
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0, "all of it would be asked for"
+        return self.head.read(size) or bytes(size)
+
+
+def test_a_pipe_without_an_end_is_refused(monkeypatch):
+    monkeypatch.setattr(audio, "MAX_PIPE_BYTES", 8 << 20)
+    with pytest.raises(ValueError, match="a pipe brings more than 8 MiB; write it to a file"):
+        load_audio(Endless())
+
+
+def test_a_device_without_an_end_is_not_audio():
+    with pytest.raises(ValueError, match="zero: not audio"):
+        load_audio("/dev/zero")
+
+
+def test_a_named_pipe_is_read(tmp_path):
+    path, data = tmp_path / "pipe", fuzz.recording("m4a")
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(path.write_bytes, data)
+        np.testing.assert_array_equal(load_audio(path), load_audio(data))
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "ogg", "m4a", "webm", "64bit.wav"])
+@pytest.mark.parametrize("change", ["cut", "emptied", "overwritten", "removed"])
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, name, change):
+    """What was there before the change, or a refusal; never an end of the process."""
+    monkeypatch.setattr(audio, "_BLOCK_VALUES", 4_000)
+    path = tmp_path / name
+    path.write_bytes(fuzz.recording(name))
+    whole = load_audio(path)
+
+    def meddle(_: float) -> None:
+        size = path.stat().st_size if path.exists() else 0
+        if change == "removed":
+            path.unlink(missing_ok=True)
+        elif change == "overwritten":
+            path.open("r+b").write(b"\xff" * size)
+        else:
+            os.truncate(path, size // 2 if change == "cut" else 0)
+
+    try:
+        waveform = load_audio(path, on_progress=meddle)
+    except ValueError as error:
+        assert re.search(f"{name}: audio (is broken|holds NaN)", str(error))
+        return
+    assert len(waveform) <= len(whole) + 1_000
+    if change == "removed":
+        np.testing.assert_array_equal(waveform, whole)
 
 
 @pytest.mark.vllm

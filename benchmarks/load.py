@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens when hundreds of clients come at once?
+
+    python benchmarks/load.py                              256 clients, one minute
+    python benchmarks/load.py --clients 512 --seconds 300 --max-recordings 64
+
+Clients of four kinds ask again and again: short recordings, long ones, streams, and streams whose
+reader leaves. One that is told to come again (503) does so after the seconds of ``Retry-After``.
+Read it so: ``lost`` and ``wrong`` must be 0 in every row. ``lost`` are answers that never came or
+were no answer; ``wrong`` are those that differ from the first answer to the same recording.
+``refused`` is back-pressure. Latency is of the answered, without the refusals before. The memory
+is that of the HTTP process, whose growth is what back-pressure bounds, and that of the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from common import CHECKPOINT, print_result, print_table
+from serve import delta, server, speech_clip
+
+# kind: seconds of audio, whether it streams, whether its reader leaves, its share of the clients
+KINDS = {
+    "short": (6.0, False, False, 0.5),
+    "stream": (12.0, True, False, 0.3),
+    "leaves": (12.0, True, True, 0.1),
+    "long": (300.0, False, False, 0.1),
+}
+VARIANTS = 4  # recordings of each kind
+
+
+@dataclass
+class Tally:
+    """What the clients of a kind met with."""
+
+    answered: int = 0
+    refused: int = 0
+    left: int = 0
+    lost: int = 0
+    wrong: int = 0
+    seconds: list[float] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)  # of what was lost
+
+
+class Crowd:
+    """Clients of all kinds, until they are told to stop."""
+
+    def __init__(self, address: str, num_clients: int, *, kinds: dict[str, Any] = KINDS) -> None:
+        self.address, self.num_clients, self.kinds = address, num_clients, kinds
+        self.files = {
+            kind: [speech_clip(seconds, 100 * index + variant) for variant in range(VARIANTS)]
+            for index, (kind, (seconds, *_)) in enumerate(kinds.items())
+        }
+        self.tallies = {kind: Tally() for kind in kinds}
+        self.texts: dict[tuple[str, int], str] = {}
+        self.is_over = False
+
+    async def run(self, seconds: float) -> None:
+        import aiohttp
+
+        connector = aiohttp.TCPConnector(limit=0)
+        timeout = aiohttp.ClientTimeout(total=1800)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            shares = [share for *_, share in self.kinds.values()]
+            kinds = random.Random(0).choices(list(self.kinds), shares, k=self.num_clients)
+            tasks = [
+                asyncio.create_task(self._client(session, kind, number))
+                for number, kind in enumerate(kinds)
+            ]
+            await asyncio.sleep(seconds)
+            self.is_over = True  # everybody still hears the answer to what was asked
+            await asyncio.gather(*tasks)
+
+    async def _client(self, session: Any, kind: str, number: int) -> None:
+        rng = random.Random(number)
+        while not self.is_over:
+            variant = rng.randrange(VARIANTS)
+            start = time.perf_counter()
+            try:
+                status, text = await self._ask(session, kind, variant)
+            except Exception as error:  # whatever it is, nobody was answered
+                self.tallies[kind].lost += 1
+                self.tallies[kind].notes[repr(error)[:80]] += 1
+                await asyncio.sleep(1)
+                continue
+            await self._note(kind, variant, status, text, time.perf_counter() - start)
+
+    async def _note(self, kind: str, variant: int, status: int, text: str, seconds: float) -> None:
+        tally = self.tallies[kind]
+        if status == 503:
+            tally.refused += 1
+            await asyncio.sleep(float(text))
+        elif status == 0:
+            tally.left += 1
+        elif status != 200:
+            tally.lost += 1
+            tally.notes[f"{status}: {text[:80]}"] += 1
+        else:
+            tally.answered += 1
+            tally.seconds.append(seconds)
+            tally.wrong += text != self.texts.setdefault((kind, variant), text)
+
+    async def _ask(self, session: Any, kind: str, variant: int) -> tuple[int, str]:
+        """The status and the text; 503 and the seconds to wait; 0 for one that left."""
+        import aiohttp
+
+        _, streams, leaves, _ = self.kinds[kind]
+        form = aiohttp.FormData()
+        form.add_field("file", self.files[kind][variant], filename="clip.wav")
+        form.add_field("stream", str(streams).lower())
+        url = f"{self.address}/v1/audio/transcriptions"
+        async with session.post(url, data=form) as response:
+            if response.status == 503:
+                return 503, response.headers["Retry-After"]
+            if response.status != 200:
+                return response.status, await response.text()
+            if not streams:
+                return 200, (await response.json())["text"]
+            return await self._read(response, leaves)
+
+    async def _read(self, response: Any, leaves: bool) -> tuple[int, str]:
+        text, is_done = "", False
+        async for line in response.content:
+            if leaves and text:
+                return 0, ""
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise RuntimeError(event["error"]["message"])
+                text += delta(event) if event.get("type") == "transcript.text.delta" else ""
+            is_done |= line.startswith(b"data: [DONE]")
+        if not is_done:
+            raise RuntimeError("the stream ended in the middle")
+        return 200, text
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [self._row(kind, tally) for kind, tally in self.tallies.items()]
+
+    def _row(self, kind: str, tally: Tally) -> dict[str, Any]:
+        seconds = sorted(tally.seconds)
+        return {
+            "kind": kind,
+            "answered": tally.answered,
+            "refused": tally.refused,
+            "left": tally.left,
+            "lost": tally.lost,
+            "wrong": tally.wrong,
+            "p50 s": statistics.median(seconds) if seconds else None,
+            "p95 s": seconds[int(0.95 * len(seconds))] if seconds else None,
+            "notes": dict(tally.notes),
+        }
+
+
+def memory(pid: int) -> dict[str, float]:
+    """MiB and descriptors of the HTTP process, and MiB of all its children together."""
+    import psutil
+
+    api = psutil.Process(pid)
+    children = [child.memory_info().rss for child in api.children(recursive=True)]
+    return {
+        "api MiB": api.memory_info().rss / 2**20,
+        "engine MiB": sum(children) / 2**20,
+        "descriptors": float(api.num_fds()),
+    }
+
+
+async def watch(pid: int, note: Callable[[dict[str, float]], None], *, every_s: float) -> None:
+    while True:
+        note(memory(pid))
+        await asyncio.sleep(every_s)
+
+
+async def drive(crowd: Crowd, pid: int, seconds: float) -> list[dict[str, float]]:
+    """Runs the crowd; returns the memory, sampled every second."""
+    samples: list[dict[str, float]] = []
+    watcher = asyncio.create_task(watch(pid, samples.append, every_s=1))
+    try:
+        await crowd.run(seconds)
+    finally:
+        watcher.cancel()
+    return samples
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--max-recordings", type=int, default=64, help="that the server takes")
+    parser.add_argument("--max-audio-s", type=float, default=3600.0, help="that it holds")
+    parser.add_argument("--dtype", default="bfloat16")
+    args = parser.parse_args()
+    os.environ["QWEN3_ASR_MAX_RECORDINGS"] = str(args.max_recordings)
+    os.environ["QWEN3_ASR_MAX_AUDIO_S"] = str(args.max_audio_s)
+    with server("ours", CHECKPOINT, ["--enforce-eager", "--dtype", args.dtype]) as (address, pid):
+        crowd = Crowd(address, args.clients)
+        before = memory(pid)
+        samples = asyncio.run(drive(crowd, pid, args.seconds))
+    rows = crowd.rows()
+    print_table([{name: row[name] for name in row if name != "notes"} for row in rows])
+    peak = {name: max(sample[name] for sample in samples) for name in before}
+    print_table([{"when": "before"} | before, {"when": "most"} | peak])
+    print_result("load", rows, clients=args.clients, before=before, most=peak, options=vars(args))
+    return 1 if any(row["lost"] or row["wrong"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

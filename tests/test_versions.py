@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this package takes from vLLM: what vLLM promises, and what it may change in any release.
+
+This is the one list of the second kind. Each line names the test that fails when it changes; here,
+every import of the package must be in one of the two tables, and every name must still be there.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from functools import reduce
+from pathlib import Path
+
+import pytest
+
+import qwen3_asr_vllm
+
+PACKAGE = Path(qwen3_asr_vllm.__file__).parent
+
+# For authors of models, plugins and programs: documented, and deprecated before it goes.
+PROMISED = (
+    *("vllm", "vllm.LLM", "vllm.envs", "vllm.outputs", "vllm.sampling_params", "vllm.inputs"),
+    *("vllm.logger.init_logger", "vllm.config", "vllm.engine", "vllm.platforms", "vllm.plugins"),
+    *("vllm.SamplingParams", "vllm.PoolingParams", "vllm.pooling_params", "vllm.logprobs"),
+    *("vllm.model_executor.models.interfaces", "vllm.model_executor.models.interfaces_base"),
+    *("vllm.model_executor.models.registry", "vllm.model_executor.models.module_mapping"),
+    *("vllm.multimodal", "vllm.sequence", "vllm.tasks", "vllm.tokenizers", "vllm.distributed"),
+)
+
+# Its inside. What is imported from there, and the test that fails when it changes.
+WATCHED = {
+    "vllm.transformers_utils.config": "test_plugin.py",
+    "vllm.entrypoints.generate.base": "test_endpoints.py",
+    "vllm.entrypoints.openai.models.serving": "test_endpoints.py",
+    "vllm.entrypoints.serve": "test_endpoints.py",
+    "vllm.renderers": "test_endpoints.py",
+    "vllm.entrypoints.cli": "test_server.py",
+    "vllm.logger.configure_logging_from_args": "test_server.py",
+    "vllm.utils.argparse_utils": "test_cli.py",
+    "vllm.utils.torch_utils": "test_encoder_graph.py",
+    "vllm.model_executor.layers": "test_encoder.py",
+    "vllm.model_executor.models.qwen3": "test_model.py",
+    "vllm.model_executor.models.utils": "test_model.py",
+    "vllm.v1.attention": "test_encoder.py",
+    "vllm.v1.engine.exceptions": "test_weather.py",
+    "vllm.v1.outputs": "test_aligner.py",
+    "vllm.v1.pool": "test_aligner.py",
+    "vllm.v1.worker.encoder_cudagraph_defs": "test_encoder_graph.py",
+}
+
+# What is reached through an object: a name, and the parameters that are passed to it.
+SERVING = "vllm.entrypoints.generate.base.serving.GenerateBaseServing"
+MEMBERS = {
+    "vllm.transformers_utils.config._CONFIG_REGISTRY": (),
+    f"{SERVING}._check_model": ("request",),
+    f"{SERVING}._preflight": (),
+    f"{SERVING}._base_request_id": ("raw_request",),
+    f"{SERVING}._maybe_get_adapters": ("request",),
+    f"{SERVING}._get_trace_headers": ("headers",),
+    f"{SERVING}._get_priority": ("request", "raw_request"),
+    f"{SERVING}._get_data_parallel_rank": ("raw_request",),
+    f"{SERVING}._raise_if_error": ("finish_reason", "request_id"),
+    "vllm.v1.engine.llm_engine.LLMEngine.step": (),
+    "vllm.v1.engine.llm_engine.LLMEngine.abort_request": ("request_ids",),
+    "vllm.v1.engine.async_llm.AsyncLLM.check_admission": ("n",),
+}
+
+
+def imported() -> dict[str, set[str]]:
+    """Every name that the package takes from vLLM, and the modules that do."""
+    found: dict[str, set[str]] = {}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for name in names:
+                if name.split(".")[0] == "vllm":
+                    found.setdefault(name, set()).add(path.name)
+    return found
+
+
+def is_in(name: str, table: tuple[str, ...]) -> bool:
+    return any(name == entry or name.startswith(f"{entry}.") for entry in table if entry != "vllm")
+
+
+def find(name: str):
+    """The object of a dotted name."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            module = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        return reduce(getattr, parts[end:], module)
+    raise ModuleNotFoundError(name)
+
+
+def test_what_is_taken_from_the_inside_of_vllm_is_listed():
+    unlisted = {
+        name: modules
+        for name, modules in imported().items()
+        if name != "vllm" and not is_in(name, PROMISED) and not is_in(name, tuple(WATCHED))
+    }
+    assert unlisted == {}
+
+
+def test_nothing_is_listed_that_is_not_taken():
+    names = imported()
+    assert [entry for entry in WATCHED if not any(is_in(name, (entry,)) for name in names)] == []
+    assert {
+        file for file in WATCHED.values() if not Path(__file__).with_name(file).exists()
+    } == set()
+
+
+@pytest.mark.parametrize("name", sorted(imported()))
+def test_this_vllm_has_it(name):
+    find(name)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_this_vllm_has_the_member_with_these_parameters(name):
+    member = find(name)
+    if parameters := MEMBERS[name]:
+        assert set(parameters) <= set(inspect.signature(member).parameters)

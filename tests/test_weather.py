@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two servers and nginx before them, in bad weather: crowds, wrong keys, and a death at the end."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import openai
+import psutil
+import pytest
+import soundfile
+from conftest import CHECKPOINT, DATA, Server, serving
+
+DOCKER = Path(__file__).parent.parent / "docker"
+HELLO = DATA / "hello.flac"
+NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+KEY = "correct-horse"
+PLACES = 8
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(NGINX is None, reason="needs nginx"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def nginx(folder: Path, servers: list[str]) -> Iterator[str]:
+    """The shipped configuration, with other addresses; its own address."""
+    port = free_port()
+    lines = "".join(f"server {url[7:]} max_fails=0; " for url in servers)
+    temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    places = "".join(f"{name}_temp_path {folder}/{name}; " for name in temporary)
+    text = (DOCKER / "nginx.conf").read_text()
+    for old, new in (
+        ("server asr:8000 max_fails=0;", lines),
+        ("server aligner:8000 max_fails=0;", lines),
+        ("listen 80;", f"listen 127.0.0.1:{port};"),
+        ("/dev/stdout", f"{folder}/access.log"),
+        ("http {", f"http {{ {places}"),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    user = "user root;" if os.getuid() == 0 else ""  # who may enter the tests' folders
+    (folder / "nginx.conf").write_text(f"{user} pid {folder}/pid; daemon off; {text}")
+    command = [NGINX, "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while process.poll() is None and not listens(port):
+                time.sleep(0.05)
+            assert process.poll() is None, (folder / "log").read_text()
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Iterator[Server]:
+    """A server with few places, little room for audio, and a key."""
+    limits = {"QWEN3_ASR_MAX_RECORDINGS": str(PLACES), "QWEN3_ASR_MAX_AUDIO_S": "1800"}
+    folder = tmp_path_factory.mktemp("small")
+    with serving(folder, VLLM_API_KEY=KEY, VLLM_CPU_KVCACHE_SPACE="1", **limits) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cluster(server, small, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """nginx before the server of all tests, which wants no key, and the small one."""
+    folder = tmp_path_factory.mktemp("nginx")
+    with nginx(folder, [server.url, small.url]) as url:
+        yield SimpleNamespace(url=url, servers=(server, small), folder=folder)
+
+
+def transcribe(asked, file=HELLO, *, max_retries=0, **fields):
+    client = openai.OpenAI(base_url=f"{asked.url}/v1", api_key=KEY, max_retries=max_retries)
+    return client.audio.transcriptions.create(model=str(CHECKPOINT), file=file, **fields)
+
+
+@pytest.fixture(scope="module")
+def hello(server) -> str:
+    return transcribe(server).text
+
+
+def silence(seconds: int) -> tuple[str, bytes]:
+    """What no engine sees, and still holds a place and its seconds."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(seconds * 16_000, np.int16), 16_000, format="WAV")
+    return "silence.wav", file.getvalue()
+
+
+def answered(asked, file=HELLO, **fields) -> str:
+    """The text, or how the server refused."""
+    try:
+        return transcribe(asked, file, **fields).text
+    except openai.InternalServerError as error:
+        assert error.status_code == 503, error
+        assert error.response.headers["Retry-After"] == "5"
+        return str(error.code)
+
+
+def eventually(is_so, *, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it never was"
+        time.sleep(0.1)
+
+
+def lecture(minutes: float) -> tuple[str, bytes]:
+    """Speech, again and again, as a wav file of 1.9 MB a minute."""
+    samples, rate = soundfile.read(HELLO, dtype="float32")
+    file = io.BytesIO()
+    soundfile.write(file, np.resize(samples, int(minutes * 60 * rate)), rate, format="WAV")
+    return "lecture.wav", file.getvalue()
+
+
+def error_of(response: http.client.HTTPResponse) -> dict[str, Any]:
+    error = json.loads(response.read())["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def running(server) -> float:
+    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    return sum(map(float, re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", text, re.M)))
+
+
+# ---- keys ----
+
+
+@pytest.mark.parametrize("path", ["transcriptions", "translations"])
+@pytest.mark.parametrize("key", [None, "wrong", KEY + " ", ""])
+def test_no_route_answers_without_the_key(small, path, key):
+    connection = http.client.HTTPConnection(small.url[7:])
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    connection.request("POST", f"/v1/audio/{path}", b"", headers)
+    assert connection.getresponse().status == 401
+
+
+# ---- crowds ----
+
+
+def test_a_full_server_says_so_and_loses_nobody(small, hello):
+    """Sixty clients for eight places: each hears its recording or is told when to come again."""
+    with ThreadPoolExecutor(60) as pool:
+        answers = Counter(pool.map(lambda _: answered(small), range(60)))
+    assert set(answers) == {hello, "busy"}
+    assert sum(answers.values()) == 60 and answers[hello] >= PLACES
+    with ThreadPoolExecutor(PLACES) as pool:  # every place is free again
+        assert set(pool.map(lambda _: answered(small), range(PLACES))) == {hello}
+
+
+def test_clients_that_come_again_are_all_served(small, hello):
+    with ThreadPoolExecutor(24) as pool:
+        texts = list(pool.map(lambda _: transcribe(small, max_retries=50).text, range(24)))
+    assert texts == [hello] * 24
+
+
+def test_audio_that_would_fill_the_memory_is_refused_until_there_is_room(small):
+    with transcribe(small, lecture(20), stream=True) as stream:
+        next(iter(stream))
+        assert answered(small, silence(700)) == "busy"
+        assert answered(small, silence(500)) == ""
+    eventually(lambda: answered(small, silence(1700)) == "")  # who hung up gave its room back
+
+
+def test_a_recording_that_can_never_fit_is_not_told_to_come_again(small):
+    with pytest.raises(openai.BadRequestError, match="limit is 1800 s"):
+        transcribe(small, silence(1801))
+
+
+def test_a_storm_of_clients_that_hang_up_leaves_nothing(small, hello):
+    name, body = lecture(1)
+    head = b"--b\r\nContent-Disposition: form-data; name=file; filename=a.wav\r\n\r\n"
+    body = head + body + b"\r\n--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "Authorization": f"Bearer {KEY}"}
+    for part in (1.0, 1.0, 0.5, 0.01) * 8:  # of the upload, before the connection is cut
+        connection = http.client.HTTPConnection(small.url[7:])
+        connection.putrequest("POST", "/v1/audio/transcriptions")
+        for header in (headers | {"Content-Length": str(len(body))}).items():
+            connection.putheader(*header)
+        connection.endheaders(body[: int(part * len(body))])
+        connection.close()
+    eventually(lambda: running(small) == 0)
+
+    def all_are_served() -> bool:
+        with ThreadPoolExecutor(PLACES) as pool:
+            return set(pool.map(lambda _: answered(small), range(PLACES))) == {hello}
+
+    eventually(all_are_served)
+
+
+def test_readers_that_do_not_read_hold_up_nobody(small, hello):
+    slow = [transcribe(small, lecture(1), stream=True) for _ in range(PLACES - 2)]
+    assert [answered(small) for _ in range(4)] == [hello] * 4
+    texts = {list(stream)[-1].text for stream in slow}
+    assert len(texts) == 1 and texts.pop().startswith(hello[:20])
+
+
+# ---- nginx ----
+
+
+def test_both_servers_answer_alike_behind_nginx(cluster):
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: transcribe(cluster).text, range(32)))
+    assert len(set(answers)) == 1 and answers[0]
+    used = (cluster.folder / "access.log").read_text()
+    assert all(each.url[7:] in used for each in cluster.servers)
+
+
+def test_an_upload_of_thirty_megabytes_passes(cluster):
+    answer = transcribe(cluster, silence(960))
+    assert (answer.text, answer.usage.seconds) == ("", 960)
+
+
+def test_what_is_over_the_limit_is_refused_before_it_is_sent(cluster):
+    connection = http.client.HTTPConnection(cluster.url[7:])
+    connection.putrequest("POST", "/v1/audio/transcriptions")
+    connection.putheader("Content-Length", str(2 << 30))
+    connection.endheaders()
+    response = connection.getresponse()
+    assert (response.status, error_of(response)["param"]) == (413, "file")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/tokenize", "/docs", "/v2/embed"])
+def test_only_the_audio_routes_are_exposed(cluster, path):
+    connection = http.client.HTTPConnection(cluster.url[7:])
+    connection.request("GET", path)
+    response = connection.getresponse()
+    assert (response.status, error_of(response)["code"]) == (404, "not_found")
+
+
+def test_events_arrive_while_the_engine_still_decodes(cluster):
+    stream = transcribe(cluster, lecture(5), stream=True)
+    first = next(iter(stream))
+    assert first.type == "transcript.text.delta"
+    assert sum(map(running, cluster.servers)) > 0
+    *_, done = stream
+    assert done.type == "transcript.text.done" and done.text.startswith(first.delta)
+
+
+def test_what_happened_so_far_is_not_in_the_logs(server, small, hello):
+    for each in (server, small):
+        log = each.log.read_text()
+        assert "/v1/audio/transcriptions" in log  # it does say who asked for what
+        assert KEY not in log
+        assert hello not in log and not set(hello.split()) & {"London"} & set(log.split())
+
+
+def test_an_engine_that_dies_costs_no_answer(cluster, small):
+    """The last test of this file: it dies while each server has recordings to decode."""
+    expected, file = transcribe(cluster).text, lecture(2)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(transcribe, cluster, file) for _ in range(8)]
+        eventually(lambda: all(map(running, cluster.servers)))
+        for process in psutil.Process(small.process.pid).children(recursive=True):
+            process.kill()
+        answers = {future.result().text for future in asked}
+    assert len(answers) == 1 and answers.pop().startswith(expected[:20])
+    assert [transcribe(cluster).text for _ in range(5)] == [expected] * 5
+    assert small.process.wait(120) != 0  # so whoever looks after it starts it again
