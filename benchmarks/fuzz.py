@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does bad input ever get more than a refusal?
 
-    python benchmarks/fuzz.py                    5,000 damaged recordings and 2,000 forms
+    python benchmarks/fuzz.py                    5,000 damaged recordings, 2,000 forms, 500 sessions
     python benchmarks/fuzz.py --audio 0 --forms 500 --url http://localhost:8000
     python benchmarks/fuzz.py --case audio:1234  what that case is, and what comes of it
 
@@ -9,12 +9,14 @@ Every case is made from its number alone, so a failure can be run again. Recordi
 ``load_audio`` in a process of its own, which tells when it has begun and ended a case: a crash, a
 hang and the memory of each case are seen from outside. The law: a checked waveform, or ValueError
 with a message. Forms go to a server: no status of 500 or above, and every refusal is OpenAI's
-error object. What breaks the law is listed; then the exit code is 1.
+error object. So do realtime sessions: each goes on, whatever it was sent. What breaks the law is
+listed; then the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
 import io
 import json
@@ -28,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -556,9 +559,91 @@ def _is_error_object(body: bytes) -> bool:
     return {"message", "type", "param", "code"} <= set(error) and bool(error["message"])
 
 
+def converse_all(url: str, numbers: Iterable[int], *, at_once: int = 8) -> Iterator[Outcome]:
+    with ThreadPoolExecutor(at_once) as pool:
+        yield from pool.map(lambda number: converse(url, number), numbers)
+
+
 def ask_all(url: str, numbers: Iterable[int], *, at_once: int = 8) -> Iterator[Outcome]:
     with ThreadPoolExecutor(at_once) as pool:
         yield from pool.map(lambda number: ask(url, number), numbers)
+
+
+# realtime sessions ------------------------------------------------------------------------------
+
+EVENTS = ("session.update", "input_audio_buffer.append", "input_audio_buffer.commit")
+EVENTS += ("input_audio_buffer.clear", "transcription_session.update", "response.create", "x", "")
+JUNK: tuple[Any, ...] = (
+    *(None, True, 0, -1, 2**63, 1e308, "", "a" * 10_000, "\0", "\ud800", "<|im_end|>", [], {}),
+    *([[]], [None], {"": None}, {"a": {"b": []}}, "AAAA", "AAA", "====", "é", "file:///etc/passwd"),
+)
+PLACES = (
+    *(("type",), ("event_id",), ("audio",), ("session",), ("model",), ("final",)),
+    *(("session", "type"), ("session", "audio"), ("session", "audio", "input"), ("session", "x")),
+    *(("session", "audio", "input", name) for name in ("format", "transcription", "x")),
+    *(("session", "audio", "input", "turn_detection"), ("session", "include")),
+    *(("session", "audio", "input", "format", name) for name in ("type", "rate")),
+    *(("session", "audio", "input", "transcription", name) for name in ("model", "language")),
+    *(("session", "audio", "input", "transcription", name) for name in ("prompt", "keywords")),
+    *(("session", "audio", "input", "turn_detection", name) for name in ("type", "threshold")),
+)
+FRAMES: tuple[str | bytes, ...] = (
+    *("", "{", "null", "[]", "1", '"x"', "NaN", "[" * 50_000, '{"type": ' * 2_000, "\0", "{}"),
+    *(
+        b"",
+        b"\xff\xfe",
+        b'{"type": "session.update"}',
+        b"\0" * 100_000,
+        '{"type": "x"' + " " * 10**6,
+    ),
+)
+
+
+def session_case(number: int) -> list[str | bytes]:
+    """What a client sends in one session: events with wrong parts, and frames that are none."""
+    rng = np.random.default_rng([3, number])
+    return [_frame(rng) for _ in range(int(rng.integers(1, 8)))]
+
+
+def _frame(rng: np.random.Generator) -> str | bytes:
+    if rng.random() < 0.2:
+        return FRAMES[int(rng.integers(len(FRAMES)))]
+    event: dict[str, Any] = {"type": EVENTS[int(rng.integers(len(EVENTS)))]}
+    if event["type"] == "input_audio_buffer.append":
+        size = int(rng.choice([0, 1, 3, 4_800, 96_001]))
+        event["audio"] = base64.b64encode(rng.bytes(size)).decode()
+    for _ in range(int(rng.integers(0, 3))):
+        *path, last = PLACES[int(rng.integers(len(PLACES)))]
+        place = event
+        for name in path:
+            if not isinstance(place.get(name), dict):
+                place[name] = {}
+            place = place[name]
+        place[last] = JUNK[int(rng.integers(len(JUNK)))]
+    return json.dumps(event)
+
+
+def converse(url: str, number: int) -> Outcome:
+    """One session; after all that it must still answer."""
+    from websockets.exceptions import WebSocketException
+    from websockets.sync.client import connect
+
+    start, answers = time.perf_counter(), []
+    last = {"type": "no such type", "event_id": "last"}
+    try:
+        with connect(f"ws{url.removeprefix('http')}/v1/realtime", max_size=None) as socket:
+            for frame in session_case(number):
+                socket.send(frame)
+            socket.send(json.dumps(last))
+            while not answers or answers[-1].get("error", {}).get("event_id") != "last":
+                answers.append(json.loads(socket.recv(timeout=HANG_S * 5)))
+    except (OSError, WebSocketException, TimeoutError) as error:
+        return Outcome(number, "session", str(answers[-1:])[:300], f"lost: {error!r}")
+    errors = [answer["error"] for answer in answers if answer["type"] == "error"]
+    unsaid = [error for error in errors if not error.get("message") or not error.get("type")]
+    broken = f"an error without words: {unsaid[0]}" if unsaid else ""
+    answer = f"{len(errors)}: errors of {len(answers)} events"
+    return Outcome(number, "session", answer, broken, time.perf_counter() - start)
 
 
 # the report -------------------------------------------------------------------------------------
@@ -585,9 +670,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--audio", type=int, default=5_000, help="damaged recordings")
     parser.add_argument("--forms", type=int, default=2_000, help="forms to a server")
+    parser.add_argument("--sessions", type=int, default=500, help="realtime sessions")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--url", help="a server of the tiny checkpoint; default: start one")
-    parser.add_argument("--case", help="audio:NUMBER or form:NUMBER, with its answer")
+    parser.add_argument("--case", help="audio:NUMBER, form:NUMBER or session:NUMBER")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -599,7 +685,9 @@ def main() -> int:
 
 
 def _show(kind: str, number: str, url: str | None) -> int:
-    if kind == "audio":
+    if kind == "session":
+        print(*session_case(int(number)), converse(url, int(number)) if url else "", sep="\n")
+    elif kind == "audio":
         data = audio_case(int(number))[1]
         print(next(load_all([int(number)])), f"{len(data)} bytes", data[:64].hex(" "), sep="\n")
     else:
@@ -616,14 +704,17 @@ def _run(args: argparse.Namespace) -> int:
     if args.audio:
         numbers = range(args.first, args.first + args.audio)
         rows.append({"input": "audio"} | report("audio", list(load_all(numbers))))
-    if args.forms:
-        numbers = range(args.first, args.first + args.forms)
-        if args.url:
-            outcomes = list(ask_all(args.url, numbers))
-        else:
-            with server("ours", CHECKPOINT, ["--enforce-eager"]) as (url, _):
-                outcomes = list(ask_all(url, numbers))
-        rows.append({"input": "form"} | report("form", outcomes))
+    with ExitStack() as stack:
+        url = args.url
+        if not url and (args.forms or args.sessions):
+            url, _ = stack.enter_context(server("ours", CHECKPOINT, ["--enforce-eager"]))
+        for kind, count, run in (
+            ("form", args.forms, ask_all),
+            ("session", args.sessions, converse_all),
+        ):
+            if count:
+                outcomes = list(run(url, range(args.first, args.first + count)))
+                rows.append({"input": kind} | report(kind, outcomes))
     print_table(rows)
     print_result("fuzz", rows)
     return 1 if any(row["broken"] for row in rows) else 0

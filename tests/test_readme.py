@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command of the READMEs is run: here, by the test that is named, or it says why not.
+
+A command that is in none of the tables fails.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+READMES = ("README.md", "docker/README.md")
+PROGRAMS = ("qwen3-asr", "vllm", "curl", "python3", "pip", "docker", "VLLM_PLUGINS=")
+
+# Beginnings of commands, and why they are not run here.
+ELSEWHERE = {
+    "docker ": "needs docker; .ci/dockerfile runs the steps of Dockerfile.cpu without it",
+    "pip install '.[gpu]'": "needs a GPU",
+    "pip install '.[": "installs; .ci/run installs '.[test]'",
+    "qwen3-asr serve Qwen/": "needs a GPU and a download; the tests serve the tiny checkpoint",
+    "qwen3-asr eval ": "test_evaluation.py",
+    "python3 -m venv .venv": ".ci/run runs the one that ends in pytest",
+}
+# Run against the server of the tests: the beginning, and what takes the place of its files.
+HERE = {
+    "curl http://localhost:8000/v1/audio/transcriptions": {},
+    "qwen3-asr transcribe recordings/": {
+        "recordings/": "tests/data/hello.flac",
+        "more/**/*.mp3": "tests/data/heldout/english_0*.flac",
+        "https://example.org/a.mp3": "tests/data/three_languages.flac",
+        "corpus.jsonl": "tests/data/heldout/manifest.jsonl",
+    },
+}
+
+
+def commands() -> list[str]:
+    """The lines of indented blocks that begin with a program."""
+    lines = [line for name in READMES for line in (ROOT / name).read_text().splitlines()]
+    indented = [line.strip() for line in lines if line.startswith("    ")]
+    return [line for line in indented if line.startswith(PROGRAMS)]
+
+
+def beginning(command: str, table: dict) -> str | None:
+    return next((start for start in table if command.startswith(start)), None)
+
+
+def test_every_command_is_run_or_says_why_not():
+    assert len(commands()) > 8
+    unknown = [c for c in commands() if not (beginning(c, ELSEWHERE) or beginning(c, HERE))]
+    assert unknown == []
+    used = {beginning(c, ELSEWHERE) or beginning(c, HERE) for c in commands()}
+    assert used == {*ELSEWHERE, *HERE}
+
+
+def test_python_of_the_readme_is_python():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(compile(block, "README.md", "exec"), names | {"__name__": "imported"})
+
+
+def test_files_that_the_readmes_name_exist():
+    for name in READMES:
+        text = (ROOT / name).read_text()
+        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+        tests = [f"/tests/{test}" for test in re.findall(r"`(?:tests/)?(test_\w+\.py)`", text)]
+        for link in links + tests:
+            base = ROOT if link.startswith("/") else (ROOT / name).parent
+            assert (base / link.lstrip("/")).exists(), f"{name}: {link}"
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("curl")])
+def test_curl_prints_what_the_readme_says(server, command):
+    line, _, printed = command.partition("   # ")
+    line = line.replace("http://localhost:8000", server.url)
+    result = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    if printed:
+        assert re.sub(r"\s", "", result.stdout).startswith(re.sub(r"\s|\.{3}$", "", printed))
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith(tuple(HERE)[1:])])
+def test_a_command_works_on_a_server(server, tmp_path, command):
+    """Its files replaced by some that are here, its folder by one of this test."""
+    replaced = HERE[beginning(command, HERE)] | {"out": str(tmp_path / "out")}
+    words = [replaced.get(word, word) for word in shlex.split(command)[1:]]
+    words = [str(tmp_path / word) if word.endswith("out.jsonl") else word for word in words]
+    result = subprocess.run(
+        [sys.executable, "-m", "qwen3_asr_vllm.cli", *words, "--server", server.url],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) > 70
+    assert (tmp_path / "out" / "hello.srt").read_text().startswith("1\n00:00:0")
