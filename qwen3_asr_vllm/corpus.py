@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_DOWNLOAD_BYTES = 1 << 30
+MAX_SECONDS = 1e9  # of an offset: 30 years
 DOWNLOAD_TIMEOUT_S = 60  # without a byte
 
 # What a folder is searched for: recordings, and films for their sound.
@@ -235,32 +236,41 @@ def read_manifest(path: Path) -> Iterator[Recording]:
     Raises ValueError, with the line, for a row that names no audio or is not JSON.
     """
     for line, row in _rows(path):
-        audio = next((row[name] for name in PATH_FIELDS if row.get(name)), None)
-        if not isinstance(audio, str):
-            fields = ", ".join(PATH_FIELDS)
-            raise ValueError(f"{path}:{line}: names no audio; one of {fields} must be a path.")
-        offset, duration = _seconds(row, "offset"), _seconds(row, "duration")
-        source = audio if is_url(audio) else str(path.parent / audio)
+        try:
+            yield _of_row(path.parent, row)
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: {error}") from error
+
+
+def _of_row(folder: Path, row: Mapping[str, Any]) -> Recording:
+    audio = next((row[name] for name in PATH_FIELDS if row.get(name)), None)
+    if not isinstance(audio, str):
+        raise ValueError(f"names no audio; one of {', '.join(PATH_FIELDS)} must be a path.")
+    audio.encode()  # half a surrogate pair is no part of a name
+    offset, duration = _seconds(row, "offset"), _seconds(row, "duration")
+    source = audio if is_url(audio) else str(folder / audio)
+    name = audio
+    if is_url(audio):
         parts = urlsplit(audio)
-        name = mirrored_name(unquote(parts.netloc + parts.path) if is_url(audio) else audio)
-        yield Recording(
-            source,
-            name if offset is None else f"{name}_{offset:.3f}",
-            row,
-            offset_s=offset or 0.0,
-            # NeMo states the duration of every row; without an offset it is that of the file.
-            duration_s=None if offset is None else duration,
-        )
+        name = unquote(parts.netloc + parts.path)
+    name = mirrored_name(name)
+    return Recording(
+        source,
+        name if offset is None else f"{name}_{offset:.3f}",
+        row,
+        offset_s=offset or 0.0,
+        # NeMo states the duration of every row; without an offset it is that of the file.
+        duration_s=None if offset is None else duration,
+    )
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}).") from error
     if delimiter := _DELIMITERS.get(path.suffix.lower()):
-        reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-        for row in reader:
-            if None in row:
-                raise ValueError(f"{path}:{reader.line_num}: more columns than the first line.")
-            yield reader.line_num, row
+        yield from _table_rows(path, csv.DictReader(io.StringIO(text), delimiter=delimiter))
         return
     for line, content in enumerate(text.splitlines(), 1):
         if not content.strip():
@@ -268,18 +278,32 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if path.suffix.lower() in (".jsonl", ".json"):
             try:
                 row = json.loads(content)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}:{line}: not JSON ({error}).") from error
             yield line, row if isinstance(row, dict) else {}
         else:
             yield line, {"audio_filepath": content.strip()}
 
 
-def _seconds(row: Mapping[str, Any], name: str) -> float | None:
+def _table_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        return float(row[name]) if row.get(name) not in (None, "") else None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is {row[name]!r} in {dict(row)}; it must be seconds.") from error
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{path}:{reader.line_num}: more columns than the first line.")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: no such table ({error}).") from error
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> float | None:
+    if (given := row.get(name)) in (None, ""):
+        return None
+    try:
+        if 0 <= (seconds := float(given)) < MAX_SECONDS:
+            return seconds
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name} is {str(given)[:100]!r}; it must be seconds, from 0.")
 
 
 # where it goes ------------------------------------------------------------------------------

@@ -216,9 +216,9 @@ def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(model, files, tmp_pa
 
 
 def test_standard_input_is_a_recording(model, files, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", open(files[2], "rb"))
-    monkeypatch.setattr(sys.stdin, "buffer", sys.stdin, raising=False)
-    assert cli.main(["transcribe", "-"]) == 0
+    with open(files[2]) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert cli.main(["transcribe", "-"]) == 0
     assert capsys.readouterr().out == "2 seconds\n"
 
 
