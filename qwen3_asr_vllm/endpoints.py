@@ -104,10 +104,14 @@ class ApiError(Exception):
         self.status, self.param, self.code = status, param, code
         self.headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
 
-    def response(self) -> JSONResponse:
+    @property
+    def body(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": error}, status_code=self.status, headers=self.headers)
+        return {"error": error}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
 class EndpointPlugin:
@@ -423,7 +427,11 @@ class Transcriber(GenerateBaseServing):
         )
         params = sampling_params(request.decoding, self.slot_ids, params)
         async for output in self.engine_client.generate(rendered[0], params, request_id, **options):
-            self._raise_if_error(output.outputs[0].finish_reason, request_id)
+            reason = output.outputs[0].finish_reason
+            self._raise_if_error(reason, request_id)
+            if reason == "abort":  # not by its client, who is gone then: the server stops
+                message = "the server is stopping; ask again in a few seconds, or another one."
+                raise ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
             yield output
 
     def _steps(self, form: Form) -> Steps[Transcript]:
@@ -643,7 +651,10 @@ async def _events(recording: Recording, form: Form) -> AsyncIterator[str]:
         yield _event(_document(recording.steps.result, form) | done | chunk)
     except Exception as error:  # the status has been sent, so the client is told in the stream
         logger.exception("Transcription %s failed.", recording.request_id)
-        yield _event(create_error_response(error).model_dump())
+        if isinstance(error, ApiError):
+            yield _event(error.body)
+        else:
+            yield _event(create_error_response(error).model_dump())
     yield "data: [DONE]\n\n"
 
 

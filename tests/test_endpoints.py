@@ -170,6 +170,20 @@ def test_an_engine_that_died_sends_clients_to_another_server(serve):
     assert "Retry-After" in response.headers
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_stops_says_so_and_not_half_of_the_text(serve, monkeypatch, stream):
+    """vLLM ends requests that it drops with the text so far and the reason "abort"."""
+    monkeypatch.setitem(globals(), "STOP", "abort")
+    response = serve(Engine("language English<asr_text>Good"))(stream=stream)
+    if stream:
+        *_, last = events(response)
+        assert last["error"]["code"] == "stopping"
+        assert "transcript.text.done" not in response.text
+    else:
+        assert error(response, 503)["code"] == "stopping"
+        assert response.headers["Retry-After"] == "5"
+
+
 def test_audio_beside_others_must_find_room(serve, monkeypatch):
     monkeypatch.setenv("QWEN3_ASR_MAX_AUDIO_S", "10")
     post = serve(Engine("language English<asr_text>Good morning."))
