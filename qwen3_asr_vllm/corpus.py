@@ -201,7 +201,9 @@ def _find(source: str) -> Iterator[Recording]:
 
 def _audio_files(folder: Path) -> Iterator[Path]:
     for place, _, names in os.walk(folder):
-        yield from (Path(place, n) for n in names if Path(n).suffix.lower() in AUDIO_SUFFIXES)
+        for name in names:  # those with a dot in front are hidden; macOS puts ._a.mp3 by a.mp3
+            if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
+                yield Path(place, name)
 
 
 def _fixed_part(pattern: Path) -> Path:

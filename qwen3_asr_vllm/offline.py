@@ -170,11 +170,13 @@ class _LLMEngine:
         self._waiting: dict[str, tuple[Answer, Callable[[EngineOutput], None]]] = {}
 
     def submit(self, request: EngineRequest, deliver: Callable[[EngineOutput], None]) -> str:
-        (internal_id,) = self._llm.enqueue(
-            engine_prompt(request),
-            sampling_params(request.decoding, self._slot_ids),
-            use_tqdm=False,
-        )
+        from vllm.exceptions import VLLMValidationError
+
+        prompt, params = engine_prompt(request), sampling_params(request.decoding, self._slot_ids)
+        try:
+            (internal_id,) = self._llm.enqueue(prompt, params, use_tqdm=False)
+        except VLLMValidationError as error:  # such as a clip that is longer than max_model_len
+            raise ValueError(str(error)) from error
         request_id: str = internal_id.partition("-")[0]  # what vLLM calls it in its outputs
         self._waiting[request_id] = Answer(request.decoding, self._slot_ids), deliver
         return request_id

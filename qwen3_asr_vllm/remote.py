@@ -64,6 +64,7 @@ class Server:
         recordings: Iterable[Any],
         *,
         language: str | None = None,
+        languages: Iterable[str] = (),
         context: str = "",
         keywords: Iterable[str] = (),
         in_order: bool = True,
@@ -75,6 +76,7 @@ class Server:
         Recordings are paths, URLs, bytes, or of a corpus. ``progress`` is called after each.
         """
         fields = [("language", language), ("prompt", context)]
+        fields += [("languages[]", name) for name in languages]
         fields += [("keywords[]", keyword) for keyword in keywords]
         given = [(name, value) for name, value in fields if value]
         source = enumerate(recordings)

@@ -41,7 +41,7 @@ def write_lines(path, *lines):
 
 
 def test_a_folder_is_searched_for_audio_and_its_structure_kept(tmp_path):
-    for name in ("b.MP3", "a.wav", "notes.txt", "deep/er/c.webm"):
+    for name in ("b.MP3", "a.wav", "._a.wav", "notes.txt", "deep/er/c.webm"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = names([tmp_path])

@@ -39,6 +39,7 @@ ORDER = (
     "offline",
     "page",
     "endpoints",
+    "doctor",
     "cli",
 )
 WITHOUT_TORCH = (
@@ -58,6 +59,7 @@ WITHOUT_TORCH = (
     "evaluation",
     "streaming",
     "offline",
+    "doctor",
     "cli",
 )
 

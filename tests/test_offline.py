@@ -86,6 +86,27 @@ def test_a_run_that_is_given_up_leaves_the_engine_free(model, transcripts):
     assert model.transcribe(path) == transcripts[0]
 
 
+def test_an_hour_is_heard_whole(model, transcripts):
+    """The held-out sentences, over and over with pauses, for an hour, in clips of 12 s."""
+    paths = [DATA / "heldout" / row["audio_filepath"] for row in heldout()]
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    sounds = [part for path in paths for part in (soundfile.read(path, dtype="float32")[0], pause)]
+    hour = np.resize(np.concatenate(sounds), 3600 * SAMPLE_RATE)
+    seen = []
+    transcript = model.transcribe(hour, max_clip_s=12, progress=seen.append)
+    assert transcript.duration == seen[-1].seconds_done == 3600
+    assert transcript.segments[-1].end > 3580
+    assert set(transcript.languages) == {"English", "German", "Chinese"}
+    assert "".join(segment.text for segment in transcript.segments) == transcript.text
+
+
+def test_a_clip_that_does_not_fit_fails_its_recording_alone(model):
+    long = np.resize(soundfile.read(HELLO, dtype="float32")[0], 600 * SAMPLE_RATE)
+    long_one, hello = model.transcribe([long, HELLO], max_clip_s=600)
+    assert long_one.transcript is None and "4096" in str(long_one.error)
+    assert hello.transcript is not None
+
+
 def test_a_forced_language_is_the_language_of_the_transcript(model):
     assert model.transcribe(HELLO, language="en").language == "English"
     assert model.transcribe(HELLO, language="de").language == "German"

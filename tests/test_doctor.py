@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with an installation is named, with what to do. ``test_cli.py`` runs it all."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+
+from qwen3_asr_vllm import doctor
+
+
+def test_it_says_how_to_install_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(RuntimeError, match="Do: pip install av"):
+        doctor.DECODERS["av"]()
+
+
+def test_it_notices_that_the_plugin_is_switched_off(monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    with pytest.raises(RuntimeError, match="Do: add qwen3_asr to it"):
+        doctor.check_entry_points()
+
+
+def test_it_notices_a_port_that_is_taken_and_a_limit_that_is_set(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(doctor, "DEFAULT_PORT", taken.getsockname()[1])
+        assert doctor.INSTALLATION["port"]().endswith("is taken; another server needs --port")
+    assert doctor.INSTALLATION["port"]().endswith("is free")
+    monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "25")
+    assert doctor.INSTALLATION["limits"]() == "uploads of 25 MiB, 4 h, 4 GiB decoded"
+
+
+def test_it_finds_the_cache_of_checkpoints(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "models--Qwen--Qwen3-ASR-1.7B").mkdir(parents=True)
+    assert doctor.INSTALLATION["cache"]().startswith(f"{tmp_path / 'hub'}, 1 models, ")
