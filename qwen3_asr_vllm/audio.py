@@ -15,6 +15,8 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from itertools import chain, pairwise
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -60,6 +62,19 @@ class _Stream(NamedTuple):
     sampling_rate: int
     duration: float | None  # seconds, where the header states them
     blocks: Iterable[np.ndarray]  # each (samples, channels), float32
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """Which pauses end a clip, as OpenAI's ``server_vad`` has it.
+
+    A frame is quiet below ``threshold`` of the way, in dB, from the quietest to the loud ones. A
+    pause lasts ``silence_s`` or longer; the last ``padding_s`` of it open the next clip.
+    """
+
+    threshold: float = 0.5
+    silence_s: float = 0.2
+    padding_s: float = 0.3
 
 
 def load_audio(
@@ -172,6 +187,36 @@ def _g711(encoding: str) -> np.ndarray:
     return (sign * size / 32_768).astype(np.float32)
 
 
+def load_channels(
+    source: AudioSource,
+    num_channels: int,
+    *,
+    max_duration_s: float = MAX_DURATION_S,
+    on_progress: Callable[[float], object] | None = None,
+) -> list[np.ndarray]:
+    """The waveform of each channel of a file that has so many: a speaker each, in a call.
+
+    Takes and raises what ``load_audio`` does, and ValueError for another number of channels.
+    ``on_progress`` is told of all channels together.
+    """
+    channels: list[np.ndarray] = []
+    with _open(source) as file:
+        for channel in range(num_channels):  # decodes as often, and holds no block of all
+            file.seek(0)
+            stream = _decode(file)
+            only = stream._replace(blocks=_channel(stream.blocks, channel, num_channels))
+            before_s = sum(map(len, channels)) / SAMPLE_RATE
+            progress = partial(_progress_after, before_s, on_progress or _ignore)
+            channels.append(_waveform(only, max_duration_s, progress))
+    for waveform in channels:
+        check_waveform(waveform)
+    return channels
+
+
+def _progress_after(before_s: float, on_progress: Callable[[float], object], s: float) -> None:
+    on_progress(before_s + s)
+
+
 def check_waveform(waveform: np.ndarray) -> None:
     """Raises ValueError for a waveform that is empty or holds NaN or infinity."""
     if waveform.size == 0:
@@ -208,6 +253,24 @@ def split_at_silence(
     return list(pairwise([*(cut * HOP_LENGTH for cut in cuts), len(waveform)]))
 
 
+def split_at_pauses(
+    waveform: np.ndarray, pauses: Pauses, *, max_clip_s: float
+) -> list[tuple[int, int]]:
+    """Clips as those of ``split_at_silence``, that also end at every pause."""
+    quiet = quiet_frames(waveform, threshold=pauses.threshold)
+    edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
+    cuts = [
+        int(max(start, end - _frames(pauses.padding_s))) * HOP_LENGTH
+        for start, end in edges
+        if start > 0 and end < len(quiet) and end - start >= _frames(pauses.silence_s)
+    ]
+    return [
+        (start + begin, start + finish)
+        for start, end in pairwise([0, *cuts, len(waveform)])
+        for begin, finish in split_at_silence(waveform[start:end], max_clip_s=max_clip_s)
+    ]
+
+
 def halve_at_silence(waveform: np.ndarray) -> int:
     """Where to cut a clip in two, in samples: in the widest quiet stretch of its middle half."""
     levels = _levels(waveform)
@@ -215,9 +278,11 @@ def halve_at_silence(waveform: np.ndarray) -> int:
     return (margin + _widest_quiet(levels[margin : len(levels) - margin])) * HOP_LENGTH
 
 
-def quiet_frames(waveform: np.ndarray) -> np.ndarray:
+def quiet_frames(waveform: np.ndarray, *, threshold: float = 0.5) -> np.ndarray:
     """Which whole frames are pauses rather than speech, shape (len(waveform) // 160,), bool."""
-    return _is_quiet(_levels(waveform)) if len(waveform) >= HOP_LENGTH else np.zeros(0, bool)
+    if len(waveform) < HOP_LENGTH:
+        return np.zeros(0, bool)
+    return _is_quiet(_levels(waveform), threshold)
 
 
 def _frames(seconds: float) -> int:
@@ -233,14 +298,15 @@ def _levels(waveform: np.ndarray) -> np.ndarray:
     return np.asarray(10 * np.log10(np.maximum(power, 1e-10)))
 
 
-def _is_quiet(levels: np.ndarray) -> np.ndarray:
-    """Whether each frame lies below half the way, in dB, from the loud ones to the quietest.
+def _is_quiet(levels: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Whether each frame lies below half the way, in dB, from the quietest to the loud ones.
 
     Loud is the 90th percentile; the quietest counts as at most 60 dB below it: a dropout must not
     make pauses look loud.
     """
     loud = np.percentile(levels, 90)
-    return np.asarray(levels <= (loud + max(levels.min(), loud - 60)) / 2)
+    quietest = max(levels.min(), loud - 60)
+    return np.asarray(levels <= quietest + threshold * (loud - quietest))
 
 
 def _widest_quiet(levels: np.ndarray) -> int:
@@ -293,6 +359,13 @@ def _mono(
 
 def _ignore(_: float) -> None:
     pass
+
+
+def _channel(blocks: Iterable[np.ndarray], channel: int, num_channels: int) -> Iterator[np.ndarray]:
+    for block in blocks:
+        if block.shape[1] != num_channels:
+            raise ValueError(f"audio has {block.shape[1]} channel(s), not {num_channels}.")
+        yield block[:, channel : channel + 1]
 
 
 def _downmix(block: np.ndarray) -> np.ndarray:

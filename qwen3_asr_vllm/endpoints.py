@@ -3,9 +3,8 @@
 
     form -> waveform -> transcribe() asks, the engine answers, clip by clip -> json, srt, events
 
-What to ask the engine and what to make of its answers is decided in ``transcription.py``; here are
-only the form, the engine, and what is sent back. A field that would change the answer and is not
-supported is refused; any other that is not supported is named in the header X-Ignored-Params.
+``form.py`` reads the form; ``transcription.py`` decides what to ask the engine and what to make of
+its answers. Here are only the engine, and what is sent back.
 """
 
 from __future__ import annotations
@@ -13,22 +12,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 from vllm import envs
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
@@ -36,16 +40,27 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.logger import init_logger
 from vllm.renderers.inputs.preprocess import parse_model_prompt
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from . import page
-from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission, Busy, Place
-from .audio import MAX_DURATION_S, decodable_formats, load_audio
+from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission, Busy
+from .audio import MAX_DURATION_S, SILENT_PEAK, decodable_formats, load_audio, load_channels
+from .decoding import place_tokens
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
-from .languages import language_code, resolve_language, separator
-from .transcript import FORMATS, Transcript
-from .transcription import EngineOutput, EngineRequest, LiveText, Steps, transcribe
+from .form import MAX_UPLOAD_MB, ApiError, Form, limit, read_form
+from .languages import language_code, separator
+from .prompt import NO_TRANSLATION
+from .transcript import FORMATS, Token, Transcript, diarized_json, logprobs
+from .transcription import (
+    CUT_OFF,
+    EngineOutput,
+    EngineRequest,
+    LiveText,
+    Steps,
+    transcribe,
+    transcribe_channels,
+)
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
@@ -56,7 +71,6 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
 MODEL_TYPE = "qwen3_asr"
-MAX_UPLOAD_MB = 1024  # MiB, unless VLLM_MAX_AUDIO_CLIP_FILESIZE_MB says otherwise
 CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
 
 MEDIA_TYPES = {
@@ -65,53 +79,8 @@ MEDIA_TYPES = {
     "srt": "application/x-subrip",
     "vtt": "text/vtt",
     "verbose_json": "application/json",
+    "diarized_json": "application/json",
 }
-UNTIMED_FORMATS = ("json", "text")
-STREAMED_FORMATS = (*UNTIMED_FORMATS, "verbose_json")  # its last event has the segments
-
-SAMPLING = (
-    *("temperature", "top_p", "top_k", "min_p", "seed"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-)
-# What would change the answer: a field, its value (None: any that is not harmless), and advice.
-REFUSED = (
-    ("response_format", "diarized_json", "there are no speakers; verbose_json has timed segments."),
-    ("timestamp_granularities", "word", "only a forced aligner times words; ask for segment."),
-    ("include", "logprobs", "they are not given; leave it out."),
-    ("to_language", None, "Qwen3-ASR transcribes and does not translate; leave it out."),
-    ("known_speaker_names", None, "Qwen3-ASR does not tell speakers apart; leave it out."),
-    ("known_speaker_references", None, "Qwen3-ASR does not tell speakers apart; leave it out."),
-    ("use_beam_search", None, "there is no beam search; leave it out."),
-    ("n", None, "there is one answer; leave it out."),
-)
-HARMLESS = {"use_beam_search": "false", "n": "1", "chunking_strategy": "auto"}
-_NOT_IN_HEADERS = re.compile(r"[^\w.\[\]-]", re.ASCII)
-
-
-class ApiError(Exception):
-    """What a client is told, as OpenAI's error object."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-        self.headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
-
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
 class EndpointPlugin:
@@ -146,8 +115,7 @@ class EndpointPlugin:
 
 
 async def refuse_translation() -> JSONResponse:
-    message = "Qwen3-ASR transcribes and does not translate; use /v1/audio/transcriptions."
-    return ApiError(400, message, code="unsupported_task").response()
+    return ApiError(400, NO_TRANSLATION, code="unsupported_task").response()
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:
@@ -157,204 +125,6 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 
 async def _answer_busy(_: Request, error: Exception) -> Response:
     return ApiError(503, str(error), code="busy", retry_after_s=RETRY_AFTER_S).response()
-
-
-# the form -----------------------------------------------------------------------------------
-
-
-class Form(BaseModel):
-    """The fields that are honoured. A list comes as x, x[], repeated, by commas, or as JSON."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    file: UploadFile = Field(exclude=True)
-    model: str | None = None
-    language: str | None = None  # the model's name for it; None to detect it
-    languages: list[str] = []
-    prompt: str = ""
-    keywords: list[str] = []
-    hotwords: list[str] = []
-    response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
-    timestamp_granularities: list[Literal["segment"]] = []
-    include: list[Literal["srt", "vtt", "tsv", "lrc"]] = []  # these formats, beside the text
-    stream: bool = False
-    stream_include_usage: bool = True  # the last event always has it
-    stream_continuous_usage_stats: bool = False
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    max_completion_tokens: int | None = Field(None, ge=1)
-    vllm_xargs: Json[dict[str, Any]] | None = None
-    priority: int = 0
-
-    _ignored: list[str] = []
-    _place: Place
-
-    @field_validator("language")
-    @classmethod
-    def _resolve(cls, language: str | None) -> str | None:
-        return resolve_language(language)
-
-    @field_validator("languages")
-    @classmethod
-    def _resolve_all(cls, languages: list[str]) -> list[str]:
-        return [name for name in map(resolve_language, languages) if name]
-
-    @property
-    def context(self) -> str:
-        """What biases the model: the prompt, and a line of keywords."""
-        return "\n".join(filter(None, (self.prompt, ", ".join(self.keywords + self.hotwords))))
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"X-Ignored-Params": ", ".join(self._ignored)} if self._ignored else {}
-
-    def sampling_params(self, defaults: dict[str, Any]) -> SamplingParams:
-        """Greedy where nothing else is asked for; ``defaults`` are the server's."""
-        given = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) is not None}
-        # Where nobody limits it, the clip's duration does; vLLM's own default is 16 tokens.
-        given["max_tokens"] = self.max_completion_tokens or defaults.get("max_tokens")
-        given["output_kind"] = (
-            RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
-        )
-        return SamplingParams(**defaults | given, extra_args=self.vllm_xargs)
-
-
-def parse_form(fields: FormData) -> Form:
-    """Raises ApiError for a field that is wrong or refused, and names it."""
-    values: dict[str, list[Any]] = {}
-    for key, value in fields.multi_items():
-        if value != "":  # an empty field is one that was left out
-            values.setdefault(key.removesuffix("[]"), []).append(value)
-    _refuse(values)
-    try:
-        form = Form.model_validate(
-            {name: _value(name, values[name]) for name in Form.model_fields if name in values}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        param = str(first["loc"][0])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ApiError(400, f"{param}: {message}", param=param) from error
-    form._ignored = [
-        _NOT_IN_HEADERS.sub("?", name)
-        for name, sent in values.items()
-        if name not in Form.model_fields and not _is_harmless(name, sent[-1])
-    ]
-    form.language = form.language or next(iter(form.languages), None)
-    _check(form)
-    return form
-
-
-def _value(name: str, values: list[Any]) -> Any:
-    if get_origin(Form.model_fields[name].annotation) is not list:
-        return values[-1]
-    return [item for value in values for item in _items(value)]
-
-
-def _items(value: Any) -> list[Any]:
-    """One field of a list: a JSON array, or items between commas."""
-    if not isinstance(value, str):
-        return [value]
-    if value.lstrip().startswith("["):
-        try:
-            return [str(item) for item in json.loads(value)]
-        except ValueError:
-            pass
-    return [item.strip() for item in value.split(",") if item.strip()]
-
-
-def _refuse(values: dict[str, list[Any]]) -> None:
-    """Raises ApiError for what is understood and cannot be done."""
-    for name, refused, advice in REFUSED:
-        for sent in (item for value in values.get(name, ()) for item in _items(value)):
-            if sent == refused or (refused is None and not _is_harmless(name, sent)):
-                given = f"{name}={refused}" if refused else name
-                raise ApiError(400, f"{given}: {advice}", param=name)
-
-
-def _is_harmless(name: str, sent: Any) -> bool:
-    return str(sent).lower() == HARMLESS.get(name)
-
-
-def _check(form: Form) -> None:
-    """Raises ApiError for fields that do not go together."""
-
-    def check(ok: bool, param: str, advice: str) -> None:
-        if not ok:
-            raise ApiError(400, f"{param}: {advice}", param=param)
-
-    name = form.response_format
-    one_language = not set(form.languages) - {form.language}
-    check(one_language, "languages", "pass one to force it, or none to detect the language.")
-    streamed = name in STREAMED_FORMATS
-    check(streamed or not form.stream, "response_format", f"no stream has {name}; use json.")
-    timed = name not in UNTIMED_FORMATS or not form.timestamp_granularities
-    check(timed, "timestamp_granularities", f"{name} has no times; use verbose_json.")
-    inclusive = MEDIA_TYPES[name] == "application/json" or not form.include
-    check(inclusive, "include", f"{name} holds nothing beside itself; use json or verbose_json.")
-
-
-async def read_form(raw_request: Request) -> AsyncIterator[Form]:
-    """The form of a request, which ends as soon as it is too large. Its file is closed after.
-
-    It has a place from before its first byte is read until its answer has been sent.
-    """
-    max_bytes = _limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB) << 20
-    _check_size(int(raw_request.headers.get("content-length", 0)), max_bytes)
-    request = Request(raw_request.scope, _counted(raw_request.receive, max_bytes))
-    transcriber: Transcriber = raw_request.app.state.qwen3_asr
-    with transcriber.admission.place() as place:
-        async with _multipart(request) as fields:
-            form = parse_form(fields)
-            form._place = place
-            yield form
-
-
-@asynccontextmanager
-async def _multipart(request: Request) -> AsyncIterator[FormData]:
-    try:
-        fields = await request.form()
-    except HTTPException as error:
-        raise ApiError(error.status_code, f"the form cannot be read: {error.detail}") from error
-    try:
-        yield fields
-    finally:
-        await fields.close()
-
-
-def _counted(receive: Callable[[], Awaitable[Any]], max_bytes: int) -> Callable[[], Awaitable[Any]]:
-    num_bytes = 0
-
-    async def counted() -> Any:
-        nonlocal num_bytes
-        message = await receive()
-        num_bytes += len(message.get("body", b""))
-        _check_size(num_bytes, max_bytes)
-        return message
-
-    return counted
-
-
-def _check_size(num_bytes: int, max_bytes: int) -> None:
-    if num_bytes > max_bytes:
-        raise ApiError(
-            413,
-            f"the upload is {num_bytes / 2**20:.1f} MiB or larger; the limit is "
-            f"{max_bytes >> 20} MiB. Send a compressed format, such as opus or mp3, or set "
-            "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB on the server.",
-            param="file",
-        )
-
-
-def _limit(variable: str, default: Any) -> Any:
-    """vLLM's limit where it was set; its own defaults would refuse a lecture."""
-    return getattr(envs, variable) if envs.is_set(variable) else default
 
 
 # the engine ---------------------------------------------------------------------------------
@@ -377,7 +147,7 @@ class Transcriber(GenerateBaseServing):
             max_audio_s=float(os.environ.get("QWEN3_ASR_MAX_AUDIO_S", MAX_AUDIO_S)),
         )
         self.pool = ThreadPoolExecutor(
-            _limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
+            limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
         )
 
     def about(self, args: Namespace) -> page.About:
@@ -385,8 +155,8 @@ class Transcriber(GenerateBaseServing):
         return page.About(
             models=tuple(model.name for model in self.models.base_model_paths),
             decodes=decodable_formats(),
-            max_upload_mb=_limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB),
-            max_duration_s=_limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S),
+            max_upload_mb=limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB),
+            max_duration_s=limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S),
             max_clip_s=self.max_clip_s,
             needs_key=any(args.api_key or [envs.VLLM_API_KEY]),
             words=False,
@@ -417,6 +187,7 @@ class Transcriber(GenerateBaseServing):
             slot_ids=self.slot_ids,
             in_pool=in_pool,
             seats=asyncio.Semaphore(self.max_parallel_clips),
+            is_live=form.stream,
         )
 
     async def _generate(
@@ -436,26 +207,49 @@ class Transcriber(GenerateBaseServing):
 
     def _steps(self, form: Form) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""
-        longest_s = _limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S)
+        wishes = form.wishes | {"max_clip_s": self.max_clip_s}
+        if form.speakers:
+            channels = self._load(form, load_channels, len(form.speakers))
+            _check_channels(channels)
+            return Steps(transcribe_channels(channels, form.speakers, **wishes))
+        return Steps(transcribe(self._load(form, load_audio), **wishes))
+
+    def _load(self, form: Form, load: Callable[..., Any], *options: Any) -> Any:
+        """What a loader makes of the file; raises ApiError for what it cannot."""
+        longest_s = limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S)
         max_duration_s = min(longest_s, self.admission.max_audio_s)
+        hold = form._place.hold
         try:
-            waveform = load_audio(
-                form.file.file, max_duration_s=max_duration_s, on_progress=form._place.hold
-            )
+            return load(form.file.file, *options, max_duration_s=max_duration_s, on_progress=hold)
         except ImportError as error:
             raise ApiError(501, f"the server cannot decode this audio: {error}") from error
         except ValueError as error:
             advice = "VLLM_MAX_AUDIO_DECODE_DURATION_S on the server"
             message = str(error).replace("max_duration_s", advice)
+            if "channel(s)" in message:
+                raise ApiError(400, f"{message} {_BY_CHANNEL}", param="response_format") from error
             raise ApiError(400, message, param="file") from error
-        return Steps(
-            transcribe(
-                waveform,
-                language=form.language,
-                context=form.context,
-                max_clip_s=self.max_clip_s,
-            )
-        )
+
+
+_BY_CHANNEL = (
+    "diarized_json tells speakers apart by channel, one each; verbose_json has timed segments of "
+    "any recording."
+)
+
+
+def _check_channels(channels: list[np.ndarray]) -> None:
+    """Raises ApiError for a recording whose channels are the same: speakers are mixed in it."""
+    left, right = channels
+    if np.abs(left - right).max() < SILENT_PEAK:
+        message = f"both channels hold the same. {_BY_CHANNEL}"
+        raise ApiError(400, message, param="response_format")
+
+
+class Delta(NamedTuple):
+    """The next piece of text, and the tokens that wrote it, where they are wanted."""
+
+    text: str
+    tokens: Sequence[Token]
 
 
 class Clip:
@@ -463,13 +257,15 @@ class Clip:
 
     def __init__(self, request: EngineRequest, ids: Mapping[str, int]) -> None:
         self.inbox: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
+        self._request = request
         self._answer = Answer(request.decoding, ids)
         self._live = LiveText(request)
+        self._num_told = 0  # tokens
 
-    async def deltas(self, left: str) -> AsyncIterator[str]:
+    async def deltas(self, left: str) -> AsyncIterator[Delta]:
         """Its text, as far as it stays, joined to what is on the left of it."""
         async for piece in self._pieces():
-            yield separator(left, piece) + piece
+            yield Delta(separator(left, piece) + piece, self._new_tokens())
             left = ""  # no seam inside the clip
 
     async def wait(self) -> None:
@@ -495,6 +291,16 @@ class Clip:
         if piece := self._live.finish(finish_reason):
             yield piece
 
+    def _new_tokens(self) -> list[Token]:
+        """Those that wrote what was shown since the last call, where they are wanted."""
+        if not self._answer.tokens:
+            return []
+        language = self._request.language
+        placed = place_tokens(self._answer.tokens, self._live.shown, language=language)
+        new = [token for _, token in placed[self._num_told :]]
+        self._num_told = len(placed)
+        return new
+
     async def _messages(self) -> AsyncIterator[CompletionOutput]:
         while (message := await self.inbox.get()) is not None:
             if isinstance(message, Exception):
@@ -515,18 +321,20 @@ class Recording:
     in_pool: Callable[..., Awaitable[Any]]  # runs a function beside the event loop
     seats: asyncio.Semaphore  # held by a clip while the engine decodes it
     numbers: Iterator[int] = field(default_factory=count)  # of the engine's requests
+    is_live: bool = False  # somebody reads along
     prompt_tokens: int = 0
     output_tokens: int = 0
-    is_cut_off: bool = False  # a clip reached its token limit
 
-    async def deltas(self) -> AsyncGenerator[str, None]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The text, in the order of the clips; when it ends there is ``steps.result``.
 
-        After a clip that must be asked for again, the rest comes at once when all is done.
-        Closing this, or cancelling who waits for it, aborts what the engine still decodes.
+        After a clip that must be asked for again, and where nobody reads along, the rest comes at
+        once when all is done. Closing this, or cancelling who waits for it, aborts what the engine
+        still decodes.
         """
         text = ""
-        is_live = True
+        num_tokens = 0
+        is_live = self.is_live
         while requests := self.steps.requests:
             clips = [Clip(request, self.slot_ids) for request in requests]
             decode = map(self._decode, requests, clips)
@@ -537,18 +345,18 @@ class Recording:
                         await clip.wait()
                         continue
                     async for delta in clip.deltas(text):
-                        text += delta
+                        text += delta.text
+                        num_tokens += len(delta.tokens)
                         yield delta
                     is_live = clip.is_settled
             finally:
                 for task in tasks:
                     task.cancel()
             outputs = [clip.output for clip in clips]
-            self.is_cut_off |= any(output.finish_reason == "length" for output in outputs)
             await self.in_pool(self.steps.send, outputs)
             is_live = False
         if rest := self.steps.result.text[len(text) :]:
-            yield rest
+            yield Delta(rest, _tokens(self.steps.result)[num_tokens:])
 
     async def _decode(self, request: EngineRequest, clip: Clip) -> None:
         end: Exception | None = None
@@ -564,6 +372,12 @@ class Recording:
             end = error
         self.prompt_tokens += prompt_tokens
         clip.inbox.put_nowait(end)
+
+    @property
+    def finish_reason(self) -> str:
+        """At the end: whether some clip reached its token limit."""
+        is_cut_off = any(warning.endswith(CUT_OFF) for warning in self.steps.result.warnings)
+        return "length" if is_cut_off else "stop"
 
     @property
     def usage(self) -> dict[str, int | str]:
@@ -592,9 +406,7 @@ async def create_transcription(
         recording = await transcriber.start(form, raw_request)
         if form.stream:
             return StreamingResponse(
-                _events(recording, form),
-                media_type="text/event-stream",
-                headers=form.headers,
+                _events(recording, form), media_type="text/event-stream", headers=form.headers
             )
         async for _ in recording.deltas():
             pass
@@ -623,8 +435,18 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
     if transcript.warnings:
         document["warnings"] = transcript.warnings
     if form.response_format == "verbose_json":
-        document |= json.loads(FORMATS["verbose_json"](transcript))
-    return document | {name: FORMATS[name](transcript) for name in form.include}
+        verbose = FORMATS["verbose_json"](transcript, temperature=form.temperature)
+        document |= json.loads(verbose)
+    if form.response_format == "diarized_json":
+        document |= json.loads(diarized_json(transcript))
+    if form.wants_logprobs:
+        document["logprobs"] = logprobs(_tokens(transcript))
+    subtitles = (name for name in form.include if name in FORMATS)
+    return document | {name: FORMATS[name](transcript) for name in subtitles}
+
+
+def _tokens(transcript: Transcript) -> list[Token]:
+    return [token for segment in transcript.segments for token in segment.tokens or ()]
 
 
 async def _events(recording: Recording, form: Form) -> AsyncIterator[str]:
@@ -636,17 +458,21 @@ async def _events(recording: Recording, form: Form) -> AsyncIterator[str]:
         "model": recording.model,
     }
 
-    def delta_event(text: str, finish_reason: str | None = None) -> str:
-        choice = {"delta": {"content": text}, "finish_reason": finish_reason}
-        usage = {"usage": recording.usage} if form.stream_continuous_usage_stats else {}
-        event = {"type": "transcript.text.delta", "delta": text, "choices": [choice]}
-        return _event(event | chunk | usage)
+    def delta_event(delta: Delta, finish_reason: str | None = None) -> str:
+        choice = {"delta": {"content": delta.text}, "finish_reason": finish_reason}
+        event: dict[str, Any] = {"type": "transcript.text.delta", "delta": delta.text}
+        event["choices"] = [choice]
+        if form.wants_logprobs:
+            event["logprobs"] = logprobs(delta.tokens)
+        if form.stream_continuous_usage_stats:
+            event["usage"] = recording.usage
+        return _event(event | chunk)
 
     try:
         async with aclosing(recording.deltas()) as deltas:
             async for delta in deltas:
                 yield delta_event(delta)
-        yield delta_event("", "length" if recording.is_cut_off else "stop")
+        yield delta_event(Delta("", ()), recording.finish_reason)
         done = {"type": "transcript.text.done", "choices": [], "usage": recording.usage}
         yield _event(_document(recording.steps.result, form) | done | chunk)
     except Exception as error:  # the status has been sent, so the client is told in the stream

@@ -47,7 +47,8 @@ def sampling_params(
 
     made = SamplingParams(temperature=0.0, max_tokens=None) if base is None else base.clone()
     made.max_tokens = min(decoding.max_tokens, made.max_tokens or decoding.max_tokens)
-    made.repetition_penalty = max(decoding.repetition_penalty, made.repetition_penalty)
+    if decoding.repetition_penalty > 1:
+        made.repetition_penalty = max(decoding.repetition_penalty, made.repetition_penalty)
     made.repetition_detection = RepetitionDetectionParams(
         max_pattern_size=LOOP_MAX_PATTERN, min_count=LOOP_MIN_COUNT
     )

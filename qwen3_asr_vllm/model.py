@@ -66,7 +66,7 @@ from .encoder import GRAPH_BACKENDS, GRAPH_BUFFERS, AudioEncoder
 from .geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
 from .languages import LANGUAGES, language_code, resolve_language
 from .processor import DummyInputs, ProcessingInfo, Processor
-from .prompt import AUDIO_PLACEHOLDER, OutputStream, build_prompt, parse_output
+from .prompt import AUDIO_PLACEHOLDER, NO_TRANSLATION, OutputStream, build_prompt, parse_output
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
@@ -360,9 +360,7 @@ class Qwen3ASRForConditionalGeneration(
     @classmethod
     def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> PromptType:
         if stt_params.task_type != "transcribe":
-            raise ValueError(
-                "Qwen3-ASR transcribes and does not translate; use /v1/audio/transcriptions."
-            )
+            raise ValueError(NO_TRANSLATION)
         context = "\n".join(filter(None, (stt_params.request_prompt, stt_params.hotwords)))
         prompt = build_prompt(context=context, language=resolve_language(stt_params.language))
         tokenizer = cached_tokenizer_from_config(stt_params.model_config)

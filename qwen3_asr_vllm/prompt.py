@@ -22,6 +22,7 @@ ASR_TEXT = "<asr_text>"
 AUDIO_PAD = "<|audio_pad|>"
 AUDIO_PLACEHOLDER = f"<|audio_start|>{AUDIO_PAD}<|audio_end|>"
 
+NO_TRANSLATION = "Qwen3-ASR transcribes and does not translate; use /v1/audio/transcriptions."
 MAX_CONTEXT = 10_000  # characters; Qwen3-ASR reads up to 10,000 tokens of context
 
 _GAP = re.compile(r"[\s,;，、；。]+")

@@ -69,6 +69,7 @@ class Segment:
     avg_logprob: float | None = None  # nats per token
     words: tuple[Word, ...] | None = None
     tokens: tuple[Token, ...] | None = None
+    speaker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -368,17 +369,19 @@ def _json(transcript: Transcript) -> str:
             "language": transcript.language,
             "languages": transcript.languages,
             "duration": transcript.duration,
-            "segments": [asdict(s, dict_factory=_measured) for s in transcript.segments],
+            "segments": [
+                asdict(replace(s, tokens=None), dict_factory=_measured) for s in transcript.segments
+            ],
             "warnings": transcript.warnings,
         }
     )
 
 
-def _verbose_json(transcript: Transcript) -> str:
+def _verbose_json(transcript: Transcript, *, temperature: float = 0.0) -> str:
     """OpenAI's format of this name, in which every field of a segment is there and no null.
 
-    A confidence that was not measured is 0.0, and ``unmeasured`` lists its name. ``tokens`` is
-    empty, for text is what was cut into segments. ``seek`` is the start in frames of 10 ms.
+    A confidence that was not measured is 0.0, and ``unmeasured`` lists its name: that nobody
+    speaks cannot be said in a forced language. ``seek`` is the start in frames of 10 ms.
     ``language`` is in small letters, as OpenAI has it, and "" if nobody speaks.
     """
     segments = transcript.segments
@@ -392,7 +395,7 @@ def _verbose_json(transcript: Transcript) -> str:
             "languages": [{"code": language_code(name)} for name in transcript.languages],
             "duration": transcript.duration,
             "text": transcript.text,
-            "segments": [_verbose_segment(i, segment) for i, segment in enumerate(segments)],
+            "segments": [_verbose_segment(i, s, temperature) for i, s in enumerate(segments)],
             **({"words": words} if words else {}),
             **({"unmeasured": unmeasured} if unmeasured else {}),
             **({"warnings": transcript.warnings} if transcript.warnings else {}),
@@ -455,7 +458,7 @@ def _rounded_segment(segment: Segment) -> Segment:
     return replace(segment, **numbers, words=words, tokens=None)
 
 
-def _verbose_segment(index: int, segment: Segment) -> dict[str, Any]:
+def _verbose_segment(index: int, segment: Segment, temperature: float) -> dict[str, Any]:
     text = segment.text.encode(errors="replace")
     return {
         "id": index,
@@ -464,14 +467,50 @@ def _verbose_segment(index: int, segment: Segment) -> dict[str, Any]:
         "end": segment.end,
         "text": segment.text,
         "language": segment.language,
-        "tokens": [],
-        "temperature": 0.0,  # decoding is greedy
+        "tokens": [token.id for token in segment.tokens or ()],
+        "temperature": temperature,
         "avg_logprob": segment.avg_logprob or 0.0,
         "compression_ratio": len(text) / len(zlib.compress(text)),
         "no_speech_prob": segment.no_speech_prob or 0.0,
         **_measured([("language_probability", segment.language_probability)]),
         **({"words": [asdict(word) for word in segment.words]} if segment.words else {}),
     }
+
+
+def diarized_json(transcript: Transcript) -> str:
+    """OpenAI's format of this name: who said what."""
+    return _dumps(
+        {
+            "task": "transcribe",
+            "duration": transcript.duration,
+            "text": transcript.text,
+            "segments": [
+                {
+                    "type": "transcript.text.segment",
+                    "id": f"seg_{index}",
+                    "start": segment.start,
+                    "end": segment.end,
+                    "speaker": segment.speaker,
+                    "text": segment.text,
+                    "language": segment.language,
+                }
+                for index, segment in enumerate(transcript.segments)
+            ],
+            "usage": {"type": "duration", "seconds": transcript.duration},
+        }
+    )
+
+
+def logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
+    """OpenAI's list of this name."""
+    return [
+        {
+            "token": token.text,
+            "logprob": token.logprob,
+            "bytes": list(token.text.encode(errors="replace")),
+        }
+        for token in tokens
+    ]
 
 
 def _srt(

@@ -16,11 +16,18 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from .audio import halve_at_silence, is_silent, quiet_frames, split_at_silence
+from .audio import (
+    Pauses,
+    halve_at_silence,
+    is_silent,
+    quiet_frames,
+    split_at_pauses,
+    split_at_silence,
+)
 from .decoding import (
     DEFAULT_CLIP_S,
     LOOP_PENALTY,
@@ -104,6 +111,7 @@ def transcribe(
     languages: Sequence[str] = (),
     context: str = "",
     max_clip_s: float = DEFAULT_CLIP_S,
+    pauses: Pauses | None = None,
     confidences: bool = False,
 ) -> Transcription:
     """Transcribe one recording: yields requests, is sent their outputs, returns a Transcript.
@@ -111,6 +119,7 @@ def transcribe(
     ``language`` is a name or code, None to let the model tell each clip's own, from among
     ``languages`` if there are any. ``context`` biases every clip. A silent clip is not sent, and
     has no segments, as any in which nobody speaks. A recording of silence yields nothing.
+    ``pauses`` end a clip wherever they are; without, a clip ends near ``max_clip_s``.
     ``confidences`` fills those of the segments, and their tokens.
 
     Raises ValueError on the first step for an unknown language or a bad ``max_clip_s``.
@@ -125,10 +134,46 @@ def transcribe(
         context=kept,
         wants_logprobs=confidences,
     )
-    clips = split_at_silence(waveform, max_clip_s=max_clip_s)
+    if pauses:
+        clips = split_at_pauses(waveform, pauses, max_clip_s=max_clip_s)
+    else:
+        clips = split_at_silence(waveform, max_clip_s=max_clip_s)
     heard = yield from _together([_hear(ask, index, span) for index, span in enumerate(clips)])
     cut = [_cut_context(context, kept)] if kept != context else []
     return _join([part for parts in heard for part in parts], waveform, cut)
+
+
+def transcribe_channels(
+    channels: Sequence[np.ndarray], speakers: Sequence[str], **wishes: Any
+) -> Transcription:
+    """As ``transcribe``, of a recording in which each speaker has a channel.
+
+    The segments of all are in order of their starts, and so is the text.
+    """
+    transcripts = yield from _together([transcribe(c, **wishes) for c in channels])
+    spoken = [
+        replace(segment, speaker=speaker)
+        for speaker, transcript in zip(speakers, transcripts, strict=True)
+        for segment in transcript.segments
+    ]
+    text = ""
+    segments: list[Segment] = []
+    for segment in sorted(spoken, key=lambda segment: segment.start):
+        said = segment.text.strip()
+        said = separator(text, said) + said
+        text += said
+        segments.append(replace(segment, text=said))
+    return Transcript(
+        text=text,
+        duration=max(transcript.duration for transcript in transcripts),
+        segments=tuple(segments),
+        warnings=tuple(
+            f"{speaker}: {warning}"
+            for speaker, transcript in zip(speakers, transcripts, strict=True)
+            for warning in transcript.warnings
+        ),
+        loops=sum(transcript.loops for transcript in transcripts),
+    )
 
 
 class Steps(Generic[_Result]):

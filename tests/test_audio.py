@@ -18,10 +18,14 @@ from hypothesis.extra import numpy as hnp
 
 from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.audio import (
+    Pauses,
     PcmStream,
     check_waveform,
+    halve_at_silence,
     is_silent,
     load_audio,
+    load_channels,
+    split_at_pauses,
     split_at_silence,
 )
 
@@ -382,6 +386,7 @@ def test_cuts_lie_in_pauses(seed, pause_level):
 
 
 def test_the_cut_is_the_middle_of_the_widest_pause():
+    """V9: in-tree cuts at the edge of speech, within the last second of 30."""
     waveform, _ = bursts(12, seed=0, pause_level=0.1)
     for start, end in ((6.0, 6.3), (7.0, 7.8), (9.0, 9.2)):
         waveform[round(start * 16_000) : round(end * 16_000)] *= 1e-3
@@ -475,3 +480,64 @@ def test_what_is_not_raw_audio_is_refused():
         PcmStream("opus", 48_000)
     with pytest.raises(ValueError, match="7 Hz"):
         PcmStream("pcm", 7)
+
+
+# ---- pauses and channels ----
+
+
+def stretches(*seconds):
+    """Noise for each positive number of seconds, silence for each negative one."""
+    rng = np.random.default_rng(0)
+    parts = [rng.uniform(-0.3, 0.3, round(abs(s) * 16_000)) * (s > 0) for s in seconds]
+    return np.concatenate(parts).astype(np.float32)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([-2, -0.4, -0.1, 0.05, 0.5, 3]), min_size=1),
+    st.floats(0, 1),
+    st.floats(0.01, 3),
+    st.floats(0, 3),
+)
+def test_clips_that_end_at_pauses_concatenate_to_the_recording(seconds, threshold, silence, pad):
+    waveform = stretches(*seconds)
+    clips = split_at_pauses(waveform, Pauses(threshold, silence, pad), max_clip_s=4)
+    assert [start for start, _ in clips] == [0, *(end for _, end in clips[:-1])]
+    assert clips[-1][1] == len(waveform)
+    assert all(0 < end - start <= 4 * 16_000 for start, end in clips)
+
+
+def test_a_pause_that_is_long_enough_ends_a_clip_and_its_end_opens_the_next():
+    waveform = stretches(-0.5, 2, -0.3, 2, -0.8, 2, -0.5)
+    for silence_s, cuts in ((0.2, [2.6, 5.4]), (0.5, [5.4]), (1.0, [])):
+        clips = split_at_pauses(waveform, Pauses(0.5, silence_s, 0.2), max_clip_s=60)
+        starts = [start / 16_000 for start, _ in clips[1:]]
+        assert starts == pytest.approx(cuts, abs=0.04)
+
+
+def test_a_higher_threshold_takes_louder_pauses_for_silence():
+    waveform = stretches(2, -0.5, 2, 0.5, 2)
+    waveform[round(4.5 * 16_000) : round(5 * 16_000)] *= 0.05  # 26 dB down; silence is 60
+    number = [
+        len(split_at_pauses(waveform, Pauses(threshold, 0.3, 0.1), max_clip_s=60))
+        for threshold in (0.1, 0.5, 0.9)
+    ]
+    assert number == [2, 2, 3]
+
+
+def test_a_clip_is_halved_in_the_widest_pause_of_its_middle():
+    waveform = stretches(0.5, -1, 2.5, -0.3, 2, -0.6, 3)
+    assert halve_at_silence(waveform) / 16_000 == pytest.approx(6.6, abs=0.03)
+    assert 0 < halve_at_silence(stretches(2)) < 2 * 16_000
+
+
+@pytest.mark.parametrize("sampling_rate", [16_000, 44_100])
+def test_channels_are_those_of_the_file(sampling_rate):
+    left, right = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 3 * sampling_rate))
+    file = io.BytesIO()
+    soundfile.write(file, np.stack([left, right], 1), sampling_rate, format="WAV", subtype="FLOAT")
+    for channel, waveform in zip((left, right), load_channels(file, 2), strict=True):
+        alone = load_audio((channel.astype(np.float32), sampling_rate))
+        np.testing.assert_allclose(waveform, alone, atol=1e-6)
+    with pytest.raises(ValueError, match=r"2 channel\(s\), not 3"):
+        load_channels(file, 3)

@@ -38,6 +38,7 @@ ORDER = (
     "model",
     "offline",
     "page",
+    "form",
     "endpoints",
     "doctor",
     "cli",

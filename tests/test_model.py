@@ -320,6 +320,7 @@ UNTAGGED = "language learning is fun, language by language"
     ],
 )
 def test_the_core_route_gets_clean_text(raw, text):
+    """V14: in-tree loses what stands before a second tag."""
     from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration as architecture
 
     assert architecture.post_process_output(raw) == text
@@ -361,7 +362,10 @@ def test_a_missing_tensor_is_named(reference):
 
 
 def test_the_tower_takes_the_quantization_of_the_checkpoint(reference, vllm_parallel):
-    """Every matrix of the encoder asks for its method, under the name that vLLM maps to."""
+    """Every matrix of the encoder asks for its method, under the name that vLLM maps to.
+
+    V18: in-tree never quantizes the tower.
+    """
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
     from qwen3_asr_vllm.encoder import AudioEncoder
