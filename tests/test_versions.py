@@ -44,6 +44,7 @@ WATCHED = {
     "vllm.model_executor.models.qwen3": "test_model.py",
     "vllm.model_executor.models.utils": "test_model.py",
     "vllm.v1.attention": "test_encoder.py",
+    "vllm.exceptions": "test_offline.py",
     "vllm.v1.engine.exceptions": "test_weather.py",
     "vllm.v1.outputs": "test_aligner.py",
     "vllm.v1.pool": "test_aligner.py",
