@@ -50,6 +50,7 @@ from .decoding import place_tokens
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .form import MAX_UPLOAD_MB, ApiError, Form, limit, read_form
 from .languages import language_code, separator
+from .metrics import CountedRoute, count_transcript, observe_decoding
 from .prompt import NO_TRANSLATION
 from .transcript import FORMATS, Token, Transcript, diarized_json, logprobs
 from .transcription import (
@@ -93,8 +94,10 @@ class EndpointPlugin:
         app.add_exception_handler(ApiError, _answer_error)
         app.add_exception_handler(Busy, _answer_busy)
         page.attach(app)
-        app.add_api_route("/v1/audio/transcriptions", create_transcription, methods=["POST"])
-        app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
+        add_route = partial(app.router.add_api_route, methods=["POST"])
+        counted = partial(add_route, route_class_override=CountedRoute)
+        counted("/v1/audio/transcriptions", create_transcription)
+        add_route("/v1/audio/translations", refuse_translation)
 
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace
@@ -179,14 +182,18 @@ class Transcriber(GenerateBaseServing):
             data_parallel_rank=self._get_data_parallel_rank(raw_request),
         )
         in_pool = partial(asyncio.get_running_loop().run_in_executor, self.pool)
+        started = time.perf_counter()
+        steps = await in_pool(self._steps, form)
+        observe_decoding(time.perf_counter() - started, model := self.models.model_name())
         return Recording(
             request_id=request_id,
-            model=form.model or self.models.model_name(),
-            steps=await in_pool(self._steps, form),
+            model=form.model or model,
+            steps=steps,
             generate=generate,
             slot_ids=self.slot_ids,
             in_pool=in_pool,
             seats=asyncio.Semaphore(self.max_parallel_clips),
+            on_end=partial(count_transcript, model=model, started=started),
             is_live=form.stream,
         )
 
@@ -320,6 +327,7 @@ class Recording:
     slot_ids: Mapping[str, int]
     in_pool: Callable[..., Awaitable[Any]]  # runs a function beside the event loop
     seats: asyncio.Semaphore  # held by a clip while the engine decodes it
+    on_end: Callable[..., None]  # is told the transcript, and of how many clips it was made
     numbers: Iterator[int] = field(default_factory=count)  # of the engine's requests
     is_live: bool = False  # somebody reads along
     prompt_tokens: int = 0
@@ -333,7 +341,7 @@ class Recording:
         still decodes.
         """
         text = ""
-        num_tokens = 0
+        num_clips = num_tokens = 0
         is_live = self.is_live
         while requests := self.steps.requests:
             clips = [Clip(request, self.slot_ids) for request in requests]
@@ -355,6 +363,8 @@ class Recording:
             outputs = [clip.output for clip in clips]
             await self.in_pool(self.steps.send, outputs)
             is_live = False
+            num_clips += len(requests)
+        self.on_end(self.steps.result, num_clips=num_clips)
         if rest := self.steps.result.text[len(text) :]:
             yield Delta(rest, _tokens(self.steps.result)[num_tokens:])
 
@@ -406,7 +416,9 @@ async def create_transcription(
         recording = await transcriber.start(form, raw_request)
         if form.stream:
             return StreamingResponse(
-                _events(recording, form), media_type="text/event-stream", headers=form.headers
+                _events(recording, form, raw_request),
+                media_type="text/event-stream",
+                headers=form.headers,
             )
         async for _ in recording.deltas():
             pass
@@ -449,7 +461,7 @@ def _tokens(transcript: Transcript) -> list[Token]:
     return [token for segment in transcript.segments for token in segment.tokens or ()]
 
 
-async def _events(recording: Recording, form: Form) -> AsyncIterator[str]:
+async def _events(recording: Recording, form: Form, raw_request: Request) -> AsyncIterator[str]:
     """Server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once."""
     chunk = {
         "id": recording.request_id,
@@ -478,9 +490,12 @@ async def _events(recording: Recording, form: Form) -> AsyncIterator[str]:
     except Exception as error:  # the status has been sent, so the client is told in the stream
         logger.exception("Transcription %s failed.", recording.request_id)
         if isinstance(error, ApiError):
+            raw_request.state.failed_with = error.status
             yield _event(error.body)
         else:
-            yield _event(create_error_response(error).model_dump())
+            answer = create_error_response(error)
+            raw_request.state.failed_with = answer.error.code
+            yield _event(answer.model_dump())
     yield "data: [DONE]\n\n"
 
 

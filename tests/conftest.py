@@ -259,7 +259,10 @@ def serving(folder: Path, *options: str, model: Path = CHECKPOINT, **env: str) -
             yield made
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # it had not started yet
+                process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -270,7 +273,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:
-    for _ in range(300):
+    for _ in range(900):
         try:
             urllib.request.urlopen(f"{server.url}/health")
             return

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,7 @@ import openai
 import pytest
 import soundfile
 from conftest import CHECKPOINT, DATA, noise
+from prometheus_client import REGISTRY
 
 from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.prompt import parse_output
@@ -606,6 +607,36 @@ def test_one_recording_takes_a_share_of_the_engine(serve):
     assert text == " ".join(["Hi."] * len(engine.asked))
 
 
+def counted(status):
+    """How many requests ended so."""
+    labels = {"model_name": "asr", "route": ROUTE, "status": str(status)}
+    return REGISTRY.get_sample_value("qwen3_asr_requests_total", labels) or 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, 200),
+        ({"stream": "true"}, 200),
+        ({"language": "tlh"}, 400),
+        ({"file": ("notes.wav", b"words" * 99)}, 400),
+        ({"model": "whisper-1"}, 404),
+    ],
+)
+def test_requests_are_counted_by_how_they_end(post, fields, status):
+    before = counted(status)
+    post(**fields)
+    assert counted(status) == before + 1
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_failure_is_counted_once_whatever_was_sent_before(serve, stream):
+    engine = Engine("language English<asr_text>Good morning.", RuntimeError("out of order"))
+    before = counted(200), counted(500)
+    serve(engine, max_clip_s=5)(wav(noise(9.0)), stream=stream)
+    assert (counted(200), counted(500)) == (before[0], before[1] + 1)
+
+
 def test_the_schema_of_the_server_can_be_made(post):
     assert ROUTE in post.client.get("/openapi.json").json()["paths"]
 
@@ -673,6 +704,7 @@ def connect(serve):
 def test_a_client_that_goes_away_aborts_its_clips(connect, stream):
     engine = SlowEngine("", max_num_seqs=24)
     client = connect(engine, max_clip_s=1)
+    hung_up = counted(499)
 
     async def leave():
         create = client.audio.transcriptions.create(
@@ -691,10 +723,10 @@ def test_a_client_that_goes_away_aborts_its_clips(connect, stream):
 
     asyncio.run(leave())
     for _ in range(300):
-        if not engine.running:
+        if not engine.running and counted(499) > hung_up:
             break
         time.sleep(0.01)
-    assert (engine.running, engine.aborted) == (0, 3)
+    assert (engine.running, engine.aborted, counted(499)) == (0, 3, hung_up + 1)
 
 
 def test_the_client_raises_an_error_in_the_stream(connect):
@@ -974,3 +1006,23 @@ def test_a_client_that_goes_away_aborts_its_engine_requests(server, stream):
     assert metric(server, "generation_tokens_total") == decoded
     assert metric(server, "num_requests_waiting") == 0
     assert metric(server, "request_success_total") - finished < 30
+
+
+def test_short_requests_finish_before_a_long_one(server, hello):
+    samples, rate = soundfile.read(HELLO, dtype="float32")
+    lecture = wav(np.resize(samples, 1800 * rate))  # at least 150 clips
+
+    async def overtake():
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        ask = partial(client.audio.transcriptions.create, model=str(CHECKPOINT))
+        long = asyncio.create_task(ask(file=lecture))
+        while not await asyncio.to_thread(metric, server, "num_requests_running"):
+            await asyncio.sleep(0.05)
+        texts = [(await ask(file=HELLO)).text for _ in range(3)]
+        is_overtaken = not long.done()
+        long.cancel()
+        await asyncio.gather(long, return_exceptions=True)
+        await client.close()
+        return texts, is_overtaken
+
+    assert asyncio.run(overtake()) == ([hello.text] * 3, True)

@@ -39,6 +39,7 @@ ORDER = (
     "offline",
     "page",
     "form",
+    "metrics",
     "endpoints",
     "doctor",
     "cli",

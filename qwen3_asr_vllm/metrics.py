@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an API server counts, beside vLLM's own numbers, at ``/metrics``.
+
+vLLM counts tokens and engine requests; here are recordings. Import this in API servers only: each
+of several writes into the files whose sums vLLM's ``/metrics`` shows, and prometheus_client asks
+the environment for their folder (PROMETHEUS_MULTIPROC_DIR) when it is imported.
+"""
+
+from __future__ import annotations
+
+import time
+
+from fastapi.routing import APIRoute
+from prometheus_client import Counter, Histogram
+from starlette.types import Message, Receive, Scope, Send
+
+from .transcript import Transcript
+
+CLIENT_CLOSED = 499  # nginx's status for a client that hung up before its answer was whole
+
+_MODEL = ("model_name",)  # as in vLLM's own
+REQUESTS = Counter(
+    "qwen3_asr_requests",
+    "Requests, by how they ended; 499 is a client that hung up.",
+    (*_MODEL, "route", "status"),
+)
+AUDIO = Counter("qwen3_asr_audio_seconds", "Seconds of recordings transcribed.", _MODEL)
+CLIPS = Counter("qwen3_asr_clips", "Clips decoded for these recordings, each time.", _MODEL)
+LOOPS = Counter("qwen3_asr_loops", "Answers for a clip that went round in circles.", _MODEL)
+DECODING = Histogram(
+    "qwen3_asr_audio_decode_seconds",
+    "Seconds from an upload to its clips, with the wait for a thread.",
+    _MODEL,
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+REAL_TIME_FACTOR = Histogram(
+    "qwen3_asr_real_time_factor",
+    "Seconds from an upload to its transcript, per second of the recording.",
+    _MODEL,
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
+
+
+def observe_decoding(seconds: float, model: str) -> None:
+    """One upload became a waveform and its clips."""
+    DECODING.labels(model).observe(seconds)
+
+
+def count_transcript(transcript: Transcript, *, num_clips: int, model: str, started: float) -> None:
+    """One recording was transcribed; ``started`` is when its upload was complete."""
+    AUDIO.labels(model).inc(transcript.duration)
+    CLIPS.labels(model).inc(num_clips)
+    LOOPS.labels(model).inc(transcript.loops)
+    seconds = time.perf_counter() - started
+    REAL_TIME_FACTOR.labels(model).observe(seconds / transcript.duration)
+
+
+class CountedRoute(APIRoute):
+    """A route whose requests are counted when they end.
+
+    ``request.state.failed_with`` is a status that the client was told after another was sent, in
+    a stream.
+    """
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = status = CLIENT_CLOSED
+        is_gone = False
+
+        async def watched_receive() -> Message:
+            nonlocal is_gone
+            message = await receive()
+            is_gone |= message["type"] == "http.disconnect"
+            return message
+
+        async def watched_send(message: Message) -> None:
+            nonlocal sent, status
+            if message["type"] == "http.response.start":
+                sent = message["status"]
+            elif not message.get("more_body") and not is_gone:
+                status = sent
+            await send(message)
+
+        try:
+            await super().handle(scope, watched_receive, watched_send)
+        except Exception:  # vLLM's handlers, above the routes, make an answer of it
+            status = 500
+            raise
+        finally:
+            status = scope["state"].get("failed_with", status)
+            model = scope["app"].state.qwen3_asr.models.model_name()
+            REQUESTS.labels(model, self.path, str(status)).inc()

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server counts grows by what it was sent, in one API server and in several."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.request
+
+import openai
+import pytest
+import soundfile
+from conftest import CHECKPOINT, DATA
+from prometheus_client import CollectorRegistry, multiprocess
+from prometheus_client.parser import text_string_to_metric_families
+
+HELLO = DATA / "hello.flac"
+API_SERVER = """
+import time
+from qwen3_asr_vllm.metrics import count_transcript, observe_decoding
+from qwen3_asr_vllm.transcript import Transcript
+observe_decoding(0.02, "asr")
+made = Transcript("Hi.", duration=10.0, loops=1)
+count_transcript(made, num_clips=3, model="asr", started=time.perf_counter() - 0.4)
+"""
+
+
+def test_several_api_servers_add_up(tmp_path):
+    env = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", API_SERVER], env=env, check=True)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, str(tmp_path))
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"qwen3_asr_{name}", {"model_name": "asr", **labels})
+
+    assert value("audio_seconds_total") == 20
+    assert (value("clips_total"), value("loops_total")) == (6, 2)
+    assert value("audio_decode_seconds_sum") == pytest.approx(0.04)
+    assert value("real_time_factor_bucket", le="0.02") == 0
+    assert value("real_time_factor_bucket", le="0.05") == 2
+
+
+def read(server):
+    """Every sample at /metrics: its name and the labels that matter, its value."""
+    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    return {
+        (sample.name, sample.labels.get("status")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("qwen3_asr_") and "le" not in sample.labels
+    }
+
+
+@pytest.mark.vllm
+def test_numbers_grow_by_what_was_sent(server):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    ask = client.audio.transcriptions.create
+    ask(model=str(CHECKPOINT), file=HELLO)
+    before = read(server)
+    ask(model=str(CHECKPOINT), file=HELLO)
+    list(ask(model=str(CHECKPOINT), file=HELLO, stream=True))
+    for _ in range(3):
+        with pytest.raises(openai.BadRequestError):
+            ask(model=str(CHECKPOINT), file=("notes.wav", b"words" * 99))
+    after = read(server)
+    grown = {key: after[key] - before.get(key, 0) for key in after}
+    assert grown.pop(("qwen3_asr_audio_decode_seconds_sum", None)) > 0
+    assert grown.pop(("qwen3_asr_real_time_factor_sum", None)) > 0
+    duration = soundfile.info(HELLO).duration
+    assert grown.pop(("qwen3_asr_audio_seconds_total", None)) == pytest.approx(2 * duration)
+    assert {key: growth for key, growth in grown.items() if growth and "created" not in key[0]} == {
+        ("qwen3_asr_requests_total", "200"): 2,
+        ("qwen3_asr_requests_total", "400"): 3,
+        ("qwen3_asr_clips_total", None): 2,
+        ("qwen3_asr_audio_decode_seconds_count", None): 2,
+        ("qwen3_asr_real_time_factor_count", None): 2,
+    }
