@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         return WITH_ENGINE[args.command](args, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.server:
+        return _doctor_server(args.server, args.api_key)
     return _doctor(DECODERS if args.decoders else INSTALLATION | DECODERS)
 
 
@@ -81,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check the installation; needs no model")
     doctor.add_argument(
         "--decoders", action="store_true", help="only check that audio formats decode; needs no GPU"
+    )
+    doctor.add_argument(
+        "--server", metavar="URL", help="check a server that runs, such as http://localhost:8000"
+    )
+    doctor.add_argument(
+        "--api-key",
+        default=os.environ.get("OPENAI_API_KEY"),
+        metavar="KEY",
+        help="for the server; default: $OPENAI_API_KEY",
     )
     return parser
 
@@ -490,7 +501,19 @@ def _doctor(checks: dict[str, Callable[[], str]]) -> int:
         except Exception as error:  # whatever is wrong with the installation is the answer
             problems += 1
             print(f"PROBLEM  {name}: {error}")
+            if isinstance(error, ConnectionError):  # nobody would answer the other questions
+                break
     return 1 if problems else 0
+
+
+def _doctor_server(url: str, api_key: str | None) -> int:
+    from .probe import server_checks
+
+    try:
+        checks = server_checks(url, api_key=api_key)
+    except ValueError as error:
+        return _usage_error(str(error))
+    return _doctor(checks)
 
 
 WITH_ENGINE = {"transcribe": _transcribe, "eval": _evaluate}

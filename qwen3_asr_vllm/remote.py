@@ -39,7 +39,14 @@ class Server:
     for what is no http(s) URL or answers something else.
     """
 
-    def __init__(self, url: str, *, model: str | None = None, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if not is_url(parts.geturl()) or not parts.hostname:
             raise ValueError(f"{url!r} is no address of a server, such as http://localhost:8000.")
@@ -49,8 +56,16 @@ class Server:
         )
         self._netloc = parts.netloc.rpartition("@")[2]
         self._path = urlsplit(self.url).path
+        self._timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.model = model or self._first_model()
+
+    def get(self, path: str) -> bytes:
+        """What is at a path. Raises ValueError where that is an error; OSError for no answer."""
+        status, body = self._exchange("GET", path)
+        if status != 200:
+            raise ValueError(f"{self.url}{path} answers {status}: {_message(status, body)}.")
+        return body
 
     def _first_model(self) -> str:
         status, body = self._exchange("GET", "/v1/models")
@@ -148,7 +163,7 @@ class Server:
 
     def _exchange(self, method: str, path: str, **request: Any) -> tuple[int, bytes]:
         headers = self._headers | request.pop("headers", {})
-        with closing(self._connection_type(self._netloc, timeout=TIMEOUT_S)) as connection:
+        with closing(self._connection_type(self._netloc, timeout=self._timeout_s)) as connection:
             try:
                 connection.connect()
             except OSError as error:

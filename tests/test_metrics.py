@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
 import soundfile
+import yaml
 from conftest import CHECKPOINT, DATA
 from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.parser import text_string_to_metric_families
+
+from qwen3_asr_vllm.metrics import AUDIO, CLIPS, DECODING, LOOPS, REAL_TIME_FACTOR, REQUESTS
 
 HELLO = DATA / "hello.flac"
 API_SERVER = """
@@ -78,3 +84,39 @@ def test_numbers_grow_by_what_was_sent(server):
         ("qwen3_asr_audio_decode_seconds_count", None): 2,
         ("qwen3_asr_real_time_factor_count", None): 2,
     }
+
+
+NAME = re.compile(r"\b(?:vllm:|qwen3_asr_)\w+")
+DOCKER = Path(__file__).parent.parent / "docker"
+
+
+def alerts():
+    (group,) = yaml.safe_load((DOCKER / "alerts.yaml").read_text())["groups"]
+    return group["rules"]
+
+
+def panels():
+    return json.loads((DOCKER / "grafana.json").read_text())["panels"]
+
+
+@pytest.mark.vllm
+def test_the_dashboard_and_the_alerts_ask_for_what_a_server_has(server):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    client.audio.transcriptions.create(model=str(CHECKPOINT), file=HELLO)
+    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    has = {name for line in text.splitlines() for name in NAME.findall(line.split(" ")[0])}
+    shown = [target["expr"] for panel in panels() for target in panel["targets"]]
+    for expression in (*shown, *(rule["expr"] for rule in alerts())):
+        assert (asked := set(NAME.findall(expression))) and asked <= has, expression
+
+
+def test_dashboard_and_alerts_are_whole():
+    assert {rule["labels"]["severity"] for rule in alerts()} <= {"page", "warning", "info"}
+    assert all(rule["annotations"]["summary"] and rule["for"] for rule in alerts())
+    ids = [panel["id"] for panel in panels()]
+    assert len(set(ids)) == len(ids) and all(panel["description"] for panel in panels())
+    readme = (DOCKER.parent / "README.md").read_text()
+    for metric in (REQUESTS, AUDIO, CLIPS, LOOPS, DECODING, REAL_TIME_FACTOR):
+        (family,) = metric.describe()
+        shown = json.dumps(panels())
+        assert family.name in shown and f"`{family.name}" in readme, family.name
