@@ -425,7 +425,9 @@ async def create_transcription(
     except EngineDeadError as error:  # 503, and not 500: a replica can take the recording over
         message = "the engine ended, and this server with it; another can be asked at once."
         raise ApiError(503, message, code="engine_dead", retry_after_s=RETRY_AFTER_S) from error
-    return _response(recording.steps.result, form)
+    # The subtitles of four hours take half a second, in which nobody else would be heard.
+    response: Response = await recording.in_pool(_response, recording.steps.result, form)
+    return response
 
 
 def _response(transcript: Transcript, form: Form) -> Response:
@@ -486,7 +488,8 @@ async def _events(recording: Recording, form: Form, raw_request: Request) -> Asy
                 yield delta_event(delta)
         yield delta_event(Delta("", ()), recording.finish_reason)
         done = {"type": "transcript.text.done", "choices": [], "usage": recording.usage}
-        yield _event(_document(recording.steps.result, form) | done | chunk)
+        document = await recording.in_pool(_document, recording.steps.result, form)
+        yield _event(document | done | chunk)
     except Exception as error:  # the status has been sent, so the client is told in the stream
         logger.exception("Transcription %s failed.", recording.request_id)
         if isinstance(error, ApiError):
