@@ -41,6 +41,7 @@ ORDER = (
     "page",
     "form",
     "metrics",
+    "realtime",
     "endpoints",
     "doctor",
     "cli",
