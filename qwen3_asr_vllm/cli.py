@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``qwen3-asr``: transcribe files and streams, serve HTTP, look at the installation.
+"""The command ``qwen3-asr``: transcribe files, serve HTTP, look at the installation.
 
 Exit codes: 0 all well; 1 a recording could not be transcribed, or doctor found a problem; 2 the
 command line is wrong; 130 stopped by Ctrl-C. What is asked for goes to stdout, everything else to
@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .corpus import OutputFolder, OutputManifest, Recording, Result, find_recordings
@@ -27,11 +26,9 @@ from .decoding import DEFAULT_CLIP_S
 from .doctor import DECODERS, INSTALLATION, SERVE_ENVIRONMENT
 from .geometry import MAX_CLIP_S
 from .languages import LANGUAGES, resolve_language
-from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES, display_width, rounded
+from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES, rounded
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .corpus import Progress
     from .transcript import Transcript
 
@@ -74,7 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_transcribe(commands)
     _add_eval(commands)
-    _add_stream(commands)
     serve = commands.add_parser(
         "serve",
         help="serve a model over HTTP",
@@ -149,6 +145,13 @@ def _add_transcribe(commands: Any) -> None:
         metavar="N",
         help="lines of a subtitle; default: %(default)d",
     )
+    _add_ray_options(parser)
+
+
+def _add_ray_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("on many machines, with Ray").add_argument
+    add("--ray", type=_at_least(1), metavar="N", help="N engines on Ray write -o DIR/shard-*.jsonl")
+    add("--gpus-per-worker", type=float, default=1, metavar="N", help="0: CPU engines; default: 1")
 
 
 def _add_eval(commands: Any) -> None:
@@ -241,38 +244,6 @@ def _words(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
-def _add_stream(commands: Any) -> None:
-    parser = commands.add_parser(
-        "stream",
-        help="transcribe speech while it comes, from a pipe or a file",
-        usage="qwen3-asr stream FILE|- [options] [engine options of vllm serve]",
-        description="Transcribe while audio comes: raw 16-bit PCM, mono, from a pipe (-), or a "
-        "file. On a terminal the text that may still change is redrawn in place; elsewhere there "
-        "is a line for each piece of text that is final. From a microphone: "
-        "arecord -q -t raw -f S16_LE -r 16000 | qwen3-asr stream -",
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", metavar="FILE|-")
-    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="default: %(default)s")
-    parser.add_argument("-l", "--language", type=_language, help="code or name; default: detect")
-    parser.add_argument("-c", "--context", default="", help="names and terms to expect")
-    parser.add_argument(
-        "-r",
-        "--rate",
-        type=_at_least(1000),
-        default=16_000,
-        metavar="HZ",
-        help="sampling rate of the pipe; default: %(default)d",
-    )
-    parser.add_argument(
-        "--step-s",
-        type=float,
-        default=2.0,
-        metavar="S",
-        help="seconds of new audio for which the model is asked again; default: %(default)g",
-    )
-
-
 def _formats(value: str) -> list[str]:
     """The formats of a comma list, each once."""
     names = list(FORMATS) if value == "all" else list(dict.fromkeys(value.split(",")))
@@ -311,6 +282,8 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _transcribe(args: argparse.Namespace, rest: list[str]) -> int:
+    if args.ray:
+        return _transcribe_on_ray(args, rest)
     if message := _wrong_outputs(args) or _wrong_for_a_server(args, rest):
         return _usage_error(message)
     try:
@@ -341,6 +314,33 @@ def _transcribe(args: argparse.Namespace, rest: list[str]) -> int:
     if failed:
         _complain(f"{len(failed)} of {len(todo)} failed: {', '.join(map(str, failed))}")
     return 1 if failed else 0
+
+
+def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
+    other = args.server or args.manifest_out or args.stdout_only or args.overwrite
+    if not args.output_dir or args.formats != ["txt"] or other:
+        return _usage_error(
+            "--ray writes JSONL shards into -o DIR, and goes on with those that are there; it "
+            "takes no -f, --server, --manifest-out, --stdout-only or --overwrite"
+        )
+    from .cluster import transcribe_on_ray
+
+    try:
+        summary = transcribe_on_ray(
+            args.sources,
+            args.output_dir,
+            model=args.model or DEFAULT_MODEL,
+            num_workers=args.ray,
+            num_gpus=args.gpus_per_worker,
+            engine_options=_engine_options(rest),
+            **_wishes(args),
+        )
+    except (ImportError, OSError, ValueError) as error:
+        return _usage_error(str(error))
+    for message in summary.failed.values():
+        _complain(message)
+    _complain(f"{summary.num_done} done, {summary.num_skipped} were, {len(summary.failed)} failed")
+    return 1 if summary.failed else 0
 
 
 def _wrong_outputs(args: argparse.Namespace) -> str | None:
@@ -496,81 +496,6 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     return 1 if failed else 0
 
 
-# stream -------------------------------------------------------------------------------------
-
-
-def _stream(args: argparse.Namespace, rest: list[str]) -> int:
-    _set_defaults(TRANSCRIBE_ENVIRONMENT)
-    options = _engine_options(rest)
-    try:
-        pieces = _piped(args.rate) if args.file == "-" else _in_steps(args.file, args.step_s)
-        model = _load_model(args.model, options)
-        display = _Display(sys.stdout)
-        for update in model.stream(
-            pieces, language=args.language, context=args.context, step_s=args.step_s
-        ):
-            display.show(update.delta, update.tentative)
-        display.end()
-    except (ImportError, OSError, ValueError) as error:
-        _complain(str(error))
-        return 1
-    return 0
-
-
-def _piped(rate: int) -> Iterator[np.ndarray]:
-    from .audio import PcmStream
-
-    pcm = PcmStream("pcm", rate)
-    while data := sys.stdin.buffer.read1(1 << 16):  # type: ignore[union-attr]
-        yield pcm.push(data)
-    yield pcm.finish()
-
-
-def _in_steps(file: str, step_s: float) -> Iterator[np.ndarray]:
-    from .audio import load_audio
-    from .geometry import SAMPLE_RATE
-
-    waveform = load_audio(file)
-    size = max(1, round(step_s * SAMPLE_RATE))
-    return (waveform[start : start + size] for start in range(0, len(waveform), size))
-
-
-class _Display:
-    """Text as it becomes final, and on a terminal what may follow it."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._line = ""  # final text of the last line on the terminal
-
-    def show(self, delta: str, tentative: str) -> None:
-        if not self._file.isatty():
-            if delta.strip():
-                print(delta.strip(), file=self._file, flush=True)
-            return
-        columns = shutil.get_terminal_size().columns - 1
-        *full, self._line = _wrap(self._line + delta, columns)
-        text = "".join(f"{line}\n" for line in full)
-        first_line = _wrap(self._line + tentative, columns)[0]
-        self._file.write(f"\r\x1b[K{text}{first_line}")
-        self._file.flush()
-
-    def end(self) -> None:
-        if self._file.isatty():
-            self._file.write("\n")
-
-
-def _wrap(text: str, columns: int) -> list[str]:
-    """Lines of at most so many columns, the last of which may be empty; cut at spaces if it can."""
-    lines = []
-    while display_width(text) > columns:
-        end = next(i for i in range(1, len(text) + 1) if display_width(text[:i]) > columns) - 1
-        space = text.rfind(" ", 0, end + 1)
-        end = space if space > 0 else max(end, 1)
-        lines.append(text[:end])
-        text = text[end:].lstrip()
-    return [*lines, text]
-
-
 # serve --------------------------------------------------------------------------------------
 
 
@@ -627,7 +552,7 @@ def _doctor_server(url: str, api_key: str | None) -> int:
     return _doctor(checks)
 
 
-WITH_ENGINE = {"transcribe": _transcribe, "stream": _stream, "eval": _evaluate}
+WITH_ENGINE = {"transcribe": _transcribe, "eval": _evaluate}
 
 
 def _set_defaults(environment: dict[str, str]) -> None:

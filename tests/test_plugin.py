@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 from conftest import CHECKPOINT
 
@@ -79,3 +80,37 @@ def test_the_model_has_every_interface_of_the_in_tree_one():
     for name in ("multimodal", "pp", "lora", "eagle3", "transcription"):
         assert getattr(interfaces, f"supports_{name}")(model), name
     assert not interfaces.supports_mrope(model)  # plain RoPE: a decision, tested in test_model
+
+
+STARTS_A_CHILD = """
+import multiprocessing, sys, time
+from qwen3_asr_vllm import offline
+
+CHILD = '''
+import os, time
+from qwen3_asr_vllm import end_with_parent
+{}
+print(os.getpid(), flush=True)
+time.sleep(60)
+'''
+
+if __name__ == "__main__":
+    loads_plugins = "end_with_parent()" if sys.argv[1] == "spawn" else "0"
+    start = multiprocessing.get_context(sys.argv[1]).Process
+    with offline._ending_with_us():
+        child = start(target=exec, args=(CHILD.format(loads_plugins),))
+        child.start()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends children with their parents")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_engine_ends_with_a_killed_parent(method, tmp_path):
+    (tmp_path / "parent.py").write_text(STARTS_A_CHILD)
+    command = [sys.executable, str(tmp_path / "parent.py"), method]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.is_running()
+        parent.kill()
+    assert psutil.wait_procs([child], timeout=20)[1] == []

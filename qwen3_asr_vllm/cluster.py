@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corpus on many machines: Ray Data, whose actors have an engine each.
+
+    manifest -> batches -> actor with an engine (many) -> FOLDER/shard-*.jsonl -> again: the rest
+
+Ray places the actors, hands out batches, and starts an actor again that was killed, with its
+batch. A shard appears whole or not at all and has the name of its batch, so a batch that is done
+twice is written once; what is in the shards of an earlier run is not done again. Sources and
+FOLDER must be the same from all machines: a shared file system, or URLs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .corpus import OutputManifest, Recording, find_recordings, output_row, write_whole
+from .transcript import rounded
+
+BATCH_SIZE = 256  # recordings: an engine runs empty at the end of each
+SHARDS = "shard-*.jsonl"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did. ``failed`` has the error of each recording without a transcript."""
+
+    num_done: int
+    num_skipped: int  # done by an earlier run
+    seconds: float  # of audio, heard by this run
+    failed: dict[str, str]
+
+
+def transcribe_on_ray(
+    sources: Iterable[str],
+    folder: Path,
+    *,
+    model: str,
+    num_workers: int,
+    batch_size: int = BATCH_SIZE,
+    num_gpus: float = 1,
+    engine_options: dict[str, Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+    **wishes: Any,
+) -> Summary:
+    """Transcribe a corpus into JSONL shards in ``folder``, with ``num_workers`` engines.
+
+    ``sources`` are those of ``find_recordings``; each row of a shard is that of the manifest with
+    pred_text. ``num_gpus`` is how many an engine has, 0 for a CPU engine; ``engine_options`` are
+    those of ``vllm.LLM``, ``wishes`` those of ``Qwen3ASR.transcribe``. ``progress`` is told after
+    each batch how many recordings it had. Joins the cluster that ``ray.init`` or $RAY_ADDRESS
+    named, else starts Ray on this machine.
+
+    Raises ImportError where Ray is not installed, ValueError for sources without recordings.
+    """
+    recordings = find_recordings(sources)
+    done = set(done_keys(folder))
+    todo = [recording for recording in recordings if recording.key not in done]
+    failed: dict[str, str] = {}
+    seconds, num_done = 0.0, 0
+    for answers in _batches_done(
+        todo,
+        batch_size=batch_size,
+        num_workers=min(num_workers, -(-len(todo) // batch_size)),
+        num_gpus=num_gpus,
+        worker={"folder": str(folder.absolute()), "model": model, "wishes": wishes}
+        | {"engine_options": engine_options or {}},
+    ):
+        failed |= {a["source"]: a["error"] for a in answers if a["error"]}
+        seconds += sum(a["seconds"] for a in answers)
+        num_done += sum(not a["error"] for a in answers)
+        if progress:
+            progress(len(answers))
+    return Summary(num_done, len(recordings) - len(todo), seconds, failed)
+
+
+def done_keys(folder: Path) -> Iterator[tuple[str, float]]:
+    """What is in the shards of a folder."""
+    for shard in sorted(folder.glob(SHARDS)):
+        yield from OutputManifest(shard).keys()
+
+
+def _batches_done(
+    todo: list[Recording],
+    *,
+    batch_size: int,
+    num_workers: int,
+    num_gpus: float,
+    worker: dict[str, Any],
+) -> Iterator[list[dict[str, Any]]]:
+    """What became of each batch, as they are done."""
+    if not todo:
+        return
+    ray = _ray()
+    batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
+    items = [{"batch": json.dumps([asdict(r) for r in batch])} for batch in batches]
+    data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Worker,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=num_workers),
+        num_gpus=num_gpus,
+        fn_constructor_kwargs=worker,
+    )
+    for row in data.iter_rows():
+        yield json.loads(row["answers"])
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError("Ray is not installed: pip install 'ray[data]'") from error
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    return ray
+
+
+class Worker:
+    """One actor: an engine, which Ray gives batches."""
+
+    def __init__(
+        self, *, model: str, folder: str, engine_options: dict[str, Any], wishes: dict[str, Any]
+    ) -> None:
+        from .offline import Qwen3ASR
+
+        self._model = Qwen3ASR(model, **engine_options)
+        self._folder, self._wishes = Path(folder), wishes
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, list[str]]:
+        return {"answers": [json.dumps(self._transcribe(batch)) for batch in rows["batch"]]}
+
+    def _transcribe(self, batch: str) -> list[dict[str, Any]]:
+        recordings = [Recording(**fields) for fields in json.loads(batch)]
+        lines, answers = [], []
+        for result in self._model.transcribe(recordings, **self._wishes):
+            transcript = result.transcript
+            if transcript is not None:
+                lines.append(
+                    json.dumps(output_row(result.source, rounded(transcript)), ensure_ascii=False)
+                )
+            seconds = transcript.duration if transcript else 0.0
+            error = str(result.error) if result.error else None
+            answers.append({"source": str(result.source), "seconds": seconds, "error": error})
+        name = hashlib.sha256(batch.encode()).hexdigest()[:16]
+        if lines:
+            write_whole(self._folder / f"shard-{name}.jsonl", "\n".join(lines) + "\n")
+        return answers

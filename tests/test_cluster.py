@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corpus on Ray Data: two engines, of which one is killed. Needs pip install '.[ray]'."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import psutil
+import pytest
+from conftest import CHECKPOINT, DATA, heldout
+
+from qwen3_asr_vllm.cluster import Summary, done_keys, transcribe_on_ray
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.vllm
+
+ENGINE = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """Ray on this machine, without its dashboard and with little memory of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two engines, one memory node
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        sizes = {"num_cpus": 4, "object_store_memory": 100 << 20}
+        ray.init(include_dashboard=False, log_to_driver=False, **sizes)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """96 recordings, and one that is not there."""
+    rows = [row for row in heldout() if row["text"]]
+    lines = []
+    for index in range(96):
+        link = tmp_path / f"{index:02d}.flac"
+        link.symlink_to(DATA / "heldout" / rows[index % len(rows)]["audio_filepath"])
+        lines.append({"audio_filepath": link.name, "text": rows[index % len(rows)]["text"]})
+    lines.append({"audio_filepath": "gone.wav", "text": ""})
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def actors():
+    """The processes of ours that Ray runs workers in."""
+    family = psutil.Process().children(recursive=True)
+    return [p for p in family if p.is_running() and "ray::MapWorker" in " ".join(p.cmdline()[:1])]
+
+
+def rows(folder):
+    return [json.loads(line) for s in folder.glob("shard-*.jsonl") for line in s.open()]
+
+
+def test_an_engine_that_is_killed_loses_nothing_and_nothing_is_done_twice(manifest, tmp_path):
+    """An earlier run has done 16 of 96; one of two engines is killed after a first batch."""
+    out = tmp_path / "out"
+    out.mkdir()
+    done = [{"audio_filepath": f"{i:02d}.flac", "pred_text": "Done before."} for i in range(16)]
+    (out / "shard-earlier.jsonl").write_text("".join(json.dumps(row) + "\n" for row in done))
+    killed = []
+
+    def kill_one(_):
+        if not killed:
+            killed.append(actors()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    summary = transcribe_on_ray(
+        [str(manifest)],
+        out,
+        model=str(CHECKPOINT),
+        num_workers=2,
+        num_gpus=0,
+        batch_size=8,
+        engine_options=ENGINE,
+        progress=kill_one,
+    )
+    assert killed
+    assert (summary.num_done, summary.num_skipped) == (80, 16)
+    assert ["gone.wav" in source for source in summary.failed] == [True]
+    found = rows(out)
+    assert sorted(row["audio_filepath"] for row in found) == [f"{i:02d}.flac" for i in range(96)]
+    assert sum(row["pred_text"] == "Done before." for row in found) == 16
+    assert sum(row["pred_text"] == row.get("text") for row in found) > 30  # the tiny checkpoint's
+    assert len(set(done_keys(out))) == 96
+
+
+def test_what_is_done_starts_no_engine(tmp_path):
+    (tmp_path / "a.txt").write_text("a.wav\n")
+    (tmp_path / "out").mkdir()
+    row = json.dumps({"audio_filepath": "a.wav", "pred_text": "Hi."})
+    (tmp_path / "out" / "shard-1.jsonl").write_text(row + "\n")
+    summary = transcribe_on_ray(
+        [str(tmp_path / "a.txt")], tmp_path / "out", model="no/model", num_workers=2
+    )
+    assert summary == Summary(num_done=0, num_skipped=1, seconds=0.0, failed={})
