@@ -117,15 +117,15 @@ class Form(BaseModel):
     stream_continuous_usage_stats: bool = False
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     vllm_xargs: Json[dict[str, Any]] | None = None
-    priority: int = 0
+    priority: int = Field(0, ge=-(2**63), lt=2**63)  # what the engine's messages hold
 
     _ignored: list[str] = []
     _place: Place
@@ -149,7 +149,7 @@ class Form(BaseModel):
         if strategy.lstrip().startswith("{"):
             try:
                 return json.loads(strategy)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"not JSON: {error}") from error
         if strategy not in ("auto", "none", "server_vad"):
             raise ValueError(f"{strategy!r} is none of auto, none, server_vad.")
@@ -242,7 +242,7 @@ def _items(value: Any) -> list[Any]:
     if value.lstrip().startswith("["):
         try:
             return [str(item) for item in json.loads(value)]
-        except ValueError:
+        except (ValueError, RecursionError):  # it may be nested ten thousand deep
             pass
     return [item.strip() for item in value.split(",") if item.strip()]
 

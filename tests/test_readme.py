@@ -6,6 +6,7 @@ A command that is in none of the tables fails.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -33,10 +34,10 @@ ELSEWHERE = {
 HERE = {
     "curl http://localhost:8000/v1/audio/transcriptions": {},
     "qwen3-asr transcribe recordings/": {
-        "recordings/": "tests/data/hello.flac",
-        "more/**/*.mp3": "tests/data/heldout/english_0*.flac",
-        "https://example.org/a.mp3": "tests/data/three_languages.flac",
-        "corpus.jsonl": "tests/data/heldout/manifest.jsonl",
+        "recordings/": "tests/data/heldout",
+        "more/**/*.mp3": "tests/data/three_*.flac",
+        "https://example.org/a.mp3": "tests/data/hello.flac",
+        "corpus.jsonl": "{folder}/corpus.jsonl",
     },
 }
 
@@ -94,8 +95,11 @@ def test_curl_prints_what_the_readme_says(server, command):
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith(tuple(HERE)[1:])])
 def test_a_command_works_on_a_server(server, tmp_path, command):
     """Its files replaced by some that are here, its folder by one of this test."""
+    part = {"audio_filepath": str(ROOT / "tests/data/hello.flac"), "offset": 1, "duration": 3}
+    (tmp_path / "corpus.jsonl").write_text(json.dumps(part) + "\n")
     replaced = HERE[beginning(command, HERE)] | {"out": str(tmp_path / "out")}
     words = [replaced.get(word, word) for word in shlex.split(command)[1:]]
+    words = [word.format(folder=tmp_path) for word in words]
     words = [str(tmp_path / word) if word.endswith("out.jsonl") else word for word in words]
     result = subprocess.run(
         [sys.executable, "-m", "qwen3_asr_vllm.cli", *words, "--server", server.url],

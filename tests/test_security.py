@@ -161,19 +161,17 @@ def test_the_route_takes_no_address_for_a_file(server, value):
 def test_chat_reads_no_file_of_the_server(server, url):
     """vLLM's own rule: only below ``--allowed-local-media-path``, which nobody gave."""
     part = {"type": "audio_url", "audio_url": {"url": url}}
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.APIStatusError, match="allowed-local-media-path|[Uu]rl|URL"):
         client(server).chat.completions.create(
             model=str(CHECKPOINT), messages=[{"role": "user", "content": [part]}]
         )
 
 
 @pytest.mark.vllm
-def test_odd_file_names_are_never_used(server):
-    names = [name for name in fuzz.FILE_NAMES if "\0" not in name and '"' not in name and name]
-    texts = {
-        client(server)
-        .audio.transcriptions.create(model=str(CHECKPOINT), file=(name, HELLO.read_bytes()))
-        .text
-        for name in names
-    }
-    assert len(texts) == 1
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "C:\\con", "$(id).wav", "<|x|>"]
+)
+def test_odd_file_names_are_never_used(server, name):
+    ask = client(server).audio.transcriptions.create
+    plain = ask(model=str(CHECKPOINT), file=("hello.flac", HELLO.read_bytes()))
+    assert ask(model=str(CHECKPOINT), file=(name, HELLO.read_bytes())).text == plain.text
