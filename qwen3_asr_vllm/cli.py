@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``qwen3-asr``: transcribe files, serve HTTP, look at the installation.
+"""The command ``qwen3-asr``: transcribe files and streams, serve HTTP, look at the installation.
 
 Exit codes: 0 all well; 1 a recording could not be transcribed, or doctor found a problem; 2 the
 command line is wrong; 130 stopped by Ctrl-C. What is asked for goes to stdout, everything else to
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from . import __version__
 from .corpus import OutputFolder, OutputManifest, Recording, Result, find_recordings
@@ -26,9 +27,11 @@ from .decoding import DEFAULT_CLIP_S
 from .doctor import DECODERS, INSTALLATION, SERVE_ENVIRONMENT
 from .geometry import MAX_CLIP_S
 from .languages import LANGUAGES, resolve_language
-from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES, rounded
+from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES, display_width, rounded
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .corpus import Progress
     from .transcript import Transcript
 
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_transcribe(commands)
     _add_eval(commands)
+    _add_stream(commands)
     serve = commands.add_parser(
         "serve",
         help="serve a model over HTTP",
@@ -242,6 +246,38 @@ def _languages(value: str) -> list[str]:
 
 def _words(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def _add_stream(commands: Any) -> None:
+    parser = commands.add_parser(
+        "stream",
+        help="transcribe speech while it comes, from a pipe or a file",
+        usage="qwen3-asr stream FILE|- [options] [engine options of vllm serve]",
+        description="Transcribe while audio comes: raw 16-bit PCM, mono, from a pipe (-), or a "
+        "file. On a terminal the text that may still change is redrawn in place; elsewhere there "
+        "is a line for each piece of text that is final. From a microphone: "
+        "arecord -q -t raw -f S16_LE -r 16000 | qwen3-asr stream -",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE|-")
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    parser.add_argument("-l", "--language", type=_language, help="code or name; default: detect")
+    parser.add_argument("-c", "--context", default="", help="names and terms to expect")
+    parser.add_argument(
+        "-r",
+        "--rate",
+        type=_at_least(1000),
+        default=16_000,
+        metavar="HZ",
+        help="sampling rate of the pipe; default: %(default)d",
+    )
+    parser.add_argument(
+        "--step-s",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="seconds of new audio for which the model is asked again; default: %(default)g",
+    )
 
 
 def _formats(value: str) -> list[str]:
@@ -496,6 +532,81 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     return 1 if failed else 0
 
 
+# stream -------------------------------------------------------------------------------------
+
+
+def _stream(args: argparse.Namespace, rest: list[str]) -> int:
+    _set_defaults(TRANSCRIBE_ENVIRONMENT)
+    options = _engine_options(rest)
+    try:
+        pieces = _piped(args.rate) if args.file == "-" else _in_steps(args.file, args.step_s)
+        model = _load_model(args.model, options)
+        display = _Display(sys.stdout)
+        for update in model.stream(
+            pieces, language=args.language, context=args.context, step_s=args.step_s
+        ):
+            display.show(update.delta, update.tentative)
+        display.end()
+    except (ImportError, OSError, ValueError) as error:
+        _complain(str(error))
+        return 1
+    return 0
+
+
+def _piped(rate: int) -> Iterator[np.ndarray]:
+    from .audio import PcmStream
+
+    pcm = PcmStream("pcm", rate)
+    while data := sys.stdin.buffer.read1(1 << 16):  # type: ignore[union-attr]
+        yield pcm.push(data)
+    yield pcm.finish()
+
+
+def _in_steps(file: str, step_s: float) -> Iterator[np.ndarray]:
+    from .audio import load_audio
+    from .geometry import SAMPLE_RATE
+
+    waveform = load_audio(file)
+    size = max(1, round(step_s * SAMPLE_RATE))
+    return (waveform[start : start + size] for start in range(0, len(waveform), size))
+
+
+class _Display:
+    """Text as it becomes final, and on a terminal what may follow it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._line = ""  # final text of the last line on the terminal
+
+    def show(self, delta: str, tentative: str) -> None:
+        if not self._file.isatty():
+            if delta.strip():
+                print(delta.strip(), file=self._file, flush=True)
+            return
+        columns = shutil.get_terminal_size().columns - 1
+        *full, self._line = _wrap(self._line + delta, columns)
+        text = "".join(f"{line}\n" for line in full)
+        first_line = _wrap(self._line + tentative, columns)[0]
+        self._file.write(f"\r\x1b[K{text}{first_line}")
+        self._file.flush()
+
+    def end(self) -> None:
+        if self._file.isatty():
+            self._file.write("\n")
+
+
+def _wrap(text: str, columns: int) -> list[str]:
+    """Lines of at most so many columns, the last of which may be empty; cut at spaces if it can."""
+    lines = []
+    while display_width(text) > columns:
+        end = next(i for i in range(1, len(text) + 1) if display_width(text[:i]) > columns) - 1
+        space = text.rfind(" ", 0, end + 1)
+        end = space if space > 0 else max(end, 1)
+        lines.append(text[:end])
+        text = text[end:].lstrip()
+    return [*lines, text]
+
+
 # serve --------------------------------------------------------------------------------------
 
 
@@ -552,7 +663,7 @@ def _doctor_server(url: str, api_key: str | None) -> int:
     return _doctor(checks)
 
 
-WITH_ENGINE = {"transcribe": _transcribe, "eval": _evaluate}
+WITH_ENGINE = {"transcribe": _transcribe, "stream": _stream, "eval": _evaluate}
 
 
 def _set_defaults(environment: dict[str, str]) -> None:

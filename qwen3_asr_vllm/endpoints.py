@@ -52,6 +52,7 @@ from .form import MAX_UPLOAD_MB, ApiError, Form, limit, read_form
 from .languages import language_code, separator
 from .metrics import CountedRoute, count_transcript, observe_decoding
 from .prompt import NO_TRANSLATION
+from .realtime import Realtime, realtime
 from .transcript import FORMATS, Token, Transcript, diarized_json, logprobs
 from .transcription import (
     CUT_OFF,
@@ -98,6 +99,7 @@ class EndpointPlugin:
         counted = partial(add_route, route_class_override=CountedRoute)
         counted("/v1/audio/transcriptions", create_transcription)
         add_route("/v1/audio/translations", refuse_translation)
+        app.add_api_websocket_route("/v1/realtime", realtime)
 
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace
@@ -112,6 +114,12 @@ class EndpointPlugin:
         core = state.openai_serving_transcription
         state.qwen3_asr = Transcriber(
             engine_client, state.openai_serving_models, max_clip_s=core.asr_config.max_audio_clip_s
+        )
+        state.qwen3_asr_realtime = Realtime(
+            engine_client,
+            state.openai_serving_models,
+            max_clip_s=core.asr_config.max_audio_clip_s,
+            allowed_origins=args.allowed_origins,
         )
         state.qwen3_asr_about = about = state.qwen3_asr.about(args)
         logger.info("Transcribing at /v1/audio/transcriptions and on the page at /: %s.", about)

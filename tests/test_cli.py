@@ -76,7 +76,7 @@ def test_help_takes_under_300_ms():
     assert min(cpu_seconds_of_help() for _ in range(3)) < 0.3
 
 
-@pytest.mark.parametrize("command", [[], ["transcribe"], ["serve"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["transcribe"], ["stream"], ["serve"], ["doctor"]])
 def test_help_imports_nothing_heavy(command):
     result = python("-X", "importtime", "-m", "qwen3_asr_vllm.cli", *command, "--help")
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}

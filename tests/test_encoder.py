@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen3_asr_vllm.geometry import num_frames
 from qwen3_asr_vllm.log_mel import cut_chunks
+from qwen3_asr_vllm.streaming import GrowingClip
 
 CLIPS_S = (0.5, 0.99, 1, 3.05, 8, 8.01, 17.3, 31)
 
@@ -88,6 +90,28 @@ def test_encoding_whole_equals_encoding_its_windows(encoder):
         whole = encoder.encode_features(features, [1730])[0]
         parts = [encoder.encode_features(f, [f.shape[1]])[0] for f in features.split(800, dim=1)]
     torch.testing.assert_close(whole, torch.cat(parts), atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_windows_of_a_growing_clip_are_encoded_like_the_whole(encoder):
+    """With their context and the clip's peak, eagerly and from the buffers of a graph."""
+    waveform = noise(27.3)
+    waveform[-16_000:] *= 4  # the loudest moment is in the last window only
+    loudest = partial(encoder.log_mel.loudest, geometry=encoder.geometry)
+    clip = GrowingClip(
+        waveform, encoder.geometry, lambda w: loudest(w.samples, has_context=w.has_context)
+    )
+    windows = clip.windows(len(waveform))
+    parts = [cut_chunks(w.samples, encoder.geometry, has_context=w.has_context) for w in windows]
+    chunks = torch.from_numpy(np.concatenate(parts))
+    frames, peaks = [w.num_frames for w in windows], torch.tensor([w.peak for w in windows])
+    whole = encode(encoder, [waveform])[0]
+    eager = torch.cat(encoder.encode_waveforms(chunks, frames, peaks))
+    torch.testing.assert_close(eager, whole, atol=1e-5, rtol=0)
+    graph = encoder.encode_graph(encoder.graph_buffers(chunks, frames, peaks))
+    torch.testing.assert_close(graph[: len(whole)], whole, atol=1e-5, rtol=0)
+    without = torch.cat(encoder.encode_waveforms(chunks, frames))
+    assert (without - whole).abs().max() > 1e-3  # the peak matters
 
 
 def test_features_give_the_tokens_of_their_waveform(encoder):

@@ -42,6 +42,7 @@ ORDER = (
     "page",
     "form",
     "metrics",
+    "realtime",
     "endpoints",
     "doctor",
     "cli",

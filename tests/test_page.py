@@ -177,6 +177,28 @@ def test_the_microphone_is_heard(visit):
 
 
 @pytest.mark.vllm
+def test_speech_is_written_while_it_is_spoken(visit):
+    """Text before its end, all of it after, and a second go that knows nothing of the first."""
+    page = visit()
+    for _ in range(2):
+        page.get_by_role("button", name="Live").click()
+        expect(page.locator("#hint")).to_contain_text("Recording 0:0")
+        expect(page.locator("#text")).to_have_text(re.compile(".{10}", re.DOTALL))
+        early = page.locator("#text").inner_text()
+        assert len(early) < 200
+        page.wait_for_timeout(1000 * soundfile.info(HELLO).duration)
+        page.get_by_role("button", name="Stop").click()
+        finished(page)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download txt").click()
+        heard = download.value.path().read_text("utf-8")
+        assert heard.startswith(early.strip()) and len(heard.strip()) > len(early.strip())
+        assert "<" not in heard
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.get_by_role("button", name="Transcribe again")).to_be_hidden()
+
+
+@pytest.mark.vllm
 def test_what_is_asked_for_and_the_key_are_sent(visit):
     about = {"models": ["asr"], "languages": {"de": "German"}, "needs_key": True, "words": True}
     about |= {"decodes": ["wav"], "max_upload_mb": 1, "max_duration_s": 14_400, "version": "1"}
@@ -184,6 +206,7 @@ def test_what_is_asked_for_and_the_key_are_sent(visit):
     page.route("**/about", lambda route: route.fulfill(json=about))
     page.reload()
     asked = answer(page)
+    expect(page.get_by_role("button", name="Live")).to_be_hidden()  # it could not send the key
     page.get_by_label("API key").fill("secret")
     page.get_by_label("Language").select_option("German")
     page.get_by_label("Keywords").fill("Ada, Grace Hopper")

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "pip install '.[": "installs; .ci/run installs '.[test]'",
     "qwen3-asr serve Qwen/": "needs a GPU and a download; the tests serve the tiny checkpoint",
     "qwen3-asr eval ": "test_evaluation.py",
+    "qwen3-asr stream ": "test_offline.py",
     "qwen3-asr transcribe corpus.jsonl --ray": "test_cluster.py",
     "python3 -m venv .venv": ".ci/run runs the one that ends in pytest",
 }
