@@ -969,6 +969,26 @@ def test_mistakes_are_told_with_their_field(client, fields, error, param):
     assert raised.value.param == param
 
 
+def test_verbose_json_has_real_numbers(client):
+    """What in-tree refuses, and could not give: confidences from the decode itself (V6, V7)."""
+    verbose = transcribe(client, response_format="verbose_json", temperature=0.0)
+    assert not hasattr(verbose, "unmeasured")
+    for segment in verbose.segments:
+        assert segment.tokens and -5 < segment.avg_logprob < 0
+        assert 0 <= segment.no_speech_prob < 0.5 < segment.language_probability <= 1
+        assert segment.compression_ratio > 0 and segment.seek == int(100 * segment.start)
+    forced = transcribe(client, response_format="verbose_json", language="en")
+    assert forced.unmeasured == ["no_speech_prob"]
+
+
+def test_languages_to_choose_from(client, hello):
+    assert transcribe(client, languages=["en", "de"]).text == hello.text
+    other = transcribe(client, languages=["de", "zh"])
+    assert [language.code for language in other.languages] in (["de"], ["zh"])
+    *deltas, done = transcribe(client, languages=["de", "zh"], stream=True)
+    assert "".join(delta.delta for delta in deltas) == done.text == other.text
+
+
 def test_64_requests_at_once_good_and_bad(client, hello):
     def ask(index):
         if index % 4 == 3:
@@ -984,11 +1004,12 @@ def test_64_requests_at_once_good_and_bad(client, hello):
     assert answers == [None if index % 4 == 3 else hello.text for index in range(64)]
 
 
-def metric(server, name):
+def metric(server, name, label=""):
     """The sum over all labels of a metric of the engine; aborted requests do not count."""
     text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
     lines = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
-    return sum(float(line.split()[-1]) for line in lines if 'reason="abort"' not in line)
+    counted = (line for line in lines if 'reason="abort"' not in line and label in line)
+    return sum(float(line.split()[-1]) for line in counted)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -110,12 +110,15 @@ def test_a_language_is_taken_in_any_spelling(client, hello, language):
 
 @pytest.mark.parametrize("language", ["fil", "tl", "yue", "zh-TW", "Macedonian"])
 def test_a_language_that_in_tree_refuses_or_mistakes_is_forced(client, language):
+    """V2: "fil" is refused, "tl" and "yue" go wrong, "zh-TW" and names are refused."""
     assert isinstance(transcribe(client, HELLO, language=language).text, str)
 
 
-def test_an_unknown_language_lists_the_known_ones(client):
+@pytest.mark.parametrize("language", ["tlh", "cy", "he", "sw", "af"])
+def test_an_unknown_language_lists_the_known_ones(client, language):
+    """V2: in-tree takes 29 languages that the model never learnt, without a word."""
     with pytest.raises(openai.BadRequestError) as error:
-        transcribe(client, HELLO, language="tlh")
+        transcribe(client, HELLO, language=language)
     for code, name in LANGUAGES.items():
         assert code in str(error.value) and name in str(error.value)
 
@@ -140,6 +143,7 @@ def test_what_is_not_audio_is_a_bad_request(client):
 
 
 def test_a_very_short_clip_is_padded_not_refused(client):
+    """V13: in-tree finds no frame in 10 ms, and refuses them."""
     assert isinstance(transcribe(client, wav(np.full(160, 0.01, np.float32))).text, str)
 
 
@@ -152,6 +156,7 @@ def test_a_long_recording_is_split_and_heard_whole(client):
 
 
 def test_twenty_minutes_in_one_clip_are_accepted(client):
+    """V12: in-tree sizes its encoder budget for 30 s."""
     samples, rate = soundfile.read(HELLO, dtype="float32")
     assert rate == 16_000
     clip = np.resize(samples, 1199 * rate)
@@ -164,6 +169,45 @@ def test_twenty_minutes_in_one_clip_are_accepted(client):
         temperature=0,
     )
     assert answer.usage.prompt_tokens > 13 * 1199
+
+
+def test_the_prompt_is_as_long_as_that_of_a_chat(client):
+    """V1: in-tree leaves the empty system turn out, which the chat template writes."""
+    audio = base64.b64encode(wav(*soundfile.read(HELLO))[1]).decode()
+    part = {"type": "input_audio", "input_audio": {"data": audio, "format": "wav"}}
+    message = {"role": "user", "content": [part]}
+    chat = client.chat.completions.create(model=str(CHECKPOINT), messages=[message], max_tokens=1)
+    assert prompt_tokens(client) == chat.usage.prompt_tokens
+
+
+def test_hotwords_reach_the_model(client):
+    """V8: in-tree takes the field and never reads it."""
+    words = prompt_tokens(client, extra_body={"hotwords": "Ada, Grace Hopper"})
+    assert words == prompt_tokens(client, prompt="Ada, Grace Hopper") > prompt_tokens(client)
+
+
+def prompt_tokens(client, **fields):
+    fields = {"extra_body": {}} | fields
+    fields["extra_body"] |= {"stream_include_usage": True}
+    *_, done = transcribe(client, HELLO, stream=True, **fields)
+    return done.usage.prompt_tokens
+
+
+def test_chinese_clips_are_joined_without_a_space(client):
+    """V4: in-tree joins by the language that was asked for; where none was, with a space."""
+    rows = [row for row in heldout() if row["language"] == "Chinese"][:10]
+    paths = [DATA / "heldout" / row["audio_filepath"] for row in rows]
+    clips = [soundfile.read(path, dtype="float32")[0] for path in paths]
+    quiet = np.zeros(8_000, np.float32)
+    answer = transcribe(client, wav(np.concatenate([x for clip in clips for x in (clip, quiet)])))
+    assert answer.usage.seconds > 2 * 12 and len(answer.text) > 10
+    assert not re.search(r"[\u4e00-\u9fff。，？！] +[\u4e00-\u9fff]", answer.text)
+
+
+def test_a_quarter_of_an_hour_and_29_mb_are_taken(client):
+    """V10: in-tree takes 10 minutes and 25 MB."""
+    answer = transcribe(client, wav(np.zeros(900 * 16_000, np.float32)))
+    assert (answer.text, answer.usage.seconds) == ("", 900)
 
 
 @pytest.mark.parametrize("kind", ["input_audio", "audio_url"])
@@ -182,5 +226,6 @@ def test_chat_hears_audio(client, hello, kind):
 
 
 def test_translation_is_refused(client):
+    """V20: in-tree serves a route for what the model cannot do."""
     with pytest.raises(openai.BadRequestError, match="does not translate"):
         client.audio.translations.create(model=str(CHECKPOINT), file=HELLO)
