@@ -32,6 +32,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "asr"
 DATA = Path(__file__).parent / "data"
+# In transformers, and in the checkpoints as published.
+PUBLISHED_NAMES = {
+    "model.audio_tower.": "thinker.audio_tower.",
+    "model.multi_modal_projector.linear_1.": "thinker.audio_tower.proj1.",
+    "model.multi_modal_projector.linear_2.": "thinker.audio_tower.proj2.",
+    "model.language_model.": "thinker.model.",
+    "lm_head.": "thinker.lm_head.",
+    "score.": "thinker.lm_head.",
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
@@ -100,6 +109,39 @@ def reference_model(config: Any, *, seed: int = 0, num_classes: int = 0) -> Any:
     return model.eval()
 
 
+def shipped_reference() -> Any:
+    """transformers' own model with the weights of ``CHECKPOINT``, float32."""
+    from safetensors.torch import load_file
+    from transformers.models.qwen3_asr import Qwen3ASRConfig, Qwen3ASRForConditionalGeneration
+
+    thinker = json.loads((CHECKPOINT / "config.json").read_text())["thinker_config"]
+    text = {n: v for n, v in thinker["text_config"].items() if not n.startswith("rope")}
+    theta = thinker["text_config"]["rope_theta"]
+    text |= {
+        "model_type": "qwen3",
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+    }
+    config = Qwen3ASRConfig(
+        audio_config={n: v for n, v in thinker["audio_config"].items() if n != "model_type"},
+        text_config=text,
+        audio_token_id=thinker["audio_token_id"],
+        tie_word_embeddings=True,
+    )
+    model = Qwen3ASRForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    weights = {}
+    for name, tensor in load_file(CHECKPOINT / "model.safetensors").items():
+        new, old = max(
+            (item for item in PUBLISHED_NAMES.items() if name.startswith(item[1])),
+            key=lambda item: len(item[1]),
+        )
+        weights[name.replace(old, new, 1)] = tensor.float()
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}  # tied
+    model.tie_weights()
+    return model.eval()
+
+
 def save_flat(model: Any, path: Path) -> Path:
     """The layout of ``Qwen/Qwen3-ASR-*-hf``."""
     from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor
@@ -135,18 +177,10 @@ def save_nested(model: Any, path: Path) -> Path:
         nested["timestamp_segment_time"] = 80
         nested["thinker_config"] |= {"classify_num": model.num_labels}
     (path / "config.json").write_text(json.dumps(nested))
-    renames = {
-        "model.audio_tower.": "thinker.audio_tower.",
-        "model.multi_modal_projector.linear_1.": "thinker.audio_tower.proj1.",
-        "model.multi_modal_projector.linear_2.": "thinker.audio_tower.proj2.",
-        "model.language_model.": "thinker.model.",
-        "lm_head.": "thinker.lm_head.",
-        "score.": "thinker.lm_head.",
-    }
     tensors = {}
     for name, tensor in model.state_dict().items():
-        old = next(old for old in renames if name.startswith(old))
-        tensors[name.replace(old, renames[old], 1)] = tensor.contiguous().clone()
+        old = next(old for old in PUBLISHED_NAMES if name.startswith(old))
+        tensors[name.replace(old, PUBLISHED_NAMES[old], 1)] = tensor.contiguous().clone()
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return path
 
@@ -248,7 +282,6 @@ def serving(folder: Path, *options: str, model: Path = CHECKPOINT, **env: str) -
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     env |= {"ADDRESSES": str(folder / "addresses"), "PYTHONPATH": os.pathsep.join(paths)}
     env |= {"QWEN3_ASR_MAX_CLIP_S": "12"}  # the checkpoint learned on clips of a few sentences
-    env |= {"QWEN3_ASR_MAX_UTTERANCE_S": "20", "QWEN3_ASR_REALTIME_IDLE_S": "10"}
     env |= {"VLLM_HOST_IP": "127.0.0.1"}  # else vLLM asks the kernel for its route to 8.8.8.8
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
