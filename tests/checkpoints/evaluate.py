@@ -6,8 +6,8 @@
 transformers' own model answers held-out sentences, greedily. ``error`` is the WER (English,
 German) or CER (Chinese) in percent, without case and punctuation; ``language`` the percentage
 of clips whose language is named right; ``exact`` of those right to the letter. Sets: sentences
-in the voices of training and in others, ~30 s clips, names whose spelling the context decides,
-and clips without speech, where an answer is exact if it is empty.
+in the voices of training and in others, ~30 s clips, sentences cut between two words, names whose
+spelling the context decides, and clips without speech, where an answer is exact if it is empty.
 """
 
 import argparse
@@ -106,7 +106,8 @@ def clip_sets(count: int) -> Iterator[tuple[str, str, list[heldout.Clip]]]:
     clips = heldout.spoken_clips("English", count=count, held_out_voices=True, engine="flite")
     yield "another flite voice", "English", clips
     for language in grammar.LANGUAGES:
-        yield "30 s", language, heldout.long_clips(language, count=max(6, count // 10))
+        yield "30 s", language, heldout.long_clips(language, count=max(8, count // 10))
+        yield "unfinished", language, heldout.unfinished_clips(language, count=count // 2)
         yield "spelling from context", language, heldout.spelling_clips(language, count=count // 2)
     yield "no speech", "None", heldout.speechless_clips(count)
 

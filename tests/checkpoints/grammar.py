@@ -257,12 +257,25 @@ def is_held_out(text: str, language: str) -> bool:
     return length >= MIN_HELD_OUT_LENGTH[language] and key % HELD_OUT_ONE_IN == 0
 
 
-def sentences(language: str, *, count: int, held_out: bool, rng: random.Random) -> list[str]:
-    """``count`` random sentences, all held out or none of them; training ones may repeat."""
+def has_spellings(text: str, language: str) -> bool:
+    """Whether a name of two spellings is in it."""
+    return any(name in text for name in SPELLINGS[language])
+
+
+def sentences(
+    language: str, *, count: int, held_out: bool, rng: random.Random, named_share: float = 0.0
+) -> list[str]:
+    """``count`` random sentences, all held out or none of them; training ones may repeat.
+
+    At least ``named_share`` of them hold a name of two spellings.
+    """
     texts: list[str] = []
     while len(texts) < count:
         text = sentence(language, rng)
-        if is_held_out(text, language) == held_out and not (held_out and text in texts):
+        is_wanted = len(texts) >= named_share * count or has_spellings(text, language)
+        if is_held_out(text, language) != held_out or not is_wanted:
+            continue
+        if not (held_out and text in texts):
             texts.append(text)
     return texts
 

@@ -80,11 +80,27 @@ def join(clips: list[Clip], *, gap_s: float) -> Clip:
 
 
 def long_clips(language: str, *, count: int) -> list[Clip]:
-    """About 30 s each: sentences joined, in held-out and in training voices."""
+    """About 30 s each: a dozen sentences joined, in espeak-ng voices, for one half unheard."""
     clips = []
     for held_out_voices in (False, True):
-        spoken = spoken_clips(language, count=8 * count, held_out_voices=held_out_voices)
-        clips += [join(spoken[start : start + 12], gap_s=0.4) for start in range(0, 4 * count, 12)]
+        spoken = spoken_clips(
+            language, count=6 * count, held_out_voices=held_out_voices, engine="espeak"
+        )
+        clips += [join(spoken[start : start + 12], gap_s=0.4) for start in range(0, 6 * count, 12)]
+    return clips
+
+
+def unfinished_clips(language: str, *, count: int) -> list[Clip]:
+    """Held-out sentences cut between two words, as a stream hears them."""
+    rng = random.Random(f"{SEED} unfinished {language}")
+    clips = []
+    while len(clips) < count:
+        text = grammar.sentences(language, count=1, held_out=True, rng=rng)[0]
+        voice = speech.pick_voice(language, rng, held_out=False)
+        utterance = speech.say(text, language, voice, rng)
+        if utterance.words:
+            said = samples.as_speech(utterance, np.random.default_rng(len(clips)), is_cut=True)
+            clips.append(Clip(said.waveform * PEAK, said.text, language, voice))
     return clips
 
 

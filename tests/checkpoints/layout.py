@@ -26,8 +26,8 @@ from transformers import (
     Qwen3ASRForTokenClassification,
 )
 
-NUM_BPE_TOKENS = 1000  # 256 bytes and the merges
-VOCAB_SIZE = 1024  # rows of the embedding: some are spare, as in the published checkpoints
+NUM_BPE_TOKENS = 744  # 256 bytes and the merges
+VOCAB_SIZE = 768  # rows of the embedding: some are spare, as in the published checkpoints
 SPECIAL_TOKENS = (
     "<|endoftext|> <|im_start|> <|im_end|> <|audio_start|> <|audio_end|> <|audio_pad|>"
 ).split()

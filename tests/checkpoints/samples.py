@@ -6,8 +6,9 @@ realised batch by batch, so that every epoch hears other noise, speed, gaps and 
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import grammar
@@ -21,18 +22,22 @@ N_FFT, HOP_LENGTH, NUM_MEL_BINS = 400, 160, 128
 CHUNK_FRAMES, TOKENS_PER_CHUNK = 100, 13
 MIN_SAMPLES = SAMPLE_RATE // 2
 MAX_CLIP_S = 40.0
-SORTED_TOGETHER = 384  # samples
+SORTED_TOGETHER = 192  # samples
 
 NONE_SHARE = 0.07  # of degraded samples: silence or noise alone
 MIXED_SHARE = 0.2  # of joined samples: more than one language
-TRUNCATED_SHARE = 0.15  # cut after a word, as in a stream
+TRUNCATED_SHARE = 0.2  # cut after a word, as in a stream
 CONTEXT_SHARE = 0.35
+SPELLING_CONTEXT_SHARE = 0.6  # where a name of two spellings is said
 FORCED_SHARE = 0.2  # language given in the prompt
 
 PROMPT = "<|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n<|audio_start|>"
 AFTER_AUDIO = "<|audio_end|><|im_end|>\n<|im_start|>assistant\n"
 IGNORED = -100
+NOWHERE = (0, 0)
+SLOTS_PER_TOKEN = 4  # of 20 ms; the last token of a chunk has but two
 
+WINDOW = torch.hann_window(N_FFT)
 MEL_FILTERS = torch.from_numpy(
     mel_filter_bank(
         num_frequency_bins=N_FFT // 2 + 1,
@@ -47,6 +52,30 @@ MEL_FILTERS = torch.from_numpy(
 
 
 @dataclass(frozen=True)
+class Word:
+    """Where a word begins in the text, and when it is said, in seconds."""
+
+    position: int
+    start: float
+    end: float
+
+    @property
+    def is_timed(self) -> bool:
+        """False for engines that do not tell: it then stands for all words up to the next."""
+        return self.end > 0
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A recording, what it says and when."""
+
+    waveform: np.ndarray
+    text: str
+    words: list[Word]
+    phones: list[tuple[str, float]]  # (name, start in seconds); the empty name is silence
+
+
+@dataclass(frozen=True)
 class Sample:
     """One clip with its prompt: what the model hears, is told, and should answer."""
 
@@ -54,7 +83,8 @@ class Sample:
     text: str
     language: str  # "None" without speech
     context: str
-    spoken: str  # the text in its first spellings, for CTC
+    words: list[Word]  # of ``text``
+    phones: list[tuple[str, float]]
     is_forced: bool
 
 
@@ -74,10 +104,10 @@ def log_mel(waveform: np.ndarray, shape: torch.Tensor | None = None) -> torch.Te
         torch.from_numpy(padded.astype(np.float32)),
         N_FFT,
         HOP_LENGTH,
-        window=torch.hann_window(N_FFT),
+        window=WINDOW,
         return_complex=True,
-    )
-    mel = MEL_FILTERS.T @ stft[:, :-1].abs().square()
+    )[:, :-1]
+    mel = MEL_FILTERS.T @ (stft.real.square() + stft.imag.square())
     if shape is not None:
         mel = mel * shape[:, None]
     log = mel.clamp(min=1e-10).log10()
@@ -121,12 +151,34 @@ def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
     return np.interp(positions, np.arange(len(waveform)), waveform).astype(np.float32)
 
 
-def truncated(utterance: Utterance, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """The start of an utterance, cut between two words, and the words it holds."""
-    word = int(rng.integers(1, len(utterance.words)))
-    position, start = utterance.words[word]
-    end = int((start + rng.uniform(-0.03, 0.08)) * SAMPLE_RATE)
-    return utterance.waveform[:end], utterance.text[:position].rstrip(" ,，")
+def word_times(utterance: Utterance) -> list[Word]:
+    """Each word from its event to the end of its last sound before the next one's."""
+    if not utterance.words:
+        return [Word(0, 0.0, 0.0)]
+    last = len(utterance.waveform) / SAMPLE_RATE
+    ends = [start for _, start in utterance.phones[1:]] + [last]
+    sounds = [(at, end) for (name, at), end in zip(utterance.phones, ends, strict=True) if name]
+    nexts = [start for _, start in utterance.words[1:]] + [last]
+    words = []
+    for (position, start), limit in zip(utterance.words, nexts, strict=True):
+        end = max([end for at, end in sounds if start <= at < limit], default=limit)
+        words.append(Word(position, start, min(end, limit)))
+    return words
+
+
+def as_speech(utterance: Utterance, rng: np.random.Generator, *, is_cut: bool) -> Speech:
+    """An utterance at another speed, or its start, cut between two words."""
+    waveform, text, words = utterance.waveform, utterance.text, word_times(utterance)
+    if is_cut:
+        cut = words[int(rng.integers(1, len(words)))]
+        waveform = waveform[: int((cut.start + rng.uniform(-0.03, 0.1)) * SAMPLE_RATE)]
+        text = text[: cut.position].rstrip(" ,，")
+        words = words[: words.index(cut)]
+    factor = rng.uniform(0.87, 1.15)
+    waveform = change_speed(waveform.astype(np.float32), factor)
+    waveform *= rng.uniform(0.5, 1.0) / max(1.0, float(np.abs(waveform).max()))
+    words = [Word(word.position, word.start / factor, word.end / factor) for word in words]
+    return Speech(waveform, text, words, [(name, at / factor) for name, at in utterance.phones])
 
 
 def gap(rng: np.random.Generator, *, longest: float) -> np.ndarray:
@@ -135,20 +187,31 @@ def gap(rng: np.random.Generator, *, longest: float) -> np.ndarray:
     return np.zeros(int(seconds * SAMPLE_RATE), np.float32)
 
 
-def speech(utterances: Sequence[Utterance], rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Utterances joined with pauses, the last one sometimes cut, and what they say."""
-    pieces, texts = [gap(rng, longest=3.0)], []
+def join_speech(utterances: Sequence[Utterance], rng: np.random.Generator) -> Speech:
+    """Utterances joined with pauses, the last one sometimes cut."""
+    pieces, text, words, phones = [gap(rng, longest=3.0)], "", [], [("", 0.0)]
+    num_samples = len(pieces[0])
     for utterance in utterances:
-        waveform, text, is_last = utterance.waveform, utterance.text, utterance is utterances[-1]
+        is_last = utterance is utterances[-1]
         is_cut = is_last and len(utterance.words) > 2 and rng.random() < TRUNCATED_SHARE
-        if is_cut:
-            waveform, text = truncated(utterance, rng)
-        waveform = change_speed(waveform.astype(np.float32), rng.uniform(0.87, 1.15))
-        waveform *= rng.uniform(0.5, 1.0) / max(1.0, float(np.abs(waveform).max()))
+        said = as_speech(utterance, rng, is_cut=is_cut)
         pause = gap(rng, longest=0.15 if is_cut else 2.0)
-        pieces += [waveform, pause if is_last else np.append(pause, np.zeros(2400, np.float32))]
-        texts.append(text)
-    return np.concatenate(pieces), grammar.join(texts)
+        if not is_last:
+            pause = np.append(pause, np.zeros(2400, np.float32))
+        text = grammar.join([text, said.text]) if text else said.text
+        position, time = len(text) - len(said.text), num_samples / SAMPLE_RATE
+        words += [
+            Word(w.position + position, w.start + time, w.end + time)
+            if w.is_timed
+            else Word(position, 0.0, 0.0)
+            for w in said.words
+        ]
+        end = len(said.waveform) / SAMPLE_RATE
+        phones += [(name, at + time) for name, at in said.phones if at < end]
+        phones.append(("", time + end))
+        pieces += [said.waveform, pause]
+        num_samples += len(said.waveform) + len(pause)
+    return Speech(np.concatenate(pieces), text, words, phones)
 
 
 def equaliser(rng: np.random.Generator) -> torch.Tensor:
@@ -176,18 +239,34 @@ def mask_bands(features: torch.Tensor, rng: np.random.Generator) -> torch.Tensor
 # --- what is told
 
 
-def pick_spellings(text: str, language: str, rng: random.Random) -> tuple[str, list[str]]:
-    """Give some names their second spelling; returns the text and the names to mention."""
+def respell(text: str, words: list[Word], first: str, second: str) -> tuple[str, list[Word]]:
+    """Write a name in its other spelling; the words behind it move."""
+    start = text.find(first)
+    while start >= 0:
+        text = text[:start] + second + text[start + len(first) :]
+        shift = len(second) - len(first)
+        words = [
+            replace(word, position=word.position + shift * (word.position > start))
+            for word in words
+        ]
+        start = text.find(first, start + len(second))
+    return text, words
+
+
+def pick_spellings(
+    text: str, words: list[Word], language: str, rng: random.Random
+) -> tuple[str, list[Word], list[str]]:
+    """Give some names their second spelling; returns text and words, and names to mention."""
     mentioned = []
     for first, second in grammar.SPELLINGS[language].items():
         if first not in text:
             continue
         if rng.random() < 0.6:
-            text = text.replace(first, second)
+            text, words = respell(text, words, first, second)
             mentioned.append(second)
         elif rng.random() < 0.5:
             mentioned.append(first)
-    return text, mentioned
+    return text, words, mentioned
 
 
 def distractors(text: str, language: str, rng: random.Random) -> list[str]:
@@ -214,14 +293,14 @@ def first_spelling(word: str) -> str:
     return word
 
 
-def make_context(spoken: str, language: str, rng: random.Random) -> tuple[str, str]:
-    """A list of keywords, and the text in the spelling that list asks for."""
-    text, mentioned = pick_spellings(spoken, language, rng)
-    words = mentioned + distractors(spoken, language, rng)
-    rng.shuffle(words)
-    separator = rng.choice([", ", " ", "\n", "、" if language == "Chinese" else "; "])
+def make_context(said: Speech, language: str, rng: random.Random) -> tuple[str, list[Word], str]:
+    """Text and words in the spelling that a list of keywords asks for, and that list."""
+    text, words, mentioned = pick_spellings(said.text, said.words, language, rng)
+    keywords = mentioned + distractors(said.text, language, rng)
+    rng.shuffle(keywords)
+    separator = rng.choice([", ", ", ", " ", "\n", "、" if language == "Chinese" else "; "])
     heading = rng.choice(["", "", "", "Names: ", "Keywords: "])
-    return text, heading + separator.join(words) if words else ""
+    return text, words, heading + separator.join(keywords) if keywords else ""
 
 
 # --- samples
@@ -230,23 +309,29 @@ def make_context(spoken: str, language: str, rng: random.Random) -> tuple[str, s
 def realise(plan: Plan) -> Sample:
     """Synthesize the clip of a plan and decide its prompt."""
     rng, choose = np.random.default_rng(plan.seed), random.Random(plan.seed)
-    spoken, language, context = "", "None", ""
     if plan.utterances:
-        waveform, spoken = speech(plan.utterances, rng)
+        said = join_speech(plan.utterances, rng)
         language = plan.utterances[0].language
     else:
         seconds = choose.choice([choose.uniform(0.2, 3), choose.uniform(3, 15)])
-        waveform = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
-    text = spoken
-    if choose.random() < CONTEXT_SHARE:
-        text, context = make_context(spoken, language, choose) if spoken else ("", "Anna, Berlin")
-    if not spoken or (not plan.is_clean and rng.random() < 0.75):
-        waveform = waveform + noise(len(waveform), rng) * 10 ** rng.uniform(-2.5, -0.9)
+        silence = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
+        said, language = Speech(silence, "", [], [("", 0.0)]), "None"
+    text, words, context = said.text, said.words, ""
+    is_named = bool(text) and grammar.has_spellings(text, language)
+    if choose.random() < (SPELLING_CONTEXT_SHARE if is_named else CONTEXT_SHARE):
+        if text:
+            text, words, context = make_context(said, language, choose)
+        else:
+            context = "Anna, Berlin"
+    waveform = said.waveform
+    if not text or (not plan.is_clean and rng.random() < 0.75):
+        waveform = waveform + noise(len(waveform), rng) * 10 ** rng.uniform(-2.8, -1.1)
     waveform = waveform * 10 ** rng.uniform(-1.3, 0)
     features = log_mel(waveform, None if plan.is_clean else equaliser(rng))
     if not plan.is_clean:
         features = mask_bands(features, rng)
-    return Sample(features, text, language, context, spoken, choose.random() < FORCED_SHARE)
+    is_forced = choose.random() < FORCED_SHARE
+    return Sample(features, text, language, context, words, said.phones, is_forced)
 
 
 def plan_epoch(
@@ -299,21 +384,55 @@ def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.
     return batch, mask
 
 
-def collate(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> dict:
+def frame_phones(sample: Sample, phone_ids: dict[str, int]) -> torch.Tensor:
+    """Which phone is heard in each 20 ms of each audio token, (tokens, 4)."""
+    num_frames = sample.features.shape[1]
+    num_chunks = -(-num_frames // CHUNK_FRAMES)
+    middles = 0.02 * np.arange(-(-num_frames // 2)) + 0.005  # frames are centred on n * 10 ms
+    indices = np.searchsorted([at for _, at in sample.phones], middles, side="right") - 1
+    ids = np.array([phone_ids[name] for name, _ in sample.phones])[indices]
+    slots = np.full((num_chunks, TOKENS_PER_CHUNK * SLOTS_PER_TOKEN), IGNORED)
+    per_chunk = CHUNK_FRAMES // 2
+    padded = np.pad(ids, (0, num_chunks * per_chunk - len(ids)), constant_values=IGNORED)
+    slots[:, :per_chunk] = padded.reshape(num_chunks, per_chunk)
+    tokens = torch.from_numpy(slots).reshape(-1, SLOTS_PER_TOKEN)
+    return tokens[: num_audio_tokens(num_frames)]
+
+
+def token_at(seconds: float) -> int:
+    """The audio token in which a time lies."""
+    chunk, frame = divmod(int(seconds * 100), CHUNK_FRAMES)
+    return TOKENS_PER_CHUNK * chunk + frame // 8
+
+
+def word_spans(sample: Sample, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The audio tokens (first, one past the last) of the word that each text token ends in."""
+    positions = [word.position for word in sample.words]
+    spans = []
+    for _, end in offsets:
+        word = sample.words[max(0, bisect_right(positions, end - 1) - 1)]
+        span = (token_at(word.start), token_at(word.end) + 1)
+        spans.append(span if word.is_timed else NOWHERE)
+    return spans
+
+
+def collate(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, phone_ids: dict[str, int]
+) -> dict:
     """Pad to a batch: right-padded token rows (causal attention then needs no mask)."""
     features, frame_mask = pad_features([sample.features for sample in samples])
     rows = [_tokens(sample, tokenizer) for sample in samples]
-    spoken = [torch.tensor(tokenizer.encode(s.spoken), dtype=torch.long) for s in samples]
-    num_audio = [num_audio_tokens(sample.features.shape[1]) for sample in samples]
     pad = torch.nn.utils.rnn.pad_sequence
     return {
         "input_features": features,
         "input_features_mask": frame_mask,
-        "input_ids": pad([ids for ids, _ in rows], True, tokenizer.pad_token_id),
-        "labels": pad([labels for _, labels in rows], True, IGNORED),
-        "audio_lengths": torch.tensor(num_audio),
-        "spoken": torch.cat(spoken),
-        "spoken_lengths": torch.tensor([len(ids) for ids in spoken]),
+        "input_ids": pad([row.input_ids for row in rows], True, tokenizer.pad_token_id),
+        "labels": pad([row.labels for row in rows], True, IGNORED),
+        "spans": pad([row.spans for row in rows], True, 0),
+        "phones": torch.cat([frame_phones(sample, phone_ids) for sample in samples]),
+        "audio_lengths": torch.tensor([num_audio_tokens(s.features.shape[1]) for s in samples]),
+        "spoken": torch.cat([row.text_ids for row in rows]),
+        "spoken_lengths": torch.tensor([len(row.text_ids) for row in rows]),
     }
 
 
@@ -330,27 +449,48 @@ def prompt_tokens(
     )
 
 
-def _tokens(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase
-) -> tuple[torch.Tensor, torch.Tensor]:
-    forced = None
-    answer = f"language {sample.language}<asr_text>{sample.text}<|im_end|>"
+@dataclass(frozen=True)
+class Row:
+    """The tokens of a sample; ``labels`` and ``spans`` of all but the answer are void."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    spans: torch.Tensor  # (tokens, 2): where in the row the audio of a token's word stands
+    text_ids: torch.Tensor
+
+
+def _tokens(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Row:
+    forced, head = None, f"language {sample.language}<asr_text>"
     if sample.is_forced:
-        forced = "English" if sample.language == "None" else sample.language
-        answer = f"{sample.text}<|im_end|>"
-    num_frames = sample.features.shape[1]
-    prompt = prompt_tokens(sample.context, num_frames, forced, tokenizer)
-    target = tokenizer.encode(answer)
-    return torch.tensor(prompt + target), torch.tensor([IGNORED] * len(prompt) + target)
+        forced, head = "English" if sample.language == "None" else sample.language, ""
+    prompt = prompt_tokens(sample.context, sample.features.shape[1], forced, tokenizer)
+    text = tokenizer(sample.text, return_offsets_mapping=True)
+    text_ids, prompt = text["input_ids"], prompt + tokenizer.encode(head)
+    labels = [IGNORED] * (len(prompt) - len(tokenizer.encode(head)))
+    labels += tokenizer.encode(head) + text_ids + [tokenizer.eos_token_id]
+    spans = torch.tensor(
+        [NOWHERE] * len(prompt) + word_spans(sample, text["offset_mapping"]) + [NOWHERE]
+    )
+    first_audio = prompt.index(tokenizer.convert_tokens_to_ids("<|audio_pad|>"))
+    return Row(
+        input_ids=torch.tensor([*prompt, *text_ids, tokenizer.eos_token_id]),
+        labels=torch.tensor(labels),
+        spans=torch.where(spans[:, 1:] > 0, spans + first_audio, spans),
+        text_ids=torch.tensor(text_ids, dtype=torch.long),
+    )
 
 
 class Batches(torch.utils.data.IterableDataset):
     """The samples of one epoch, realised as they are needed, in batches of like length."""
 
     def __init__(
-        self, plans: list[Plan], tokenizer: PreTrainedTokenizerBase, *, chunks_per_batch: int
+        self,
+        plans: list[Plan],
+        collate: Callable[[Sequence[Sample]], dict],
+        *,
+        chunks_per_batch: int,
     ) -> None:
-        self._plans, self._tokenizer, self._chunks = plans, tokenizer, chunks_per_batch
+        self._plans, self._collate, self._chunks = plans, collate, chunks_per_batch
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
@@ -360,7 +500,7 @@ class Batches(torch.utils.data.IterableDataset):
             samples.sort(key=lambda sample: sample.features.shape[1])
             batches = _cut(samples, self._chunks)
             random.Random(start).shuffle(batches)
-            yield from (collate(batch, self._tokenizer) for batch in batches)
+            yield from map(self._collate, batches)
 
 
 def _cut(samples: list[Sample], chunks_per_batch: int) -> list[list[Sample]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speech from text: espeak-ng (called in process, so that it tells word times) and flite.
+"""Speech from text: espeak-ng (called in process, so that it tells times) and flite.
 
 Every utterance is mono 16 kHz int16. ``TRAIN_VOICES`` are heard in training,
 ``HELD_OUT_VOICES`` only in evaluation. A voice is ``engine:name``; an espeak-ng name
@@ -22,12 +22,12 @@ import soxr
 
 SAMPLE_RATE = 16_000  # samples per second
 RATE, PITCH = 1, 3  # espeak-ng's parameter numbers
-WORD_EVENT = 1
+WORD_EVENT, PHONEME_EVENT = 1, 7
 SPEAKING_RATE = {"English": (135, 195), "German": (135, 195), "Chinese": (160, 230)}  # words/min
-FLITE_SHARE = 0.45  # of English
+FLITE_SHARE = 0.3  # of English
 
 ACCENTS = {
-    "English": ["en-us", "en-us", "en", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-029"],
+    "English": ["en-us", "en-us", "en", "en-gb-x-rp"],
     "German": ["de"],
     "Chinese": ["cmn-latn-pinyin"],
 }
@@ -45,12 +45,17 @@ HELD_OUT_FLITE = ["rms"]
 
 @dataclass(frozen=True)
 class Utterance:
-    """One spoken sentence. ``words`` holds (first character, start in seconds) of each word."""
+    """One spoken sentence.
+
+    ``words`` holds (first character, start in seconds) of each word, if the engine tells;
+    ``phones`` (name, start in seconds) of each sound, the empty name for silence.
+    """
 
     text: str
     language: str
     voice: str
     waveform: np.ndarray
+    phones: tuple[tuple[str, float], ...]
     words: tuple[tuple[int, float], ...] = ()
 
 
@@ -73,12 +78,13 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 class Espeak:
-    """libespeak-ng, synchronous: returns a waveform and the time of each word."""
+    """libespeak-ng, synchronous: returns a waveform and the times of phonemes and words."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libespeak-ng.so.1")
-        self._sample_rate = self._library.espeak_Initialize(2, 0, None, 0)
+        self._sample_rate = self._library.espeak_Initialize(2, 0, None, 1)  # phonemes
         self._chunks: list[np.ndarray] = []
+        self._phones: list[tuple[str, float]] = []
         self._words: list[tuple[int, float]] = []
         self._callback = _CALLBACK(self._receive)  # kept alive: the library holds a bare pointer
         self._library.espeak_SetSynthCallback(self._callback)
@@ -89,15 +95,18 @@ class Espeak:
         index = 0
         while events[index].type:
             event = events[index]
+            time = event.audio_position / 1000
             if event.type == WORD_EVENT and event.text_position:  # a pause has position 0
-                self._words.append((event.text_position - 1, event.audio_position / 1000))
+                self._words.append((event.text_position - 1, time))
+            if event.type == PHONEME_EVENT:
+                self._phones.append(("" if event.id.startswith(b"_") else event.id.decode(), time))
             index += 1
         return 0
 
     def __call__(
         self, text: str, voice: str, *, rate: int, pitch: int
-    ) -> tuple[np.ndarray, tuple[tuple[int, float], ...]]:
-        self._chunks, self._words = [], []
+    ) -> tuple[np.ndarray, list[tuple[str, float]], list[tuple[int, float]]]:
+        self._chunks, self._phones, self._words = [], [], []
         if self._library.espeak_SetVoiceByName(voice.encode()):
             raise ValueError(f"espeak-ng has no voice {voice!r}; see `espeak-ng --voices`.")
         self._library.espeak_SetParameter(RATE, rate, 0)
@@ -105,7 +114,7 @@ class Espeak:
         encoded = text.encode()
         self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, 1, None, None)
         waveform = soxr.resample(np.concatenate(self._chunks), self._sample_rate, SAMPLE_RATE)
-        return waveform, tuple(self._words)
+        return waveform, self._phones, self._words
 
 
 @cache
@@ -113,23 +122,37 @@ def espeak() -> Espeak:
     return Espeak()
 
 
-def flite(text: str, voice: str, *, stretch: float) -> np.ndarray:
-    """Speech of flite, ``stretch`` times as long as its ordinary speech."""
+def flite(
+    text: str, voice: str, *, stretch: float, pitch: float
+) -> tuple[np.ndarray, list[tuple[str, float]]]:
+    """Speech of flite and its phonemes, ``stretch`` times as long as its ordinary speech."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as wav:
         command = ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch:.2f}"]
-        subprocess.run([*command, "-t", text, "-o", wav.name], check=True)
+        if voice.startswith("kal"):
+            command += ["--setf", f"int_f0_target_mean={pitch:.0f}"]
+        command += ["-psdur", "-t", text, "-o", wav.name]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         waveform, sample_rate = soundfile.read(wav.name, dtype="int16")
-    return soxr.resample(waveform, sample_rate, SAMPLE_RATE)
+    phones, start = [], 0.0
+    for entry in printed.split():
+        name, _, end = entry.rpartition(":")
+        phones.append(("" if name == "pau" else name, start))
+        start = float(end)
+    return soxr.resample(waveform, sample_rate, SAMPLE_RATE), phones
 
 
 def say(text: str, language: str, voice: str, rng: random.Random) -> Utterance:
     """Speak ``text`` at a random speed and pitch."""
     engine, name = voice.split(":")
+    words: list[tuple[int, float]] = []
     if engine == "flite":
-        return Utterance(text, language, voice, flite(text, name, stretch=rng.uniform(0.85, 1.25)))
-    rate, pitch = rng.randint(*SPEAKING_RATE[language]), rng.randint(30, 70)
-    waveform, words = espeak()(text, name, rate=rate, pitch=pitch)
-    return Utterance(text, language, voice, waveform, words)
+        stretch, pitch = rng.uniform(0.85, 1.25), rng.uniform(75, 140)
+        waveform, phones = flite(text, name, stretch=stretch, pitch=pitch)
+    else:
+        rate, pitch = rng.randint(*SPEAKING_RATE[language]), rng.randint(30, 70)
+        waveform, phones, words = espeak()(text, name, rate=rate, pitch=pitch)
+    named = tuple((f"{engine} {language} {phone}" if phone else "", at) for phone, at in phones)
+    return Utterance(text, language, voice, waveform, named, tuple(words))
 
 
 def pick_voice(language: str, rng: random.Random, *, held_out: bool) -> str:
