@@ -282,6 +282,7 @@ def serving(folder: Path, *options: str, model: Path = CHECKPOINT, **env: str) -
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     env |= {"ADDRESSES": str(folder / "addresses"), "PYTHONPATH": os.pathsep.join(paths)}
     env |= {"QWEN3_ASR_MAX_CLIP_S": "12"}  # the checkpoint learned on clips of a few sentences
+    env |= {"QWEN3_ASR_MAX_UTTERANCE_S": "20", "QWEN3_ASR_REALTIME_IDLE_S": "10"}
     env |= {"VLLM_HOST_IP": "127.0.0.1"}  # else vLLM asks the kernel for its route to 8.8.8.8
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(

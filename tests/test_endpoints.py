@@ -177,6 +177,18 @@ def test_an_engine_that_died_sends_clients_to_another_server(serve):
     assert "Retry-After" in response.headers
 
 
+@pytest.mark.parametrize("field", ["keywords", "n", "chunking_strategy", "vllm_xargs"])
+def test_json_of_any_depth_is_answered(post, field):
+    for text in ("[" * 10_000, '{"a": ' * 10_000):
+        assert post(**{field: text}).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("field", ["seed", "priority", "top_k"])
+def test_numbers_that_no_engine_can_hold_are_refused(post, field):
+    for number in (2**63, -(2**63) - 1):
+        assert error(post(**{field: str(number)}), 400)["param"] == field
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_stops_says_so_and_not_half_of_the_text(serve, monkeypatch, stream):
     """vLLM ends requests that it drops with the text so far and the reason "abort"."""

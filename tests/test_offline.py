@@ -31,6 +31,7 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 from qwen3_asr_vllm import cli, offline
+from qwen3_asr_vllm.cli import main
 from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
 from qwen3_asr_vllm.engine import sampling_params
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
@@ -215,6 +216,69 @@ def test_llm_chat_hears_audio(model, kind):
     answer = model.llm.chat(messages, SamplingParams(temperature=0, max_tokens=200), use_tqdm=False)
     text = model.transcribe(HELLO).text
     assert answer[0].outputs[0].text == f"language English<asr_text>{text}"
+
+
+def steps_of(path, size=32_000):
+    samples, rate = soundfile.read(path, dtype="float32")
+    assert rate == SAMPLE_RATE
+    return [samples[i : i + size] for i in range(0, len(samples), size)]
+
+
+def test_a_stream_says_what_the_recording_says(model):
+    path = DATA / "three_languages.flac"
+    updates = list(model.stream(steps_of(path), clip_s=10))
+    text = "".join(update.delta for update in updates)
+    expected = path.with_suffix(".txt").read_text()
+    assert jiwer.cer(expected, text) < 0.3
+    assert sum(bool(update.delta) for update in updates) > 10  # not all at the end
+    assert updates[-1].tentative == ""
+
+
+def test_a_stream_has_text_after_its_first_step(model):
+    first = next(model.stream(steps_of(HELLO)))
+    assert first.delta == "" and first.tentative != ""
+
+
+def test_a_stream_does_not_hang_on_the_lengths_of_its_pieces(model):
+    whole = [update.delta for update in model.stream(steps_of(HELLO))]
+    pieces = [update.delta for update in model.stream(steps_of(HELLO, 1_111))]
+    assert "".join(pieces) == "".join(whole)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(output, columns=39):
+    """What a terminal shows: a line is redrawn from its start and erased to its end."""
+    lines = [line.split("\r\x1b[K")[-1] for line in output.split("\n")]
+    assert all(
+        len(drawn) <= columns for line in output.split("\n") for drawn in line.split("\r\x1b[K")
+    )
+    return " ".join(line.strip() for line in lines).strip()
+
+
+def test_the_command_streams_a_pipe_as_it_streams_a_file(model, monkeypatch, capsys):
+    samples, rate = soundfile.read(HELLO, dtype="int16")
+    raw = samples.tobytes()
+    monkeypatch.setattr("qwen3_asr_vllm.cli._load_model", lambda *_: model)
+    monkeypatch.setenv("COLUMNS", "40")
+    pipe = io.TextIOWrapper(io.BufferedReader(io.BytesIO(raw), buffer_size=4_099))
+    monkeypatch.setattr("sys.stdin", pipe)
+    assert main(["stream", "-", "-m", "x", "-r", str(rate)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 1
+    monkeypatch.setattr("sys.stdout", Terminal())
+    assert main(["stream", str(HELLO), "-m", "x"]) == 0
+    assert shown(sys.stdout.getvalue()) == " ".join(lines)
+
+
+def test_the_command_says_what_is_wrong_with_a_file(model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("qwen3_asr_vllm.cli._load_model", lambda *_: model)
+    (tmp_path / "notes.wav").write_text("not audio")
+    assert main(["stream", str(tmp_path / "notes.wav"), "-m", "x"]) == 1
+    assert "not audio" in capsys.readouterr().err
 
 
 # ---- a corpus on the command line ----
