@@ -15,11 +15,12 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .aligner import ForcedAligner
     from .offline import Qwen3ASR
     from .transcript import Transcript
 
 __version__ = "0.1.0"
-__all__ = ["Qwen3ASR", "Transcript", "register"]
+__all__ = ["ForcedAligner", "Qwen3ASR", "Transcript", "register"]
 
 SUPPORTED_VLLM = ("0.32", "0.33")
 ARCHITECTURES = (
@@ -80,6 +81,10 @@ def _register() -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ForcedAligner":
+        from .aligner import ForcedAligner
+
+        return ForcedAligner
     if name == "Qwen3ASR":
         from .offline import Qwen3ASR
 

@@ -3,8 +3,8 @@
 
     text -> units      what is timed: a word, or one Chinese character, without punctuation
     units -> prompt    <|audio_start|><|audio_pad|><|audio_end|>Guten<timestamp><timestamp>Tag...
-    engine             the likeliest time class, 80 ms wide, at each <timestamp>: start, end
-    classes -> words   put in order, pile-ups asked about again, punctuation and spaces put back
+    engine             the likeliest time, one of a class every 80 ms, at each <timestamp>
+    times -> words     put in order, pile-ups asked about again, punctuation and spaces put back
 
     align(waveform, text)  -- yields -->  [AlignmentRequest, ...]
                            <-- is sent --  [AlignmentOutput, ...]  in the same order
@@ -19,30 +19,31 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from unicodedata import category, normalize
 
 import numpy as np
 
-from .geometry import SAMPLE_RATE
-from .languages import ALIGNER_LANGUAGES, language_code
+from .geometry import MIN_SAMPLES, SAMPLE_RATE
+from .languages import ALIGNER_LANGUAGES, language_code, resolve_language
 from .prompt import AUDIO_PLACEHOLDER
 from .transcript import Segment, Transcript, Word, split_sentences
 
 TIMESTAMP = "<timestamp>"
-CLASS_MS = 80.0  # a time class, unless the checkpoint says otherwise
+CLASS_MS = 80.0  # from one time class to the next, unless the checkpoint says otherwise
 MAX_WINDOW_S = 180  # of audio in one request; trained on 300, reliable to about 270
 
 _FILL = 0.8  # of its share of the words, what a window of a long recording is asked for
 _MARGIN_S = 5.0  # words that end this close to the end of such a window are asked for again
 _PILE_UP = 4  # words at one instant: nobody speaks so fast, so the model lost its place
+_SHORTEST_S = CLASS_MS / 1000  # what a word of no length is given
 _MAX_ROUNDS = 4  # of asking again for words that piled up
 
 Span: TypeAlias = tuple[float, float]  # start and end in seconds
@@ -50,48 +51,70 @@ Span: TypeAlias = tuple[float, float]  # start and end in seconds
 
 @dataclass(frozen=True, eq=False)
 class AlignmentRequest:
-    """A stretch of audio and what is said in it, for the aligner's engine."""
+    """A stretch of audio and the units that are said in it, for the aligner's engine."""
 
-    prompt: str
+    units: Sequence[str]
     waveform: np.ndarray  # shape (samples,), float32, 16 kHz
+
+    @property
+    def prompt(self) -> str:
+        marked = "".join(f"{unit}{TIMESTAMP}{TIMESTAMP}" for unit in self.units)
+        return AUDIO_PLACEHOLDER + marked
 
 
 @dataclass(frozen=True)
 class AlignmentOutput:
-    """The likeliest class at each timestamp of the prompt: two for each unit."""
+    """Start and end of each unit in turn, as the model says them, in milliseconds.
 
-    classes: Sequence[int]
+    ``error`` says why there are none: a distant aligner may be down.
+    """
+
+    times: Sequence[float]
+    error: str = ""
 
 
-Alignment: TypeAlias = Generator[list[AlignmentRequest], list[AlignmentOutput], Transcript]
-_Spans: TypeAlias = Generator[list[AlignmentRequest], list[AlignmentOutput], list[Span]]
+class AlignmentError(Exception):
+    """The aligner gave no times."""
 
 
-def align(
-    waveform: np.ndarray, text: str, *, language: str | None = None, class_ms: float = CLASS_MS
-) -> Alignment:
+_Result = TypeVar("_Result")
+_Rounds: TypeAlias = Generator[list[AlignmentRequest], list[AlignmentOutput], _Result]
+Alignment: TypeAlias = _Rounds[Transcript]
+
+
+def align(waveform: np.ndarray, text: str, *, language: str | None = None) -> Alignment:
     """When each word of a recording's text is said: a transcript whose segments have words.
 
-    The words of all segments, put together, are the text without the white space around it. Each
-    lasts longer than nothing, begins where the one before ends or later, and lies inside the
-    recording. ``language`` is a name; None tells Japanese and Korean by their script, and all
-    others are cut alike. Any length: requests hold at most 180 s. A text of punctuation alone has
-    no words.
+    ``language`` is a name or code; None tells Japanese and Korean by their script, and all others
+    are cut alike. Any length: requests hold at most 180 s. A text of punctuation alone has no
+    words.
 
     Raises ValueError on the first step for a language that the aligner does not know, and
-    ImportError, which says what to install, where Japanese cannot be cut into words.
+    ImportError, which says what to install, where Japanese cannot be cut into words;
+    AlignmentError where the aligner does not answer.
     """
-    if language is not None:
+    if (language := resolve_language(language)) is not None:
         check_language(language)
     sentences = split_sentences(text.strip())
-    units = list(_units(sentences, language))
-    spans = yield from _spans(waveform, [unit.spoken for unit in units], class_ms)
-    words = _words(sentences, units, spans)
+    words = yield from align_words(waveform, sentences, language)
     return Transcript(
         text="".join(sentences),
         duration=len(waveform) / SAMPLE_RATE,
         segments=tuple(timed_segments(sentences, words, language)),
     )
+
+
+def align_words(
+    waveform: np.ndarray, sentences: Sequence[str], language: str | None
+) -> _Rounds[list[Word]]:
+    """When the words of sentences are said, with the spaces and the punctuation around them.
+
+    Put together, they are the text. Each lasts longer than nothing, begins where the one before
+    ends or later, and lies inside the audio.
+    """
+    units = list(_units(sentences, language))
+    spans = yield from _spans(waveform, [unit.spoken for unit in units])
+    return _words(sentences, units, spans)
 
 
 def check_language(language: str) -> None:
@@ -173,7 +196,9 @@ def _units(sentences: Sequence[str], language: str | None) -> Iterator[Unit]:
 
 
 def _spoken(text: str) -> str:
-    return "".join(char for char in text if char == "'" or category(char)[0] in "LN")
+    """Its letters, digits and apostrophes; nothing of a text of apostrophes alone."""
+    spoken = "".join(char for char in text if char == "'" or category(char)[0] in "LN")
+    return spoken if spoken.strip("'") else ""
 
 
 def _cut_at_spaces(text: str) -> Iterator[tuple[int, int]]:
@@ -237,7 +262,7 @@ def korean_dictionary() -> frozenset[str]:
 # units -> times -----------------------------------------------------------------------------
 
 
-def _spans(waveform: np.ndarray, units: list[str], class_ms: float) -> _Spans:
+def _spans(waveform: np.ndarray, units: list[str]) -> _Rounds[list[Span]]:
     """The time of each unit, in order, none empty; long audio goes by windows.
 
     Of a window that is not the last it is not known which words belong to it. So it is asked for
@@ -249,61 +274,62 @@ def _spans(waveform: np.ndarray, units: list[str], class_ms: float) -> _Spans:
     while len(waveform) - start > size and len(spans) < len(units):
         share = size / (len(waveform) - start)
         asked = units[len(spans) :][: max(1, int(share * _FILL * (len(units) - len(spans))))]
-        window = waveform[start : start + size]
-        [output] = yield [_request(window, asked)]
-        if sure := _sure(_read(output, asked, len(window), class_ms)):
+        request = AlignmentRequest(asked, waveform[start : start + size])
+        (output,) = yield [request]
+        if sure := _sure(_read(output, request)):
             spans += _shifted(sure, start / SAMPLE_RATE)
             start = round(spans[-1][1] * SAMPLE_RATE)
         else:  # nothing of it is said here
             start += size // 2
     if rest := units[len(spans) :]:
-        last = yield from _last_window(waveform[start:], rest, class_ms)
-        spans += _shifted(last, start / SAMPLE_RATE)
-    return _spread(spans, len(waveform) / SAMPLE_RATE, class_ms / 1000)
+        start = max(0, min(start, len(waveform) - MIN_SAMPLES))  # words may outlast the audio
+        last = yield from _last_window(AlignmentRequest(rest, waveform[start:]))
+        told = spans[-1][1] if spans else 0.0
+        spans += [
+            (max(told, begin), max(told, end)) for begin, end in _shifted(last, start / SAMPLE_RATE)
+        ]
+    return _spread(spans, len(waveform) / SAMPLE_RATE)
 
 
-def _last_window(waveform: np.ndarray, units: list[str], class_ms: float) -> _Spans:
+def _last_window(request: AlignmentRequest) -> _Rounds[list[Span]]:
     """The times of units that are all in this audio; where they pile up, it is asked again."""
-    duration = len(waveform) / SAMPLE_RATE
-    [output] = yield [_request(waveform, units)]
-    spans = _read(output, units, len(waveform), class_ms)
+    duration = len(request.waveform) / SAMPLE_RATE
+    (output,) = yield [request]
+    spans = _read(output, request)
     tried: set[tuple[int, int]] = set()
     for _ in range(_MAX_ROUNDS):
-        piles = [pile for pile in _piles(spans, duration, class_ms) if pile[:2] not in tried]
+        piles = [pile for pile in _piles(spans, duration) if pile[:2] not in tried]
         if not piles:
             break
         tried |= {pile[:2] for pile in piles}
-        windows = [
-            waveform[int(low * SAMPLE_RATE) : int(high * SAMPLE_RATE)] for *_, low, high in piles
-        ]
-        requests = [
-            _request(window, units[first:end])
-            for window, (first, end, _, _) in zip(windows, piles, strict=True)
-        ]
+        requests = [_part(request, *pile) for pile in piles]
         outputs = yield requests
-        for (first, end, low, _), window, output in zip(piles, windows, outputs, strict=True):
-            again = _read(output, units[first:end], len(window), class_ms)
+        for (first, end, low, _), part, output in zip(piles, requests, outputs, strict=True):
+            again = _read(output, part)
             if sum(map(_is_empty, again)) < end - first:
                 spans[first:end] = _shifted(again, low)
     return spans
 
 
-def _request(waveform: np.ndarray, units: Sequence[str]) -> AlignmentRequest:
-    marked = "".join(f"{unit}{TIMESTAMP}{TIMESTAMP}" for unit in units)
-    return AlignmentRequest(AUDIO_PLACEHOLDER + marked, waveform)
+def _part(
+    request: AlignmentRequest, first: int, end: int, low: float, high: float
+) -> AlignmentRequest:
+    """Some of the units, in the audio between two times."""
+    samples = slice(round(low * SAMPLE_RATE), round(high * SAMPLE_RATE))
+    return AlignmentRequest(request.units[first:end], request.waveform[samples])
 
 
-def _read(
-    output: AlignmentOutput, units: Sequence[str], num_samples: int, class_ms: float
-) -> list[Span]:
+def _read(output: AlignmentOutput, request: AlignmentRequest) -> list[Span]:
     """Times in order and inside the audio."""
-    if len(output.classes) != 2 * len(units):
+    if output.error:
+        raise AlignmentError(output.error)
+    if len(output.times) != 2 * len(request.units):
         raise ValueError(
-            f"the aligner gave {len(output.classes)} times for {len(units)} words, not two each; "
-            f"use the tokenizer that came with the checkpoint, in which {TIMESTAMP} is one token."
+            f"the aligner gave {len(output.times)} times for {len(request.units)} words, not two "
+            f"each; use the tokenizer that came with the checkpoint: {TIMESTAMP} is one token."
         )
-    duration = num_samples / SAMPLE_RATE
-    times = [min(ms / 1000, duration) for ms in repair([c * class_ms for c in output.classes])]
+    duration = len(request.waveform) / SAMPLE_RATE
+    times = [min(time / 1000, duration) for time in repair(output.times)]
     return list(zip(times[::2], times[1::2], strict=True))
 
 
@@ -371,13 +397,11 @@ def _runs(spans: Sequence[Span]) -> Iterator[tuple[int, int, float, float]]:
             yield first, index, low, high
 
 
-def _piles(
-    spans: Sequence[Span], duration: float, class_ms: float
-) -> Iterator[tuple[int, int, float, float]]:
+def _piles(spans: Sequence[Span], duration: float) -> Iterator[tuple[int, int, float, float]]:
     """The runs that are too many words at one time, where there is room to set them apart."""
     for first, end, low, high in _runs(spans):
         high = min(high, duration)
-        if end - first >= _PILE_UP and high - low >= _PILE_UP * class_ms / 1000:
+        if end - first >= _PILE_UP and high - low >= _PILE_UP * _SHORTEST_S:
             yield first, end, low, high
 
 
@@ -392,24 +416,24 @@ def _shifted(spans: Sequence[Span], offset: float) -> list[Span]:
     return [(start + offset, end + offset) for start, end in spans]
 
 
-def _spread(spans: list[Span], duration: float, least: float) -> list[Span]:
-    """The same times, with words of no length given ``least`` seconds, or what there is.
+def _spread(spans: list[Span], duration: float) -> list[Span]:
+    """The same times, with words of no length given 80 ms, or what there is.
 
     They take it from the room around them, first after, then before, then from the longer of
     their neighbours up to half its length.
     """
     for first, end, _, high in list(_runs(spans)):
-        time, need = spans[first][0], (end - first) * least
+        time, need = spans[first][0], (end - first) * _SHORTEST_S
         low, high = (spans[first - 1][1] if first else 0.0), min(high, duration)
         stop = min(high, time + need)
         start = max(low, min(time, stop - need))
         before = low - spans[first - 1][0] if first else 0.0
         after = spans[end][1] - high if end < len(spans) else 0.0
         short = need - (stop - start)
-        if short > 0 and before >= after:
+        if short > 0 and first and before >= after:
             start -= min(short, before / 2)
             spans[first - 1] = (spans[first - 1][0], start)
-        elif short > 0:
+        elif short > 0 and end < len(spans):
             stop += min(short, after / 2)
             spans[end] = (stop, spans[end][1])
         edges = np.linspace(start, stop, end - first + 1).tolist()
@@ -426,9 +450,15 @@ def _words(sentences: Sequence[str], units: Sequence[Unit], spans: Sequence[Span
     borders = list(accumulate(map(len, sentences)))
     cuts = [_cut(text, left.end, right.start, borders) for left, right in pairwise(units)]
     stretches = pairwise([0, *cuts, len(text)]) if units else iter(())
-    return [
-        Word(text[start:end], *span) for (start, end), span in zip(stretches, spans, strict=True)
-    ]
+    words = (Word(text[a:b], *span) for (a, b), span in zip(stretches, spans, strict=True))
+    return list(shifted(words, 0.0))
+
+
+def shifted(words: Iterable[Word], seconds: float) -> Iterator[Word]:
+    """The same words later, to 0.1 us: a sample's time is a whole number of these."""
+    for word in words:
+        start, end = (round(time + seconds, 7) for time in (word.start, word.end))
+        yield Word(word.word, start, end)
 
 
 def _cut(text: str, start: int, end: int, borders: Sequence[int]) -> int:

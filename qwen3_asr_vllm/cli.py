@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``qwen3-asr``: transcribe files and streams, serve HTTP, look at the installation.
+"""The command ``qwen3-asr``: transcribe files and streams, time words, serve HTTP, check it all.
 
 Exit codes: 0 all well; 1 a recording could not be transcribed, or doctor found a problem; 2 the
 command line is wrong; 130 stopped by Ctrl-C. What is asked for goes to stdout, everything else to
@@ -26,8 +26,16 @@ from .corpus import OutputFolder, OutputManifest, Recording, Result, find_record
 from .decoding import DEFAULT_CLIP_S
 from .doctor import DECODERS, INSTALLATION, SERVE_ENVIRONMENT
 from .geometry import MAX_CLIP_S
-from .languages import LANGUAGES, resolve_language
-from .transcript import FORMATS, MAX_LINE_COUNT, MAX_LINE_WIDTH, SUBTITLES, display_width, rounded
+from .languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
+from .transcript import (
+    FORMATS,
+    KARAOKE,
+    MAX_LINE_COUNT,
+    MAX_LINE_WIDTH,
+    SUBTITLES,
+    display_width,
+    rounded,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from .transcript import Transcript
 
 DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
+DEFAULT_ALIGNER = "Qwen/Qwen3-ForcedAligner-0.6B"
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 # What transcribe sets where the user has not: stdout is for the transcripts, stderr for errors.
@@ -52,6 +61,11 @@ TRANSCRIBE_ENVIRONMENT = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["serve"] and any(arg.partition("=")[0] == "--aligner" for arg in argv):
+        from .supervisor import serve_both
+
+        _set_defaults(SERVE_ENVIRONMENT)
+        return serve_both(argv[1:])
     if argv[:1] == ["serve"] and not {"-h", "--help"} & set(argv):
         return _serve(argv[1:])  # read by vLLM's parser; ours knows it only for --help
     parser = _parser()
@@ -73,17 +87,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list-languages", action=_ListLanguages, nargs=0, help="and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_transcribe(commands)
+    _add_align(commands)
     _add_eval(commands)
     _add_stream(commands)
     serve = commands.add_parser(
         "serve",
         help="serve a model over HTTP",
-        usage="qwen3-asr serve MODEL [options of vllm serve]",
+        usage="qwen3-asr serve MODEL [--aligner MODEL] [options of vllm serve]",
         description="vLLM's OpenAI-compatible server, with this package's audio routes and limits "
         "that fit long recordings. All options of `vllm serve` work; --help=all lists them.",
         allow_abbrev=False,
     )
     serve.add_argument("model", metavar="MODEL", nargs="?", help=f"such as {DEFAULT_MODEL}")
+    serve.add_argument(
+        "--aligner",
+        metavar="MODEL",
+        help=f"such as {DEFAULT_ALIGNER}: a second server on this machine, which times words",
+    )
+    serve.add_argument(
+        "--aligner-options",
+        metavar="OPTIONS",
+        help="of vllm serve for the aligner, in one argument: --aligner-options='--dtype float32'",
+    )
     doctor = commands.add_parser("doctor", help="check the installation; needs no model")
     doctor.add_argument(
         "--decoders", action="store_true", help="only check that audio formats decode; needs no GPU"
@@ -135,6 +160,53 @@ def _add_transcribe(commands: Any) -> None:
     add("--stdout-only", action="store_true", help="write no files")
     add("--manifest-out", type=Path, metavar="FILE", help="write JSONL with a pred_text for each")
     add("--overwrite", action="store_true", help="transcribe what is finished again")
+    _add_layout(add)
+    add = parser.add_argument_group("when words are said").add_argument
+    add(
+        "--word-timestamps",
+        action="store_true",
+        help="time every word with a forced aligner: words in json, exact srt, vtt and lrc",
+    )
+    add("--aligner", metavar="MODEL", help=f"that times them; default: {DEFAULT_ALIGNER}")
+    _add_ray_options(parser)
+
+
+def _add_ray_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("on many machines, with Ray").add_argument
+    add("--ray", type=_at_least(1), metavar="N", help="N engines on Ray write -o DIR/shard-*.jsonl")
+    add("--gpus-per-worker", type=float, default=1, metavar="N", help="0: CPU engines; default: 1")
+
+
+def _add_align(commands: Any) -> None:
+    parser = commands.add_parser(
+        "align",
+        help="time the words of a recording whose text is known",
+        usage="qwen3-asr align AUDIO TEXT [options] [engine options of vllm serve]",
+        description="When each word of a text is said in a recording. TEXT is a file, or - for "
+        "standard input. Knows " + ", ".join(sorted(ALIGNER_LANGUAGES)) + ".",
+        allow_abbrev=False,
+    )
+    parser.add_argument("audio", metavar="AUDIO")
+    parser.add_argument("text", metavar="TEXT")
+    add = parser.add_argument
+    add("-m", "--model", "--aligner", default=DEFAULT_ALIGNER, help="default: %(default)s")
+    add("-l", "--language", type=_language, help="code or name; default: by the script")
+    add(
+        "-f",
+        "--output-format",
+        "--format",
+        dest="formats",
+        type=_formats,
+        default="json",
+        metavar="FORMAT",
+        help=f"one of {','.join(FORMATS)}; default: json",
+    )
+    add("-o", "--output", type=Path, metavar="FILE", help="write it there; default: stdout")
+    _add_layout(add)
+
+
+def _add_layout(add: Callable[..., Any]) -> None:
+    """How subtitles look."""
     add(
         "--max-line-width",
         type=_at_least(2),
@@ -149,13 +221,11 @@ def _add_transcribe(commands: Any) -> None:
         metavar="N",
         help="lines of a subtitle; default: %(default)d",
     )
-    _add_ray_options(parser)
-
-
-def _add_ray_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("on many machines, with Ray").add_argument
-    add("--ray", type=_at_least(1), metavar="N", help="N engines on Ray write -o DIR/shard-*.jsonl")
-    add("--gpus-per-worker", type=float, default=1, metavar="N", help="0: CPU engines; default: 1")
+    add(
+        "--highlight-words",
+        action="store_true",
+        help="show the word that is said: underlined in srt and vtt, with its time in lrc",
+    )
 
 
 def _add_eval(commands: Any) -> None:
@@ -384,12 +454,18 @@ def _wrong_outputs(args: argparse.Namespace) -> str | None:
         return "--stdout-only writes no files; leave it out, or -o and --manifest-out"
     if len(args.formats) > 1 and not args.output_dir:
         return "several formats need -o DIR, where they are written"
+    if args.aligner and not args.word_timestamps:
+        return "--aligner is for --word-timestamps; give both, or neither"
+    if args.highlight_words and not args.word_timestamps:
+        return "--highlight-words needs to know when words are said; add --word-timestamps"
     return None
 
 
 def _wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
     if args.server and args.max_clip_s:
         return "--max-clip-s: the server cuts clips; set QWEN3_ASR_MAX_CLIP_S there"
+    if args.server and getattr(args, "aligner", None):
+        return "--aligner: the server has its own; set QWEN3_ASR_ALIGNER_URL there"
     if args.server and rest:
         return f"{' '.join(rest)}: options of an engine, which the server has; set them there"
     return None
@@ -407,7 +483,8 @@ def _outputs(args: argparse.Namespace) -> list[OutputFolder | OutputManifest]:
 
 def _writer(name: str, args: argparse.Namespace) -> Callable[[Transcript], str]:
     layout = {"max_line_width": args.max_line_width, "max_line_count": args.max_line_count}
-    return partial(FORMATS[name], **(layout if name in SUBTITLES else {}))
+    karaoke = {"highlight_words": args.highlight_words} if name in KARAOKE else {}
+    return partial(FORMATS[name], **karaoke, **(layout if name in SUBTITLES else {}))
 
 
 def _is_done(recording: Recording, outputs: list[OutputFolder | OutputManifest]) -> bool:
@@ -437,7 +514,10 @@ def _transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Ite
         model, wishes = _connect(args), _shared_wishes(args)
     else:
         _set_defaults(TRANSCRIBE_ENVIRONMENT)
-        model = _load_model(args.model or DEFAULT_MODEL, _engine_options(rest))
+        options = _engine_options(rest)
+        if getattr(args, "word_timestamps", False):
+            options["aligner"] = args.aligner or DEFAULT_ALIGNER
+        model = _load_model(args.model or DEFAULT_MODEL, options)
         wishes = _wishes(args)
 
     def transcribe(recordings: list[Recording], *, in_order: bool) -> Iterator[Result]:
@@ -450,7 +530,8 @@ def _transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Ite
 def _shared_wishes(args: argparse.Namespace) -> dict[str, Any]:
     """What a server is told too."""
     names = ("language", "languages", "context", "keywords")
-    return {name: getattr(args, name) for name in names}
+    wishes = {name: getattr(args, name) for name in names}
+    return wishes | ({"word_timestamps": True} if getattr(args, "word_timestamps", False) else {})
 
 
 def _wishes(args: argparse.Namespace) -> dict[str, Any]:
@@ -500,6 +581,42 @@ def _bar(num_recordings: int, *, hidden: bool) -> Iterator[Callable[[Progress], 
             bar.update(progress.seconds_done - bar.n)
 
         yield show
+
+
+# align --------------------------------------------------------------------------------------
+
+
+def _align(args: argparse.Namespace, rest: list[str]) -> int:
+    from .alignment import AlignmentError, check_language
+
+    if len(args.formats) > 1:
+        return _usage_error("align writes one format; give one")
+    try:
+        text = sys.stdin.read() if args.text == "-" else Path(args.text).read_text("utf-8")
+        audio = Recording(args.audio, args.audio).load()
+        if args.language:
+            check_language(args.language)
+    except (OSError, ValueError) as error:
+        return _usage_error(str(error))
+    _set_defaults(TRANSCRIBE_ENVIRONMENT)
+    try:
+        aligner = _load_aligner(args.model, _engine_options(rest))
+        transcript = aligner.align(audio, text, language=args.language)
+    except (AlignmentError, ImportError, OSError, ValueError) as error:
+        _complain(str(error))
+        return 1
+    written = _writer(args.formats[0], args)(transcript)
+    if args.output:
+        args.output.write_text(written, encoding="utf-8")
+    else:
+        _print(written)
+    return 0
+
+
+def _load_aligner(model: str, options: dict[str, Any]) -> Any:
+    from .aligner import ForcedAligner
+
+    return ForcedAligner(model, **options)
 
 
 # eval ---------------------------------------------------------------------------------------
@@ -663,7 +780,12 @@ def _doctor_server(url: str, api_key: str | None) -> int:
     return _doctor(checks)
 
 
-WITH_ENGINE = {"transcribe": _transcribe, "stream": _stream, "eval": _evaluate}
+WITH_ENGINE = {
+    "transcribe": _transcribe,
+    "align": _align,
+    "stream": _stream,
+    "eval": _evaluate,
+}
 
 
 def _set_defaults(environment: dict[str, str]) -> None:

@@ -43,12 +43,14 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from . import page
+from . import alignments, page
 from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission, Busy
+from .alignment import AlignmentOutput, AlignmentRequest
+from .alignments import AlignerServing, remote_aligner
 from .audio import MAX_DURATION_S, SILENT_PEAK, decodable_formats, load_audio, load_channels
 from .decoding import place_tokens
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
-from .form import MAX_UPLOAD_MB, ApiError, Form, limit, read_form
+from .form import MAX_UPLOAD_MB, ApiError, Form, limit, load_posted, read_form
 from .languages import language_code, separator
 from .metrics import CountedRoute, count_transcript, observe_decoding
 from .prompt import NO_TRANSLATION
@@ -89,7 +91,7 @@ class EndpointPlugin:
     """What vLLM loads when ``VLLM_PLUGINS`` names ``qwen3_asr``."""
 
     name = "qwen3_asr"
-    required_tasks = ("transcription",)
+    required_tasks = ("transcription", "token_classify")
 
     def attach_router(self, app: FastAPI) -> None:
         app.add_exception_handler(ApiError, _answer_error)
@@ -100,6 +102,7 @@ class EndpointPlugin:
         counted("/v1/audio/transcriptions", create_transcription)
         add_route("/v1/audio/translations", refuse_translation)
         app.add_api_websocket_route("/v1/realtime", realtime)
+        alignments.attach(app)
 
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace
@@ -111,6 +114,10 @@ class EndpointPlugin:
                 f"VLLM_PLUGINS names qwen3_asr, whose routes serve {MODEL_TYPE}; this model is "
                 f"{model_type}. Leave it out of VLLM_PLUGINS."
             )
+        if engine_client.model_config.hf_config.is_aligner:
+            state.qwen3_asr_aligner = AlignerServing(engine_client, state.openai_serving_models)
+            logger.info("Aligning at %s.", alignments.ALIGNMENTS)
+            return
         core = state.openai_serving_transcription
         state.qwen3_asr = Transcriber(
             engine_client, state.openai_serving_models, max_clip_s=core.asr_config.max_audio_clip_s
@@ -153,6 +160,7 @@ class Transcriber(GenerateBaseServing):
         max_num_seqs = engine_client.vllm_config.scheduler_config.max_num_seqs
         self.max_parallel_clips = max(1, max_num_seqs // CLIP_SHARE)
         self.slot_ids = slot_ids(self.renderer.get_tokenizer())
+        self.aligner = remote_aligner()
         self.admission = Admission(
             max_recordings=int(os.environ.get("QWEN3_ASR_MAX_RECORDINGS", MAX_RECORDINGS)),
             max_audio_s=float(os.environ.get("QWEN3_ASR_MAX_AUDIO_S", MAX_AUDIO_S)),
@@ -170,7 +178,7 @@ class Transcriber(GenerateBaseServing):
             max_duration_s=limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S),
             max_clip_s=self.max_clip_s,
             needs_key=any(args.api_key or [envs.VLLM_API_KEY]),
-            words=False,
+            words=self.aligner is not None,
         )
 
     async def start(self, form: Form, raw_request: Request) -> Recording:
@@ -179,6 +187,7 @@ class Transcriber(GenerateBaseServing):
             error = refusal.error
             raise ApiError(error.code, error.message, param=error.param, code="model_not_found")
         self._preflight()
+        times_words = await self._times_words(form)
         request_id = f"transcribe-{self._base_request_id(raw_request)}"
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
         generate = partial(
@@ -191,13 +200,14 @@ class Transcriber(GenerateBaseServing):
         )
         in_pool = partial(asyncio.get_running_loop().run_in_executor, self.pool)
         started = time.perf_counter()
-        steps = await in_pool(self._steps, form)
+        steps = await in_pool(self._steps, form, times_words)
         observe_decoding(time.perf_counter() - started, model := self.models.model_name())
         return Recording(
             request_id=request_id,
             model=form.model or model,
             steps=steps,
             generate=generate,
+            align=partial(self._align, is_needed=form.needs_words),
             slot_ids=self.slot_ids,
             in_pool=in_pool,
             seats=asyncio.Semaphore(self.max_parallel_clips),
@@ -220,9 +230,30 @@ class Transcriber(GenerateBaseServing):
                 raise ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
             yield output
 
-    def _steps(self, form: Form) -> Steps[Transcript]:
+    async def _times_words(self, form: Form) -> bool:
+        """Whether an aligner shall say when words are said. Raises ApiError where it must, but
+        there is none, or it is down."""
+        if self.aligner is None:
+            if form.needs_words:
+                raise ApiError(400, NO_ALIGNER, param="timestamp_granularities")
+            return False
+        if not form.has_times:
+            return False
+        is_up = await self.aligner.is_up()
+        if form.needs_words and not is_up:
+            raise _no_words(f"the aligner at {self.aligner.url} does not answer")
+        return is_up
+
+    async def _align(self, request: AlignmentRequest, *, is_needed: bool) -> AlignmentOutput:
+        assert self.aligner is not None  # _times_words saw to it
+        output = await self.aligner.answer(request)
+        if output.error and is_needed:
+            raise _no_words(output.error)
+        return output
+
+    def _steps(self, form: Form, times_words: bool) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""
-        wishes = form.wishes | {"max_clip_s": self.max_clip_s}
+        wishes = form.wishes | {"max_clip_s": self.max_clip_s, "word_timestamps": times_words}
         if form.speakers:
             channels = self._load(form, load_channels, len(form.speakers))
             _check_channels(channels)
@@ -231,19 +262,33 @@ class Transcriber(GenerateBaseServing):
 
     def _load(self, form: Form, load: Callable[..., Any], *options: Any) -> Any:
         """What a loader makes of the file; raises ApiError for what it cannot."""
-        longest_s = limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S)
-        max_duration_s = min(longest_s, self.admission.max_audio_s)
-        hold = form._place.hold
+        longest_s = self.admission.max_audio_s
         try:
-            return load(form.file.file, *options, max_duration_s=max_duration_s, on_progress=hold)
-        except ImportError as error:
-            raise ApiError(501, f"the server cannot decode this audio: {error}") from error
-        except ValueError as error:
-            advice = "VLLM_MAX_AUDIO_DECODE_DURATION_S on the server"
-            message = str(error).replace("max_duration_s", advice)
-            if "channel(s)" in message:
-                raise ApiError(400, f"{message} {_BY_CHANNEL}", param="response_format") from error
-            raise ApiError(400, message, param="file") from error
+            return load_posted(
+                form.file, form._place, longest_s=longest_s, load=load, options=options
+            )
+        except ApiError as error:
+            if "channel(s)" in str(error):
+                raise ApiError(400, f"{error} {_BY_CHANNEL}", param="response_format") from error
+            raise
+
+
+NO_ALIGNER = (
+    "timestamp_granularities=word: words are timed by a forced aligner, and this server has none. "
+    "Start it with: qwen3-asr serve MODEL --aligner Qwen/Qwen3-ForcedAligner-0.6B; or set "
+    "QWEN3_ASR_ALIGNER_URL to a server of one. Segments have times without."
+)
+
+
+def _no_words(reason: str) -> ApiError:
+    return ApiError(
+        503,
+        f"words cannot be timed now: {reason}. Ask again in a while, or without "
+        "timestamp_granularities=word.",
+        param="timestamp_granularities",
+        code="aligner_unavailable",
+        retry_after_s=RETRY_AFTER_S,
+    )
 
 
 _BY_CHANNEL = (
@@ -332,6 +377,7 @@ class Recording:
     model: str
     steps: Steps[Transcript]
     generate: Callable[..., AsyncIterator[RequestOutput]]
+    align: Callable[[AlignmentRequest], Awaitable[AlignmentOutput]]
     slot_ids: Mapping[str, int]
     in_pool: Callable[..., Awaitable[Any]]  # runs a function beside the event loop
     seats: asyncio.Semaphore  # held by a clip while the engine decodes it
@@ -352,9 +398,12 @@ class Recording:
         num_clips = num_tokens = 0
         is_live = self.is_live
         while requests := self.steps.requests:
-            clips = [Clip(request, self.slot_ids) for request in requests]
-            decode = map(self._decode, requests, clips)
+            to_align = [r for r in requests if isinstance(r, AlignmentRequest)]
+            to_hear = [r for r in requests if not isinstance(r, AlignmentRequest)]
+            clips = [Clip(request, self.slot_ids) for request in to_hear]
+            decode = map(self._decode, to_hear, clips)
             tasks = [asyncio.create_task(coroutine) for coroutine in decode]
+            times = asyncio.gather(*map(self._align, to_align))
             try:
                 for clip in clips:
                     if not is_live:
@@ -365,16 +414,23 @@ class Recording:
                         num_tokens += len(delta.tokens)
                         yield delta
                     is_live = clip.is_settled
+                timed = iter(await times)
             finally:
+                times.cancel()
                 for task in tasks:
                     task.cancel()
-            outputs = [clip.output for clip in clips]
+            heard = (clip.output for clip in clips)
+            outputs = [next(timed if isinstance(r, AlignmentRequest) else heard) for r in requests]
             await self.in_pool(self.steps.send, outputs)
             is_live = False
-            num_clips += len(requests)
+            num_clips += len(to_hear)
         self.on_end(self.steps.result, num_clips=num_clips)
         if rest := self.steps.result.text[len(text) :]:
             yield Delta(rest, _tokens(self.steps.result)[num_tokens:])
+
+    async def _align(self, request: AlignmentRequest) -> AlignmentOutput:
+        async with self.seats:
+            return await self.align(request)
 
     async def _decode(self, request: EngineRequest, clip: Clip) -> None:
         end: Exception | None = None
@@ -459,6 +515,9 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
     if form.response_format == "verbose_json":
         verbose = FORMATS["verbose_json"](transcript, temperature=form.temperature)
         document |= json.loads(verbose)
+        words = document.pop("words", [])
+        if form.needs_words:
+            document["words"] = words
     if form.response_format == "diarized_json":
         document |= json.loads(diarized_json(transcript))
     if form.wants_logprobs:

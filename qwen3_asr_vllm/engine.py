@@ -8,10 +8,15 @@ The same for ``LLM`` in this process and for the asynchronous engine of a server
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from . import ENGINE_PARENT, end_with_parent
 from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
@@ -94,3 +99,23 @@ class Answer:
             slot = {n: scores[id].logprob for n, id in self._slot_ids.items() if id in scores}
             self._output = replace(self._output, slot=slot)
         self._is_before_slot = header != "language" and "language".startswith(header)
+
+
+@contextmanager
+def ending_with_us() -> Iterator[None]:
+    """Engines that are started here end with this process, even where it is killed.
+
+    Not those of other threads: for Linux, a child's parent is a thread, and threads end early.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    os.environ[ENGINE_PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[ENGINE_PARENT]
+
+
+if hasattr(os, "register_at_fork"):  # a forked engine does not load plugins; a spawned one does
+    os.register_at_fork(after_in_child=end_with_parent)

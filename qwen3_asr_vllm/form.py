@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, TypeVar, get_origin
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -22,7 +22,7 @@ from vllm import envs
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from .admission import Admission, Place
-from .audio import Pauses
+from .audio import MAX_DURATION_S, Pauses, load_audio
 from .languages import resolve_language
 from .prompt import NO_TRANSLATION
 
@@ -38,7 +38,6 @@ SAMPLING = (
 )
 # What would change the answer: a field, its value (None: any that is not harmless), and advice.
 REFUSED = (
-    ("timestamp_granularities", "word", "only a forced aligner times words; ask for segment."),
     ("to_language", None, f"{NO_TRANSLATION} Leave it out."),
     ("known_speaker_references", None, "Qwen3-ASR does not know voices; leave it out."),
     ("use_beam_search", None, "there is no beam search; leave it out."),
@@ -48,6 +47,9 @@ HARMLESS = {"use_beam_search": "false", "n": "1"}
 SPEAKERS = ("A", "B")  # of the left and the right channel, as OpenAI calls who has no name
 _VAD_FIELD = re.compile(r"chunking_strategy\[(\w+)\]")
 _NOT_IN_HEADERS = re.compile(r"[^\w.\[\]-]", re.ASCII)
+
+
+_Fields = TypeVar("_Fields", bound=BaseModel)
 
 
 class ApiError(Exception):
@@ -108,7 +110,7 @@ class Form(BaseModel):
     keywords: list[str] = []
     hotwords: list[str] = []
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt", "diarized_json"] = "json"
-    timestamp_granularities: list[Literal["segment"]] = []
+    timestamp_granularities: list[Literal["segment", "word"]] = []
     include: list[Literal["logprobs", "srt", "vtt", "tsv", "lrc"]] = []  # beside the text
     chunking_strategy: ServerVad | None = None  # None: as long as clips may be
     known_speaker_names: list[str] = []
@@ -168,6 +170,15 @@ class Form(BaseModel):
         return self.known_speaker_names or list(SPEAKERS)
 
     @property
+    def needs_words(self) -> bool:
+        return "word" in self.timestamp_granularities
+
+    @property
+    def has_times(self) -> bool:
+        """Whether its answer says when something is said."""
+        return self.response_format not in UNTIMED_FORMATS or bool(set(self.include) - {"logprobs"})
+
+    @property
     def wants_logprobs(self) -> bool:
         return "logprobs" in self.include
 
@@ -211,15 +222,9 @@ def parse_form(fields: FormData) -> Form:
     if vad:
         values["chunking_strategy"] = [vad]
     _refuse(values)
-    try:
-        form = Form.model_validate(
-            {name: _value(name, values[name]) for name in Form.model_fields if name in values}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise ApiError(400, f"{where}: {message}", param=str(first["loc"][0])) from error
+    form = validate(
+        Form, {name: _value(name, values[name]) for name in Form.model_fields if name in values}
+    )
     form._ignored = [
         _NOT_IN_HEADERS.sub("?", name)
         for name, sent in values.items()
@@ -227,6 +232,17 @@ def parse_form(fields: FormData) -> Form:
     ]
     _check(form)
     return form
+
+
+def validate(cls: type[_Fields], values: Mapping[str, Any]) -> _Fields:
+    """Raises ApiError that names the field for a value that is wrong."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ApiError(400, f"{where}: {message}", param=str(first["loc"][0])) from error
 
 
 def _value(name: str, values: list[Any]) -> Any:
@@ -283,19 +299,53 @@ def _check(form: Form) -> None:
 
 
 async def read_form(raw_request: Request) -> AsyncIterator[Form]:
-    """The form of a request, which ends as soon as it is too large. Its file is closed after.
+    """The form of a request for a transcription. Its file is closed after."""
+    transcriber = getattr(raw_request.app.state, "qwen3_asr", None)
+    if transcriber is None:
+        raise ApiError(404, "this server's model is a forced aligner; ask /v1/audio/alignments.")
+    async with posted(raw_request, transcriber.admission) as (fields, place):
+        form = parse_form(fields)
+        form._place = place
+        yield form
 
-    It has a place from before its first byte is read until its answer has been sent.
+
+@asynccontextmanager
+async def posted(
+    raw_request: Request, admission: Admission
+) -> AsyncIterator[tuple[FormData, Place]]:
+    """The fields that were posted, which end as soon as they are too large.
+
+    They have a place from before the first byte is read until the answer has been sent.
     """
     max_bytes = limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB) << 20
     _check_size(int(raw_request.headers.get("content-length", 0)), max_bytes)
     request = Request(raw_request.scope, _counted(raw_request.receive, max_bytes))
-    admission: Admission = raw_request.app.state.qwen3_asr.admission
     with admission.place() as place:
         async with _multipart(request) as fields:
-            form = parse_form(fields)
-            form._place = place
-            yield form
+            yield fields, place
+
+
+def load_posted(
+    file: UploadFile,
+    place: Place,
+    *,
+    longest_s: float,
+    load: Callable[..., Any] = load_audio,
+    options: Sequence[Any] = (),
+) -> Any:
+    """What a loader makes of an uploaded file; raises ApiError for what it cannot.
+
+    ``longest_s`` is the most that the server holds; vLLM's own limit may be less.
+    """
+    max_duration_s = min(limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S), longest_s)
+    try:
+        return load(file.file, *options, max_duration_s=max_duration_s, on_progress=place.hold)
+    except ImportError as error:
+        raise ApiError(501, f"the server cannot decode this audio: {error}") from error
+    except ValueError as error:
+        advice = "VLLM_MAX_AUDIO_DECODE_DURATION_S on the server"
+        message = str(error).replace("max_duration_s", advice)
+        raise ApiError(400, message, param="file") from error
 
 
 @asynccontextmanager

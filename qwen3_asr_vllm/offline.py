@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any, overload
 
 import numpy as np
 
-from . import ENGINE_PARENT, end_with_parent
+from .aligner import ForcedAligner, split_memory
+from .alignment import AlignmentOutput, AlignmentRequest
 from .audio import AudioSource
 from .corpus import Progress, Recording, Result, load_recording
 from .decoding import DEFAULT_CLIP_S
-from .engine import Answer, engine_prompt, sampling_params, slot_ids
+from .engine import Answer, ending_with_us, engine_prompt, sampling_params, slot_ids
 from .geometry import SAMPLE_RATE
 from .pipeline import Pipeline
 from .prompt import join_context
@@ -26,6 +25,7 @@ from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, Steps, transcribe
 
 CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
+SHARED = ("dtype", "enforce_eager", "seed")  # options of the model that hold for its aligner too
 
 
 class Qwen3ASR:
@@ -43,10 +43,15 @@ class Qwen3ASR:
     longest that fits into memory, a CPU engine compiles nothing, and no audio is cached on the
     host, for no clip comes twice. ``llm`` is the engine, for everything else that vLLM can do.
 
+    ``aligner`` times words: a ``ForcedAligner``, or the name of a checkpoint such as
+    Qwen/Qwen3-ForcedAligner-0.6B, which then shares the GPU's memory with the model.
+
     Raises ImportError where vLLM is not installed.
     """
 
-    def __init__(self, model: str, **engine_options: Any) -> None:
+    def __init__(
+        self, model: str, *, aligner: str | ForcedAligner | None = None, **engine_options: Any
+    ) -> None:
         try:
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -62,9 +67,18 @@ class Qwen3ASR:
         }
         if current_platform.is_cpu():
             options["enforce_eager"] = True  # compiling takes a minute at every start
-        with _ending_with_us():
+        if isinstance(aligner, str):  # first, for both size their memory at the start
+            aligner_options = {n: engine_options[n] for n in SHARED if n in engine_options}
+            if not current_platform.is_cpu():
+                total = current_platform.get_device_total_memory()
+                shares = split_memory(total, engine_options.get("gpu_memory_utilization", 0.9))
+                aligner_options["gpu_memory_utilization"] = shares[0]
+                engine_options["gpu_memory_utilization"] = shares[1]
+            aligner = ForcedAligner(aligner, **aligner_options)
+        self.aligner = aligner
+        with ending_with_us():
             self.llm = LLM(model, **engine_defaults(engine_options) | options | engine_options)
-        self._engine = _LLMEngine(self.llm)
+        self._engine = _Engines(self.llm, aligner)
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
@@ -77,6 +91,7 @@ class Qwen3ASR:
         keywords: Iterable[str] = (),
         max_clip_s: float = DEFAULT_CLIP_S,
         confidences: bool = False,
+        word_timestamps: bool = False,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
     ) -> Transcript: ...
@@ -92,6 +107,7 @@ class Qwen3ASR:
         keywords: Iterable[str] = (),
         max_clip_s: float = DEFAULT_CLIP_S,
         confidences: bool = False,
+        word_timestamps: bool = False,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Result]: ...
@@ -106,6 +122,7 @@ class Qwen3ASR:
         keywords: Iterable[str] = (),
         max_clip_s: float = DEFAULT_CLIP_S,
         confidences: bool = False,
+        word_timestamps: bool = False,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
     ) -> Transcript | Iterator[Result]:
@@ -133,12 +150,16 @@ class Qwen3ASR:
         among ``languages`` if there are any. ``context`` is text that biases the model: what it is
         about, what was said before; ``keywords`` are names and terms to expect; both together up
         to 10,000 characters. ``max_clip_s`` is the most audio, 1 to 1200 s, that the model hears
-        at once. ``confidences`` fills those of the segments, and their tokens. ``progress`` is
-        called after every clip.
+        at once. ``confidences`` fills those of the segments, and their tokens.
+        ``word_timestamps`` fills their words, and has segments last from their first word to their
+        last; a warning says which language has none. ``progress`` is called after every clip.
 
-        Raises ValueError at once for an unknown language or a bad ``max_clip_s``; for one
-        recording also what is wrong with it, a ValueError or OSError that names the file.
+        Raises ValueError at once for an unknown language, a bad ``max_clip_s``, or word times
+        without an aligner; for one recording also what is wrong with it, a ValueError or OSError
+        that names the file.
         """
+        if word_timestamps:
+            self._require_aligner()
         begin = partial(
             transcribe,
             language=language,
@@ -146,6 +167,7 @@ class Qwen3ASR:
             context=join_context(context, keywords),
             max_clip_s=max_clip_s,
             confidences=confidences,
+            word_timestamps=word_timestamps,
         )
         Steps(begin(np.zeros(SAMPLE_RATE, np.float32)))  # silence: only a wrong wish raises
         pipeline = Pipeline(
@@ -205,59 +227,81 @@ class Qwen3ASR:
             stream.accept(result.text, result.finish_reason)
             yield stream.update()
 
+    @overload
+    def align(
+        self, audio: AudioSource, text: str, *, language: str | None = None
+    ) -> Transcript: ...
 
-class _LLMEngine:
-    """A ``vllm.LLM`` as what a pipeline drives; several may, taking turns."""
+    @overload
+    def align(
+        self, audio: list[AudioSource], text: list[str], *, language: str | None = None
+    ) -> list[Transcript]: ...
 
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
+    def align(self, audio: Any, text: Any, *, language: str | None = None) -> Any:
+        """When each word of a text is said, as ``ForcedAligner.align`` has it."""
+        return self._require_aligner().align(audio, text, language=language)
+
+    def _require_aligner(self) -> ForcedAligner:
+        if self.aligner is None:
+            raise ValueError(
+                "words are timed by a forced aligner, and this model has none; make it with "
+                "aligner='Qwen/Qwen3-ForcedAligner-0.6B'."
+            )
+        return self.aligner
+
+
+class _Engines:
+    """A ``vllm.LLM`` and its aligner as what a pipeline drives; several may, taking turns."""
+
+    def __init__(self, llm: Any, aligner: ForcedAligner | None) -> None:
+        self._llm, self._aligner = llm, aligner
         self.num_seats: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._slot_ids = slot_ids(llm.get_tokenizer())
         self._waiting: dict[str, tuple[Answer, Callable[[EngineOutput], None]]] = {}
+        self._to_align: dict[str, tuple[AlignmentRequest, Callable[[AlignmentOutput], None]]] = {}
+        self._numbers = count()
 
-    def submit(self, request: EngineRequest, deliver: Callable[[EngineOutput], None]) -> str:
+    def submit(
+        self, request: EngineRequest | AlignmentRequest, deliver: Callable[[Any], None]
+    ) -> str:
         from vllm.exceptions import VLLMValidationError
 
+        if isinstance(request, AlignmentRequest):
+            request_id = f"align-{next(self._numbers)}"
+            self._to_align[request_id] = request, deliver
+            return request_id
         prompt, params = engine_prompt(request), sampling_params(request.decoding, self._slot_ids)
         try:
             (internal_id,) = self._llm.enqueue(prompt, params, use_tqdm=False)
         except VLLMValidationError as error:  # such as a clip that is longer than max_model_len
             raise ValueError(str(error)) from error
-        request_id: str = internal_id.partition("-")[0]  # what vLLM calls it in its outputs
+        request_id = internal_id.partition("-")[0]  # what vLLM calls it in its outputs
         self._waiting[request_id] = Answer(request.decoding, self._slot_ids), deliver
         return request_id
 
     def step(self) -> None:
+        if self._to_align:  # all at once, while the other engine goes on in its process
+            self._align()
+            return
         for output in self._llm.llm_engine.step():
             if output.finished and (waiting := self._waiting.pop(output.request_id, None)):
                 answer, deliver = waiting
                 answer.push(output.outputs[0])
                 deliver(answer.output())
 
+    def _align(self) -> None:
+        assert self._aligner is not None  # transcribe() saw to it
+        request_ids = list(self._to_align)
+        requests = [request for request, _ in self._to_align.values()]
+        for request_id, output in zip(request_ids, self._aligner.time_units(requests), strict=True):
+            if waiting := self._to_align.pop(request_id, None):  # None: aborted meanwhile
+                waiting[1](output)
+
     def abort(self, request_ids: list[str]) -> None:
-        for request_id in request_ids:
+        to_abort = [i for i in request_ids if self._to_align.pop(i, None) is None]
+        for request_id in to_abort:
             del self._waiting[request_id]
-        self._llm.llm_engine.abort_request(request_ids)
-
-
-@contextmanager
-def _ending_with_us() -> Iterator[None]:
-    """Engines that are started here end with this process, even where it is killed.
-
-    Not those of other threads: for Linux, a child's parent is a thread, and threads end early.
-    """
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    os.environ[ENGINE_PARENT] = str(os.getpid())
-    try:
-        yield
-    finally:
-        del os.environ[ENGINE_PARENT]
-
-
-if hasattr(os, "register_at_fork"):  # a forked engine does not load plugins; a spawned one does
-    os.register_at_fork(after_in_child=end_with_parent)
+        self._llm.llm_engine.abort_request(to_abort)
 
 
 def is_one(audio: Any) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 from . import __version__
@@ -55,7 +55,9 @@ async def show_page() -> Response:
 
 async def show_about(request: Request) -> JSONResponse:
     """The languages, limits and models of this server."""
-    about: About = request.app.state.qwen3_asr_about
+    about: About | None = getattr(request.app.state, "qwen3_asr_about", None)
+    if about is None:
+        raise HTTPException(404, "this server's model is a forced aligner; it transcribes nothing.")
     return JSONResponse({"version": __version__, "languages": LANGUAGES} | asdict(about))
 
 

@@ -82,6 +82,7 @@ class Server:
         languages: Iterable[str] = (),
         context: str = "",
         keywords: Iterable[str] = (),
+        word_timestamps: bool = False,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
         num_connections: int = NUM_CONNECTIONS,
@@ -93,6 +94,8 @@ class Server:
         fields = [("language", language), ("prompt", context)]
         fields += [("languages[]", name) for name in languages]
         fields += [("keywords[]", keyword) for keyword in keywords]
+        granularities = ("segment", "word") if word_timestamps else ()
+        fields += [("timestamp_granularities[]", name) for name in granularities]
         given = [(name, value) for name, value in fields if value]
         source = enumerate(recordings)
         running: dict[Future[Transcript], tuple[int, Any]] = {}

@@ -86,6 +86,11 @@ class Transcript:
     loops: int = 0
 
     @property
+    def words(self) -> tuple[Word, ...]:
+        """Those of all segments that have any."""
+        return tuple(word for segment in self.segments for word in segment.words or ())
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """Names of the languages spoken, in order of first use."""
         return tuple(dict.fromkeys(s.language for s in self.segments if s.language))
@@ -385,7 +390,7 @@ def _verbose_json(transcript: Transcript, *, temperature: float = 0.0) -> str:
     ``language`` is in small letters, as OpenAI has it, and "" if nobody speaks.
     """
     segments = transcript.segments
-    words = [asdict(word) for segment in segments for word in segment.words or ()]
+    words = list(map(asdict, transcript.words))
     confidences = ("avg_logprob", "no_speech_prob")
     unmeasured = [c for c in confidences if any(getattr(s, c) is None for s in segments)]
     return _dumps(
@@ -413,6 +418,7 @@ def read_verbose_json(document: dict[str, Any]) -> Transcript:
         default = document.get("language") or None
         rows = document.get("segments") or []
         segments = tuple(_read_segment(row, default, document) for row in rows)
+        segments = tuple(_with_words(segments, document.get("words") or ()))
         text, duration = str(document["text"]), float(document.get("duration") or 0)
         if text and not segments:
             segments = (Segment(0, duration, text, _model_language(default)),)
@@ -436,6 +442,18 @@ def _read_segment(row: dict[str, Any], language: str | None, document: dict[str,
         words=tuple(words) or None,
         **measured,
     )
+
+
+def _with_words(segments: Sequence[Segment], rows: Iterable[dict[str, Any]]) -> Iterator[Segment]:
+    """Segments with those of a document's words that tile them, as ours do."""
+    words = [Word(row["word"], row["start"], row["end"]) for row in rows]
+    for segment in segments:
+        ends = accumulate(len(word.word) for word in words)
+        number = next((n for n, end in enumerate(ends, 1) if end >= len(segment.text)), 0)
+        said, rest = tuple(words[:number]), words[number:]
+        if said and "".join(word.word for word in said) == segment.text:
+            segment, words = replace(segment, words=said), rest
+        yield segment
 
 
 def _model_language(language: str | None) -> str | None:

@@ -9,7 +9,9 @@ A generator decides what to ask and what to make of the answers; whoever drives 
 engine. Offline, HTTP and WebSocket drive the same one, so they decide alike. Most recordings take
 one round. An answer that loops, or is in no language that may be, is asked for again in the next.
 
-When a sentence is said is estimated from its share of the text and the pauses of its clip.
+When a sentence is said is estimated from its share of the text and the pauses of its clip. Where
+words are to be timed, a last round asks the aligner: its requests and outputs are those of
+``alignment.py``, and go to its engine.
 """
 
 import math
@@ -20,6 +22,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
+from .alignment import AlignmentError, align_words, shifted, timed_segments
 from .audio import (
     Pauses,
     halve_at_silence,
@@ -42,7 +45,7 @@ from .decoding import (
     settled_length,
 )
 from .geometry import HOP_LENGTH, SAMPLE_RATE
-from .languages import resolve_language, separator
+from .languages import ALIGNER_LANGUAGES, resolve_language, separator
 from .prompt import (
     MAX_CONTEXT,
     OutputStream,
@@ -51,7 +54,7 @@ from .prompt import (
     cap_context,
     parse_output,
 )
-from .transcript import Segment, Token, Transcript, display_width, split_sentences
+from .transcript import Segment, Token, Transcript, Word, display_width, split_sentences
 
 _PAUSE_SHARE = 0.2  # of the text that belongs to a frame of speech, what a quiet one is given
 _NEAR_S = 1.0  # a pause that is this far from where it is expected counts half
@@ -100,7 +103,8 @@ class EngineOutput:
     slot: Mapping[str, float] = field(default_factory=dict)
 
 
-Rounds: TypeAlias = Generator[list[EngineRequest], list[EngineOutput], _Result]
+# What is yielded: EngineRequests or AlignmentRequests; what is sent: the outputs of the same kind.
+Rounds: TypeAlias = Generator[list[Any], list[Any], _Result]
 Transcription: TypeAlias = Rounds[Transcript]
 
 
@@ -113,6 +117,7 @@ def transcribe(
     max_clip_s: float = DEFAULT_CLIP_S,
     pauses: Pauses | None = None,
     confidences: bool = False,
+    word_timestamps: bool = False,
 ) -> Transcription:
     """Transcribe one recording: yields requests, is sent their outputs, returns a Transcript.
 
@@ -120,7 +125,9 @@ def transcribe(
     ``languages`` if there are any. ``context`` biases every clip. A silent clip is not sent, and
     has no segments, as any in which nobody speaks. A recording of silence yields nothing.
     ``pauses`` end a clip wherever they are; without, a clip ends near ``max_clip_s``.
-    ``confidences`` fills those of the segments, and their tokens.
+    ``confidences`` fills those of the segments, and their tokens. ``word_timestamps`` asks an
+    aligner when each word is said: segments then last from their first word to their last, and
+    their words, put together, are the text. A language that it does not know has no words.
 
     Raises ValueError on the first step for an unknown language or a bad ``max_clip_s``.
     """
@@ -140,7 +147,10 @@ def transcribe(
         clips = split_at_silence(waveform, max_clip_s=max_clip_s)
     heard = yield from _together([_hear(ask, index, span) for index, span in enumerate(clips)])
     cut = [_cut_context(context, kept)] if kept != context else []
-    return _join([part for parts in heard for part in parts], waveform, cut)
+    parts = [part for parts in heard for part in parts]
+    if word_timestamps:
+        parts = yield from _together(list(map(_time_words, parts)))
+    return _join(parts, waveform, cut)
 
 
 def transcribe_channels(
@@ -160,9 +170,12 @@ def transcribe_channels(
     segments: list[Segment] = []
     for segment in sorted(spoken, key=lambda segment: segment.start):
         said = segment.text.strip()
-        said = separator(text, said) + said
-        text += said
-        segments.append(replace(segment, text=said))
+        seam = separator(text, said)
+        text += seam + said
+        words = segment.words
+        if words:
+            words = (replace(words[0], word=seam + words[0].word.lstrip()), *words[1:])
+        segments.append(replace(segment, text=seam + said, words=words))
     return Transcript(
         text=text,
         duration=max(transcript.duration for transcript in transcripts),
@@ -179,14 +192,14 @@ def transcribe_channels(
 class Steps(Generic[_Result]):
     """Rounds of questions as what they ask now: ``requests``, until there is a ``result``."""
 
-    requests: list[EngineRequest]
+    requests: list[Any]
     result: _Result
 
     def __init__(self, rounds: Rounds[_Result]) -> None:
         self._rounds = rounds
         self.send(None)
 
-    def send(self, outputs: list[EngineOutput] | None) -> None:
+    def send(self, outputs: list[Any] | None) -> None:
         try:
             # A generator that has not begun takes None, whatever its send type says.
             self.requests = self._rounds.send(outputs)  # type: ignore[arg-type]
@@ -197,7 +210,7 @@ class Steps(Generic[_Result]):
 
 def run_together(
     transcriptions: Sequence[Transcription],
-    generate: Callable[[list[EngineRequest]], list[EngineOutput]],
+    generate: Callable[[list[Any]], list[Any]],
 ) -> list[Transcript]:
     """Drive many recordings at once; each round is one call with all their pending requests."""
     steps = Steps(_together(transcriptions))
@@ -262,6 +275,7 @@ class _Part:
     no_speech_prob: float | None
     warnings: tuple[str, ...]
     loops: int = 0
+    words: tuple[Word, ...] = ()  # in seconds into the recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,6 +375,26 @@ def _hear(ask: _Ask, index: int, span: tuple[int, int]) -> Rounds[list[_Part]]:
     return [replace(part, loops=part.loops + (part is parts[0])) for part in parts]
 
 
+def _time_words(part: _Part) -> Rounds[_Part]:
+    """Ask the aligner for the words of a part, if it can."""
+    language = part.parsed.language
+    if not part.parsed.text:
+        return part
+    if language is not None and language not in ALIGNER_LANGUAGES:
+        return _without_words(part, f"the forced aligner does not know {language}")
+    sentences = split_sentences(part.parsed.text)
+    try:
+        words = yield from align_words(part.request.waveform, sentences, language)
+    except (AlignmentError, ImportError) as error:
+        return _without_words(part, str(error))
+    return replace(part, words=tuple(shifted(words, part.request.start)))
+
+
+def _without_words(part: _Part, reason: str) -> _Part:
+    warning = _warn(part.request, f"no words are timed: {reason}.")
+    return replace(part, warnings=(*part.warnings, warning))
+
+
 def _in_a_candidate(ask: _Ask, output: EngineOutput) -> _Ask:
     """The same in the likeliest candidate, by the first token of its name, as the model had it."""
     name = max(ask.candidates, key=lambda name: output.slot.get(name, -math.inf))
@@ -444,25 +478,41 @@ def _join(parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str])
 
 def _segments(part: _Part, seam: str) -> Iterator[Segment]:
     """The sentences of a clip; ``seam`` is what stands between it and the text before."""
-    sentences = split_sentences(part.parsed.text)
-    widths = [max(1, display_width(sentence)) for sentence in sentences]
-    spans = _spans(part.request.waveform, widths)
-    offset = round(part.request.start * SAMPLE_RATE)
     at = 0
-    for sentence, (start, end) in zip(sentences, spans, strict=True):
-        said = range(at, at := at + len(sentence))
+    for segment in _timed(part):
+        said = range(at, at := at + len(segment.text))
         tokens = tuple(token for begin, token in part.tokens or () if begin in said)
-        yield Segment(
-            start=(offset + start) / SAMPLE_RATE,
-            end=(offset + end) / SAMPLE_RATE,
-            text=seam + sentence,
-            language=part.parsed.language,
+        words = segment.words
+        if words:
+            words = (replace(words[0], word=seam + words[0].word), *words[1:])
+        yield replace(
+            segment,
+            text=seam + segment.text,
             language_probability=part.language_probability,
             no_speech_prob=part.no_speech_prob,
             avg_logprob=mean_logprob(tokens),
             tokens=None if part.tokens is None else tokens,
+            words=words,
         )
         seam = ""
+
+
+def _timed(part: _Part) -> Iterator[Segment]:
+    """The sentences of a clip and when they are said: from word to word, or by estimate."""
+    sentences = split_sentences(part.parsed.text)
+    if part.words:
+        yield from timed_segments(sentences, part.words, part.parsed.language)
+        return
+    widths = [max(1, display_width(sentence)) for sentence in sentences]
+    spans = _spans(part.request.waveform, widths)
+    offset = round(part.request.start * SAMPLE_RATE)
+    for sentence, (start, end) in zip(sentences, spans, strict=True):
+        yield Segment(
+            start=(offset + start) / SAMPLE_RATE,
+            end=(offset + end) / SAMPLE_RATE,
+            text=sentence,
+            language=part.parsed.language,
+        )
 
 
 def _spans(clip: np.ndarray, widths: list[int]) -> list[tuple[float, float]]:

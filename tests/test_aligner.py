@@ -58,6 +58,15 @@ def test_many_clips_in_one_batch_are_classified_as_by_transformers(aligner):
     assert len(best[-1].prompt_token_ids) > 256
 
 
+def test_memory_is_shared_between_two_models():
+    from qwen3_asr_vllm.aligner import split_memory
+
+    for gib, utilization in ((16, 0.9), (24, 0.9), (80, 0.5), (141, 0.9)):
+        aligner, transcriber = split_memory(gib << 30, utilization)
+        assert aligner + transcriber == pytest.approx(utilization)
+        assert aligner * gib <= 6.001 and aligner <= utilization / 3
+
+
 def test_two_small_integers_a_word_leave_the_engine(aligner):
     output = aligner[0].encode(bare(noise(2)), pooling_task="token_classify", use_tqdm=False)[0]
     assert output.outputs.data.nbytes == 8 * len(WORDS)

@@ -14,7 +14,7 @@ import soundfile
 from qwen3_asr_vllm import cli
 from qwen3_asr_vllm.corpus import Result
 from qwen3_asr_vllm.languages import LANGUAGES
-from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript
+from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript, Word
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -106,6 +106,8 @@ WRONG = {
     "transcribe a.wav --max-clip-s 5000": "'5000' is not from 1 to 1200 seconds",
     "transcribe a.wav --max-clip-s long": "'long' is not from 1 to 1200 seconds",
     "transcribe a.wav --task translate": "invalid choice: 'translate'",
+    "align a.wav": "required: TEXT",
+    "align a.wav a.txt -l Klingon": "unsupported language 'Klingon'",
     "doctor --gpu": "unrecognized arguments: --gpu",
 }
 
@@ -323,3 +325,52 @@ def test_doctor_finds_our_model_without_a_checkpoint():
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(lines) == len(cli.INSTALLATION | cli.DECODERS)
     assert any("qwen3_asr_vllm.model.Qwen3ASRForConditionalGeneration" in line for line in lines)
+
+
+# ---- words ----
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("transcribe a.wav --aligner x", "--aligner is for --word-timestamps"),
+        ("transcribe a.wav --highlight_words", "add --word-timestamps"),
+        ("transcribe a.wav --server u --word-timestamps --aligner x", "QWEN3_ASR_ALIGNER_URL"),
+        ("align a.wav missing.txt", "missing.txt"),
+        ("align a.wav a.txt -f srt,vtt", "one format"),
+        ("align a.wav a.txt -l Polish", "does not know Polish"),
+    ],
+)
+def test_wishes_for_words_that_do_not_fit_exit_2(
+    line, message, files, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("one second")
+    assert cli.main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_word_timestamps_load_an_aligner_and_ask_for_words(model, files, monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr(cli, "_load_model", lambda name, options: given.update(options) or model)
+    assert cli.main(["transcribe", files[0], "--word_timestamps", "-f", "vtt"]) == 0
+    assert model.wishes["word_timestamps"] is True
+    assert given == {"aligner": "Qwen/Qwen3-ForcedAligner-0.6B"}
+
+
+def test_align_writes_what_an_aligner_says(files, tmp_path, capsys, monkeypatch):
+    class FakeAligner:
+        def align(self, audio, text, *, language):
+            words = (Word("one", 0.1, 0.4), Word(" second", 0.5, 0.9))
+            segments = (Segment(0.1, 0.9, text.strip(), language, words=words),)
+            return Transcript(text.strip(), len(audio) / 16_000, segments)
+
+    monkeypatch.setattr(cli, "_load_aligner", lambda name, options: FakeAligner())
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    path = tmp_path / "a.txt"
+    path.write_text("one second\n")
+    assert cli.main(["align", files[0], str(path), "-f", "lrc", "--highlight-words"]) == 0
+    assert capsys.readouterr().out == "[00:00.10] <00:00.10> one <00:00.50> second <00:00.90>\n"
+    assert cli.main(["align", files[0], str(path), "-o", str(tmp_path / "a.json")]) == 0
+    (segment,) = json.loads((tmp_path / "a.json").read_text())["segments"]
+    assert segment["words"][1] == {"word": " second", "start": 0.5, "end": 0.9}

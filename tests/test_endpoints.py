@@ -304,7 +304,12 @@ def test_decoding_is_greedy_and_bounded_by_the_duration(serve, fields):
         ({"response_format": "srt", "stream": "true"}, "response_format", "stream"),
         ({"response_format": "text", "include[]": "srt"}, "include", "use json"),
         ({"include[]": "docx"}, "include", "srt"),
-        ({"timestamp_granularities[]": "word"}, "timestamp_granularities", "aligner"),
+        ({"timestamp_granularities[]": "word"}, "timestamp_granularities", "verbose_json"),
+        (
+            {"timestamp_granularities[]": "word", "response_format": "verbose_json"},
+            "timestamp_granularities",
+            "serve MODEL --aligner",
+        ),
         ({"timestamp_granularities[]": "segment"}, "timestamp_granularities", "verbose_json"),
         ({"include[]": "logprobs", "response_format": "srt"}, "include", "use json"),
         ({"include[]": "entropy"}, "include", "logprobs"),

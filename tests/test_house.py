@@ -34,6 +34,7 @@ ORDER = (
     "probe",
     "evaluation",
     "streaming",
+    "aligner",
     "encoder",
     "processor",
     "model",
@@ -43,8 +44,10 @@ ORDER = (
     "form",
     "metrics",
     "realtime",
+    "alignments",
     "endpoints",
     "doctor",
+    "supervisor",
     "cli",
 )
 WITHOUT_TORCH = (
@@ -64,6 +67,7 @@ WITHOUT_TORCH = (
     "probe",
     "evaluation",
     "streaming",
+    "aligner",
     "offline",
     "cluster",
     "doctor",

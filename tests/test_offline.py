@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
@@ -20,9 +21,13 @@ import pytest
 import soundfile
 import torch
 from conftest import (
+    ALIGNER,
+    ALIGNER_IS_TRAINED,
     CHECKPOINT,
     DATA,
     MOST_ERRORS,
+    MOST_TIMING_ERROR_S,
+    assert_timed,
     engine,
     error_rate,
     heldout,
@@ -46,7 +51,8 @@ HELLO = DATA / "hello.flac"
 
 @pytest.fixture(scope="module")
 def model():
-    with engine(CHECKPOINT, start=Qwen3ASR, max_model_len=4096) as model:
+    options = {"aligner": str(ALIGNER), "max_model_len": 4096}
+    with engine(CHECKPOINT, start=Qwen3ASR, **options) as model:
         yield model
 
 
@@ -458,3 +464,72 @@ def test_a_checkpoint_that_loops_is_stopped_asked_again_and_told(tmp_path):
     assert all(re.match(r"[\d.]+-[\d.]+ s: decoding ", w) for w in transcript.warnings)
     text = parse_output(stopped.text).text
     assert settled_length(text) < len(text) and len(transcript.text) < len(burnt.text)
+
+
+# ---- words ----
+
+
+def test_words_are_timed_in_three_languages(model):
+    path = DATA / "three_languages.flac"
+    timed = model.transcribe(path, max_clip_s=12, word_timestamps=True)
+    plain = model.transcribe(path, max_clip_s=12)
+    assert (timed.text, timed.languages) == (plain.text, plain.languages)
+    assert_timed(timed)
+    assert [s.words for s in plain.segments] == [None] * len(plain.segments)
+    chinese = [s for s in timed.segments if s.language == "Chinese"]
+    assert all(len(w.word.strip(" ，。？！、")) == 1 for s in chinese for w in s.words)
+
+
+def test_words_alone_and_in_a_list_are_the_same(model):
+    row = next(row for row in heldout() if row["language"] == "German")
+    both = [HELLO, DATA / "heldout" / row["audio_filepath"]]
+    together = [r.transcript for r in model.transcribe(both, word_timestamps=True)]
+    assert together == [model.transcribe(path, word_timestamps=True) for path in both]
+
+
+def test_align_times_the_words_of_a_given_text(model):
+    text = HELLO.with_suffix(".txt").read_text()
+    transcript = model.align(HELLO, text, language="en")
+    assert transcript.text == text.strip()
+    assert [word.word.strip() for word in transcript.words] == text.split()
+    assert_timed(transcript)
+    assert model.align([HELLO], [text]) == [
+        replace(transcript, segments=tuple(replace(s, language=None) for s in transcript.segments))
+    ]
+
+
+TIMED = [json.loads(line) for line in (DATA / "timed" / "manifest.jsonl").open()]
+
+
+@pytest.mark.skipif(not ALIGNER_IS_TRAINED, reason="the bundled aligner's weights are random")
+@pytest.mark.parametrize("language", ["English", "German", "Chinese"])
+def test_words_are_timed_as_the_synthesizer_said_them(model, language):
+    """Held-out sentences, half of them in voices that training never heard; mean of all edges."""
+    rows = [row for row in TIMED if row["language"] == language]
+    paths = [DATA / "timed" / row["audio_filepath"] for row in rows]
+    aligned = model.align(paths, [row["text"] for row in rows], language=language)
+    errors = []
+    for transcript, row in zip(aligned, rows, strict=True):
+        said = {place: span for place, *span in row["words"]}
+        place = 0
+        for word in transcript.words:
+            first = place + len(word.word) - len(word.word.lstrip())
+            if first in said:
+                start, end = said[first]
+                errors += [abs(word.start - start), abs(word.end - end)]
+            place += len(word.word)
+    assert len(errors) >= 2 * 0.9 * sum(len(row["words"]) for row in rows)
+    assert np.mean(errors) < MOST_TIMING_ERROR_S
+
+
+def test_words_without_an_aligner_say_what_to_pass(model, monkeypatch):
+    monkeypatch.setattr(model, "aligner", None)
+    with pytest.raises(ValueError, match="aligner='Qwen/Qwen3-ForcedAligner-0.6B'"):
+        model.transcribe(HELLO, word_timestamps=True)
+
+
+def test_a_transcriber_is_no_aligner(model):
+    from qwen3_asr_vllm.aligner import class_ms
+
+    with pytest.raises(ValueError, match="is no forced aligner"):
+        class_ms(model.llm.model_config)

@@ -84,7 +84,7 @@ def test_the_model_has_every_interface_of_the_in_tree_one():
 
 STARTS_A_CHILD = """
 import multiprocessing, sys, time
-from qwen3_asr_vllm import offline
+from qwen3_asr_vllm import engine
 
 CHILD = '''
 import os, time
@@ -97,7 +97,7 @@ time.sleep(60)
 if __name__ == "__main__":
     loads_plugins = "end_with_parent()" if sys.argv[1] == "spawn" else "0"
     start = multiprocessing.get_context(sys.argv[1]).Process
-    with offline._ending_with_us():
+    with engine.ending_with_us():
         child = start(target=exec, args=(CHILD.format(loads_plugins),))
         child.start()
     time.sleep(60)

@@ -29,6 +29,8 @@ ELSEWHERE = {
     "qwen3-asr eval ": "test_evaluation.py",
     "qwen3-asr stream ": "test_offline.py",
     "qwen3-asr transcribe corpus.jsonl --ray": "test_cluster.py",
+    "qwen3-asr align ": "test_offline.py aligns with the same checkpoint, test_cli.py calls it",
+    "qwen3-asr transcribe talk.mp3 --word_timestamps": "as align, and needs a download",
     "python3 -m venv .venv": ".ci/run runs the one that ends in pytest",
 }
 # Run against the server of the tests: the beginning, and what takes the place of its files.

@@ -3,7 +3,10 @@
 
 import io
 import json
+import re
 import unicodedata
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import srt
@@ -19,6 +22,7 @@ from qwen3_asr_vllm.transcript import (
     Transcript,
     Word,
     join_texts,
+    read_verbose_json,
     split_sentences,
 )
 
@@ -381,3 +385,93 @@ def test_cues_are_in_order_and_last_as_long_as_one_reads(name, transcript):
     ):
         assert end - start >= min(1.0, following - start) - 0.002
     assert not ends or ends[-1] <= transcript.duration + 0.001 * len(cues)
+
+
+# ---- words ----
+
+SONG = Transcript(
+    "Twinkle, twinkle! 小星。",
+    6.0,
+    (
+        Segment(
+            1.0,
+            2.5,
+            "Twinkle, twinkle!",
+            "English",
+            words=(Word("Twinkle,", 1.0, 1.5), Word(" twinkle!", 1.75, 2.5)),
+        ),
+        Segment(3, 4, " 小星。", "Chinese", words=(Word(" 小", 3, 3.5), Word("星。", 3.5, 4))),
+    ),
+)
+
+
+def test_karaoke_underlines_each_word_while_it_is_said():
+    assert parse("srt", FORMATS["srt"](SONG, highlight_words=True)) == [
+        (1.0, 1.5, "<u>Twinkle,</u> twinkle!"),
+        (1.5, 1.75, "Twinkle, twinkle!"),
+        (1.75, 2.5, "Twinkle, <u>twinkle!</u>"),
+        (3.0, 3.5, "<u>小</u>星。"),
+        (3.5, 4.0, "小<u>星。</u>"),
+    ]
+
+
+def test_karaoke_lyrics_have_a_time_for_each_word():
+    assert FORMATS["lrc"](SONG, highlight_words=True) == (
+        "[00:01.00] <00:01.00> Twinkle, <00:01.75> twinkle! <00:02.50>\n"
+        "[00:03.00] <00:03.00> 小 <00:03.50> 星。 <00:04.00>\n"
+    )
+
+
+def test_a_segment_that_is_cut_is_cut_where_its_words_are_said():
+    times = [(0.5 * i + 4 * (i > 2), 0.5 * i + 4 * (i > 2) + 0.4) for i in range(6)]
+    words = tuple(Word(f" word{i}", *span) for i, span in enumerate(times))
+    segment = Segment(0, words[-1].end, "".join(word.word for word in words), words=words)
+    document = FORMATS["srt"](Transcript("", 9.0, (segment,)), max_line_width=20, max_line_count=1)
+    assert parse("srt", document) == [
+        (0, 1.4, "word0 word1 word2"),
+        (5.5, 6.9, "word3 word4 word5"),
+    ]
+
+
+@st.composite
+def sung(draw):
+    """Transcripts whose segments are words with times, of texts as hard as any."""
+    segments, time = [], 0.0
+    for text in draw(st.lists(spoken.filter(str.strip), max_size=4)):
+        words = []
+        for piece in re.findall(r"\s*\S+\s*$|\s*\S+", text):
+            start = time + draw(st.sampled_from([0.0, 0.0, 0.2, 3.0]))
+            time = start + draw(st.floats(0.001, 2))
+            words.append(Word(piece, start, time))
+        segments.append(Segment(words[0].start, time, text, words=tuple(words)))
+    return Transcript("", time, tuple(segments))
+
+
+@given(sung(), st.integers(2, 40))
+@pytest.mark.parametrize("name", SUBTITLES)
+def test_karaoke_only_adds_marks(name, transcript, width):
+    """What is shown at any time is what is shown without marks, and one word at most is marked."""
+    plain = parse(name, FORMATS[name](transcript, max_line_width=width))
+    cues = parse(name, FORMATS[name](transcript, max_line_width=width, highlight_words=True))
+    assert all(end <= start for (_, end, _), (start, _, _) in pairwise(cues))
+    merged = []
+    for start, end, text in cues:
+        assert text.count("<u>") == text.count("</u>") <= 1
+        text = text.replace("<u>", "").replace("</u>", "")
+        if (
+            merged
+            and merged[-1][1] == start
+            and merged[-1][2] == text
+            and (start, text) not in {(begin, said) for begin, _, said in plain}
+        ):
+            start = merged.pop()[0]
+        merged.append((start, end, text))
+    assert merged == plain
+
+
+def test_words_survive_verbose_json():
+    document = json.loads(FORMATS["verbose_json"](SONG))
+    assert [word["word"] for word in document["words"]] == ["Twinkle,", " twinkle!", " 小", "星。"]
+    assert read_verbose_json(document).segments == tuple(
+        replace(segment, avg_logprob=None) for segment in SONG.segments
+    )

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline of a recording, driven by hand: no engine, six lines that stand for one."""
 
+import re
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen3_asr_vllm.alignment import AlignmentOutput
 from qwen3_asr_vllm.decoding import max_new_tokens
 from qwen3_asr_vllm.languages import separator
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt
@@ -390,6 +394,93 @@ def test_segments_tile_the_text_and_lie_in_order_inside_the_recording(seconds, a
 
 
 # ---- many recordings ----
+
+
+def a_second_each(request):
+    """An aligner to whom each word lasts a second, from the third on."""
+    return AlignmentOutput(
+        [1000 * (2 + i) for word in range(len(request.units)) for i in (word, word + 1)]
+    )
+
+
+def test_words_are_asked_for_last_and_their_times_are_those_of_the_recording():
+    steps = Steps(transcribe(TWO_CLIPS, max_clip_s=10, word_timestamps=True))
+    steps.send(
+        [EngineOutput(f"language English<asr_text>{t}") for t in ("One, two. Three!", "“Four”")]
+    )
+    assert [r.units for r in steps.requests] == [["One", "two", "Three"], ["Four"]]
+    assert [len(r.waveform) for r in steps.requests] == [len(TWO_CLIPS) // 2] * 2
+    steps.send(list(map(a_second_each, steps.requests)))
+    said = [(w.word, round(w.start, 1), round(w.end, 1)) for w in steps.result.words]
+    assert said == [
+        ("One,", 2, 3),
+        (" two.", 3, 4),
+        (" Three!", 4, 5),
+        (" “Four”", 9.5, 10.5),
+    ]
+    assert [(s.text, round(s.start, 1), round(s.end, 1)) for s in steps.result.segments] == [
+        ("One, two.", 2, 4),
+        (" Three!", 4, 5),
+        (" “Four”", 9.5, 10.5),
+    ]
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b.", "(c", "–", "。", "字", "d! ", '"', "…"]), max_size=6),
+        min_size=2,
+        max_size=2,
+    ),
+    st.data(),
+)
+def test_words_tile_the_text_and_lie_inside_their_segments(answers, data):
+    steps = Steps(transcribe(TWO_CLIPS, max_clip_s=10, word_timestamps=True))
+    steps.send([EngineOutput("language German<asr_text>" + " ".join(a)) for a in answers])
+    times = st.integers(0, 120).map(lambda number: 80 * number)
+    while steps.requests:
+        lists = [
+            st.lists(times, min_size=n, max_size=n)
+            for r in steps.requests
+            for n in [2 * len(r.units)]
+        ]
+        steps.send([AlignmentOutput(data.draw(drawn)) for drawn in lists])
+    transcript, end = steps.result, 0.0
+    assert "".join(segment.text for segment in transcript.segments) == transcript.text
+    for segment in transcript.segments:
+        if segment.words is None:  # a clip of punctuation
+            assert not any(char.isalpha() for char in segment.text)
+            continue
+        assert "".join(word.word for word in segment.words) == segment.text
+        assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
+        for word in segment.words:
+            assert end <= word.start < word.end <= transcript.duration
+            end = word.end
+
+
+def test_an_aligner_that_is_down_costs_the_words_only():
+    steps = Steps(transcribe(TWO_CLIPS, max_clip_s=10, word_timestamps=True))
+    steps.send([EngineOutput(f"language English<asr_text>{text}") for text in ("One.", "Two.")])
+    steps.send([AlignmentOutput((), error="it is down"), AlignmentOutput([0, 800])])
+    assert [segment.words is None for segment in steps.result.segments] == [True, False]
+    assert [w for w in steps.result.warnings if "0.0-7.5 s: no words are timed: it is down." == w]
+
+
+@pytest.mark.parametrize(
+    ("answer", "warning"),
+    [
+        ("language Polish<asr_text>Dzień dobry.", "the forced aligner does not know Polish"),
+        ("language Japanese<asr_text>今日は。", r"pip install 'qwen3-asr-vllm\[ja\]'"),
+    ],
+)
+def test_where_words_cannot_be_timed_segments_are_and_a_warning_says_why(
+    monkeypatch, answer, warning
+):
+    monkeypatch.setitem(sys.modules, "nagisa", None)
+    _, transcript = run(transcribe(recording(5), word_timestamps=True), answer)
+    assert [segment.words for segment in transcript.segments] == [None]
+    assert transcript.segments[0].end > 4
+    (said,) = transcript.warnings
+    assert re.search(f"0.0-5.0 s: no words are timed: .*{warning}", said)
 
 
 class LengthEngine:

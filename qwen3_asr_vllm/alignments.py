@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forced alignment over HTTP: the routes of an aligner's server, and how others ask it.
+
+    POST /v1/audio/alignments         file, text, language -> words, segments, duration; srt, vtt
+    POST /v1/audio/alignments/times   samples, units -> times: one request of ``alignment.py``
+
+The first is for users. The second is what a transcription server asks, clip by clip, of the
+aligner that QWEN3_ASR_ALIGNER_URL names: units go in as they are cut, times come out unrepaired.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import aiohttp
+import numpy as np
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, Json, field_validator
+from starlette.datastructures import FormData, UploadFile
+from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
+from vllm.pooling_params import PoolingParams
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+from .admission import Admission, Place
+from .aligner import class_ms, engine_prompt, read_times
+from .alignment import AlignmentOutput, AlignmentRequest, align
+from .audio import check_waveform
+from .form import ApiError, limit, load_posted, posted, validate
+from .languages import resolve_language
+from .transcript import FORMATS, Transcript
+from .transcription import Steps
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+
+ALIGNMENTS = "/v1/audio/alignments"
+TIMES = f"{ALIGNMENTS}/times"
+MEDIA_TYPES = {"srt": "application/x-subrip", "vtt": "text/vtt", "lrc": "text/plain"}
+ANSWER_S = 600.0  # in which an aligner must have answered, its queue included
+RETRY_DELAYS_S = (0.5, 1, 2, 4)  # before each further attempt, where it is full
+HEALTH_S = 2.0  # in which it must say that it is there
+
+
+# the forms ----------------------------------------------------------------------------------
+
+
+class AlignmentForm(BaseModel):
+    """A recording, and what is said in it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    file: UploadFile = Field(exclude=True)
+    text: str
+    model: str | None = None
+    language: str | None = None  # the model's name for it; None to go by the script
+    response_format: Literal["json", "verbose_json", "srt", "vtt", "lrc"] = "json"
+    highlight_words: bool = False
+
+    _place: Place
+
+    @field_validator("language")
+    @classmethod
+    def _resolve(cls, language: str | None) -> str | None:
+        return resolve_language(language)
+
+
+class TimesForm(BaseModel):
+    """One request of ``alignment.py``: samples as float32, little-endian, at 16 kHz."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    samples: UploadFile = Field(exclude=True)
+    units: Json[list[str]]
+    model: str | None = None
+
+
+async def read_alignment_form(raw_request: Request) -> AsyncIterator[AlignmentForm]:
+    async with posted(raw_request, _serving(raw_request).admission) as (fields, place):
+        form = validate(AlignmentForm, _given(fields))
+        form._place = place
+        yield form
+
+
+async def read_times_form(raw_request: Request) -> AsyncIterator[TimesForm]:
+    async with posted(raw_request, _serving(raw_request).admission) as (fields, _):
+        yield validate(TimesForm, _given(fields))
+
+
+def _given(fields: FormData) -> dict[str, Any]:
+    return {name: value for name, value in fields.multi_items() if value != ""}
+
+
+# the server ---------------------------------------------------------------------------------
+
+
+def attach(app: FastAPI) -> None:
+    app.add_api_route(ALIGNMENTS, create_alignment, methods=["POST"])
+    app.add_api_route(TIMES, create_times, methods=["POST"])
+
+
+class AlignerServing(GenerateBaseServing):
+    """The state of the routes: what reaches the engine, and what decodes audio."""
+
+    def __init__(self, engine_client: Any, models: OpenAIServingModels) -> None:
+        super().__init__(engine_client, models, request_logger=None)
+        self.class_ms = class_ms(self.model_config)
+        self.admission = Admission()
+        self.pool = ThreadPoolExecutor(
+            limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
+        )
+
+    @property
+    def in_pool(self) -> Callable[..., Awaitable[Any]]:
+        """Runs a function beside the event loop."""
+        return partial(asyncio.get_running_loop().run_in_executor, self.pool)
+
+    async def check(self, form: AlignmentForm | TimesForm) -> None:
+        """Raises ApiError for another model than this."""
+        if refusal := await self._check_model(form):
+            error = refusal.error
+            raise ApiError(error.code, error.message, param=error.param, code="model_not_found")
+        self._preflight()
+
+    async def answer(self, request: AlignmentRequest, request_id: str) -> AlignmentOutput:
+        rendered = await self.renderer.render_cmpl_async(
+            [parse_model_prompt(self.model_config, engine_prompt(request))]
+        )
+        params = PoolingParams(task="token_classify")
+        async for output in self.engine_client.encode(rendered[0], params, request_id):
+            answer = read_times(output, self.class_ms)
+        return answer
+
+    async def align(self, form: AlignmentForm, request_id: str) -> Transcript:
+        steps = await self.in_pool(self._steps, form)
+        while requests := steps.requests:
+            answers = (
+                self.answer(request, f"{request_id}-{number}")
+                for number, request in enumerate(requests)
+            )
+            await self.in_pool(steps.send, await asyncio.gather(*answers))
+        return steps.result
+
+    def _steps(self, form: AlignmentForm) -> Steps[Transcript]:
+        """Decode the recording and cut the text. Runs in the pool."""
+        waveform = load_posted(form.file, form._place, longest_s=self.admission.max_audio_s)
+        try:
+            return Steps(align(waveform, form.text, language=form.language))
+        except ImportError as error:
+            raise ApiError(501, f"the server cannot cut this text: {error}") from error
+        except ValueError as error:
+            raise ApiError(400, f"language: {error}", param="language") from error
+
+
+@with_cancellation
+@load_aware_call
+async def create_alignment(
+    raw_request: Request, form: Annotated[AlignmentForm, Depends(read_alignment_form)]
+) -> Response:
+    """When each word of a text is said."""
+    serving = _serving(raw_request)
+    await serving.check(form)
+    request_id = f"align-{serving._base_request_id(raw_request)}"
+    transcript = await serving.align(form, request_id)
+    if (name := form.response_format) in MEDIA_TYPES:
+        text = FORMATS[name](transcript, highlight_words=form.highlight_words)
+        return Response(text, media_type=MEDIA_TYPES[name])
+    return JSONResponse(summary(transcript))
+
+
+@with_cancellation
+@load_aware_call
+async def create_times(
+    raw_request: Request, form: Annotated[TimesForm, Depends(read_times_form)]
+) -> Response:
+    """Start and end of each unit, in milliseconds, as the model says them."""
+    serving = _serving(raw_request)
+    await serving.check(form)
+    waveform = np.frombuffer(await form.samples.read(), "<f4")
+    try:
+        check_waveform(waveform)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="samples") from error
+    request_id = f"time-{serving._base_request_id(raw_request)}"
+    output = await serving.answer(AlignmentRequest(form.units, waveform), request_id)
+    return JSONResponse({"times": output.times})
+
+
+def summary(transcript: Transcript) -> dict[str, Any]:
+    """What /v1/audio/alignments answers; times in seconds, to the millisecond."""
+    return {
+        "task": "align",
+        "language": transcript.language,
+        "duration": round(transcript.duration, 3),
+        "text": transcript.text,
+        "words": [_rounded(asdict(word)) for word in transcript.words],
+        "segments": [
+            _rounded({"id": i, "start": s.start, "end": s.end, "text": s.text})
+            for i, s in enumerate(transcript.segments)
+        ],
+        "usage": {"type": "duration", "seconds": round(transcript.duration, 3)},
+    }
+
+
+def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in fields.items()}
+
+
+def _serving(raw_request: Request) -> AlignerServing:
+    """Raises ApiError where the server's model is no aligner."""
+    serving = getattr(raw_request.app.state, "qwen3_asr_aligner", None)
+    if serving is None:
+        raise ApiError(
+            404,
+            "this server transcribes; alignments are made by one that serves a forced aligner, "
+            "such as Qwen/Qwen3-ForcedAligner-0.6B.",
+        )
+    assert isinstance(serving, AlignerServing)
+    return serving
+
+
+# the client ---------------------------------------------------------------------------------
+
+
+class RemoteAligner:
+    """An aligner's server, as a transcription server asks it."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"QWEN3_ASR_ALIGNER_URL is {url!r}; give the address of a server of a forced "
+                "aligner, such as http://127.0.0.1:8001."
+            )
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def is_up(self) -> bool:
+        try:
+            timeout = aiohttp.ClientTimeout(total=HEALTH_S)
+            async with self._open().get(f"{self.url}/health", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def answer(self, request: AlignmentRequest) -> AlignmentOutput:
+        """The aligner's answer; if it gives none, its ``error`` says why."""
+        error = ""
+        for delay in (*RETRY_DELAYS_S, None):
+            try:
+                async with self._open().post(self.url + TIMES, data=self._form(request)) as answer:
+                    if answer.status == 200:
+                        return AlignmentOutput((await answer.json())["times"])
+                    error = f"{answer.status}: {(await answer.text())[:300]}"
+            except (aiohttp.ClientError, TimeoutError) as failure:
+                return self._no_answer(str(failure) or type(failure).__name__)
+            if answer.status != 503 or delay is None:
+                break
+            await asyncio.sleep(delay)  # it is full
+        return self._no_answer(error)
+
+    def _no_answer(self, error: str) -> AlignmentOutput:
+        return AlignmentOutput((), error=f"the aligner at {self.url} gives no answer ({error})")
+
+    def _form(self, request: AlignmentRequest) -> aiohttp.FormData:
+        form = aiohttp.FormData()
+        samples = np.ascontiguousarray(request.waveform, "<f4").tobytes()
+        form.add_field("samples", samples, filename="samples.f32")
+        form.add_field("units", json.dumps(list(request.units), ensure_ascii=False))
+        return form
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The session, which must be made inside the event loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                headers=self._headers, timeout=aiohttp.ClientTimeout(total=ANSWER_S)
+            )
+        return self._session
+
+
+def remote_aligner() -> RemoteAligner | None:
+    """The aligner that QWEN3_ASR_ALIGNER_URL names, if it names one."""
+    url = os.environ.get("QWEN3_ASR_ALIGNER_URL")
+    return RemoteAligner(url, os.environ.get("QWEN3_ASR_ALIGNER_API_KEY")) if url else None

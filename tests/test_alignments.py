@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v1/audio/alignments`` and who asks it, with an aligner's engine of six lines."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import soundfile
+import srt
+import torch
+from conftest import noise
+
+from qwen3_asr_vllm.alignment import AlignmentRequest
+
+pytestmark = pytest.mark.vllm
+
+TEXT = "Guten Tag, Welt. Hallo!"
+
+
+class Engine:
+    """Each unit takes three classes of 80 ms, from the second on."""
+
+    errored = False
+    input_processor = None
+
+    def __init__(self):
+        config = SimpleNamespace(is_aligner=True, timestamp_segment_time=80)
+        self.model_config = SimpleNamespace(
+            hf_config=config, is_encoder_decoder=False, max_model_len=4096, model="aligner"
+        )
+        self.vllm_config = None
+        self.renderer = SimpleNamespace(render_cmpl_async=self.render)
+        self.prompts = []
+
+    async def render(self, prompts):
+        return prompts
+
+    def check_admission(self, n):
+        pass
+
+    async def encode(self, prompt, params, request_id):
+        self.prompts.append(prompt["prompt"])
+        assert params.task == "token_classify"
+        units = prompt["prompt"].count("<timestamp>") // 2
+        edges = [2 + 3 * i for word in range(units) for i in (word, word + 1)]
+        yield SimpleNamespace(outputs=SimpleNamespace(data=torch.tensor(edges)))
+
+
+@pytest.fixture
+def app():
+    from fastapi import FastAPI
+    from vllm.entrypoints.openai.models.protocol import BaseModelPath
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+
+    from qwen3_asr_vllm.alignments import AlignerServing
+    from qwen3_asr_vllm.endpoints import EndpointPlugin
+
+    app, engine = FastAPI(), Engine()
+    EndpointPlugin().attach_router(app)
+    models = OpenAIServingModels(engine, [BaseModelPath("aligner", "aligner")])
+    app.state.qwen3_asr_aligner = AlignerServing(engine, models)
+    app.state.engine = engine
+    app.add_api_route("/health", lambda: "ok")
+    return app
+
+
+@pytest.fixture
+def client(app):
+    from fastapi.testclient import TestClient
+
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def post(client):
+    file = io.BytesIO()
+    soundfile.write(file, noise(3), 16_000, format="WAV")
+
+    def post(route="/v1/audio/alignments", **fields):
+        return client.post(route, files={"file": ("a.wav", file.getvalue())}, data=fields)
+
+    return post
+
+
+def test_words_segments_and_duration(app, post):
+    answer = post(text=TEXT, language="de").json()
+    assert app.state.engine.prompts[0].endswith("Hallo<timestamp><timestamp>")
+    assert answer["words"] == [
+        {"word": "Guten", "start": 0.16, "end": 0.4},
+        {"word": " Tag,", "start": 0.4, "end": 0.64},
+        {"word": " Welt.", "start": 0.64, "end": 0.88},
+        {"word": " Hallo!", "start": 0.88, "end": 1.12},
+    ]
+    assert answer["segments"] == [
+        {"id": 0, "start": 0.16, "end": 0.88, "text": "Guten Tag, Welt."},
+        {"id": 1, "start": 0.88, "end": 1.12, "text": " Hallo!"},
+    ]
+    assert (answer["text"], answer["language"], answer["duration"]) == (TEXT, "German", 3.0)
+
+
+def test_subtitles(post):
+    cues = srt.parse(post(text=TEXT, response_format="srt", highlight_words="true").text)
+    assert next(cues).content == "<u>Guten</u> Tag, Welt."
+    assert post(text=TEXT, response_format="vtt").text.startswith("WEBVTT\n\n00:00:00.160 -->")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "message"),
+    [
+        ({}, 400, "text", "required"),
+        ({"text": TEXT, "language": "pl"}, 400, "language", "does not know Polish"),
+        ({"text": TEXT, "language": "tlh"}, 400, "language", "unsupported"),
+        ({"text": TEXT, "model": "other"}, 404, "model", "does not exist"),
+        ({"text": TEXT, "response_format": "docx"}, 400, "response_format", "srt"),
+    ],
+)
+def test_what_is_wrong_is_named(post, fields, status, param, message):
+    response = post(**fields)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["param"] == param and message in error["message"]
+
+
+def test_an_aligner_transcribes_nothing(client, post):
+    for response in (post("/v1/audio/transcriptions"), client.get("/about")):
+        assert response.status_code == 404 and "aligner" in response.text
+
+
+def test_a_transcriber_aligns_nothing(app, post):
+    del app.state.qwen3_asr_aligner
+    response = post(text=TEXT)
+    assert response.status_code == 404 and "ForcedAligner" in response.text
+
+
+# who asks -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def url(app):
+    """The app, served."""
+    import uvicorn
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+REQUEST = AlignmentRequest(("Guten", "今"), noise(2))
+
+
+def ask(url, do):
+    from qwen3_asr_vllm.alignments import RemoteAligner
+
+    async def run():
+        aligner = RemoteAligner(url)
+        try:
+            return await do(aligner)
+        finally:
+            await aligner.close()
+
+    return asyncio.run(run())
+
+
+def test_a_remote_aligner_answers_as_its_engine_does(url):
+    assert ask(url, lambda aligner: aligner.is_up()) is True
+    answer = ask(f"{url}/v1/", lambda aligner: aligner.answer(REQUEST))
+    assert (answer.times, answer.error) == ([160, 400, 400, 640], "")
+
+
+def test_an_aligner_that_is_down_says_so():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        assert ask(url, lambda aligner: aligner.is_up()) is False
+        answer = ask(url, lambda aligner: aligner.answer(REQUEST))
+    assert answer.times == () and f"the aligner at {url} gives no answer" in answer.error
+
+
+def test_what_is_no_address_is_refused(monkeypatch):
+    from qwen3_asr_vllm.alignments import remote_aligner
+
+    monkeypatch.setenv("QWEN3_ASR_ALIGNER_URL", "localhost:8001")
+    with pytest.raises(ValueError, match="'localhost:8001'.*such as http://127.0.0.1:8001"):
+        remote_aligner()

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``qwen3-asr serve ASR --aligner ALIGNER``: two real servers, asked for words."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+import srt
+from conftest import ALIGNER, CHECKPOINT, DATA, engine, heldout, serving
+
+from qwen3_asr_vllm import supervisor
+from qwen3_asr_vllm.supervisor import plan
+
+HELLO = DATA / "hello.flac"
+BOTH = ["asr", "--aligner", "aligner", "--port", "8000"]
+
+
+# ---- what is started ----
+
+
+def test_two_command_lines_are_made_of_one():
+    made = plan([*BOTH, "--aligner-options", "--dtype float32"], gpu_bytes=None, port=81)
+    assert made.transcriber == ["asr", "--port", "8000"]
+    host = ["--host", "127.0.0.1", "--port", "81"]
+    assert made.aligner[:5] == ["aligner", *host]
+    assert made.aligner[-2:] == ["--dtype", "float32"]
+    assert made.url == "http://127.0.0.1:81"
+
+
+@pytest.mark.parametrize(("given", "both"), [([], 0.9), (["--gpu-memory-utilization=0.5"], 0.5)])
+def test_a_gpu_is_shared(given, both):
+    made = plan([*BOTH, *given], gpu_bytes=80 << 30, port=81)
+    shares = [
+        float(command[command.index("--gpu-memory-utilization") + 1])
+        for command in (made.aligner, made.transcriber)
+    ]
+    assert shares == pytest.approx([6 / 80, both - 6 / 80])
+
+
+def test_an_aligner_that_cannot_start_ends_both(monkeypatch):
+    monkeypatch.setattr(supervisor, "POLL_S", 0.01)
+    made = plan(["asr", "--aligner", "/no/such/aligner"], gpu_bytes=None, port=1)
+    started = []
+
+    def false(argv, environment):
+        started.append(argv)
+        return subprocess.Popen(["false"], start_new_session=True)
+
+    monkeypatch.setattr(supervisor, "_start", false)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        assert supervisor.Supervisor(made).run() == 1
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)
+    assert started == [made.aligner]
+
+
+# ---- both, for real ----
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    options = ["--aligner", str(ALIGNER), "--aligner-options=--dtype float32 --enforce-eager"]
+    folder = tmp_path_factory.mktemp("pair")
+    with serving(folder, *options, VLLM_CPU_KVCACHE_SPACE="1") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def minutes():
+    """More than three of them, in three languages: every spoken clip that training never saw."""
+    rows = [row for row in heldout() if row["text"]]
+    parts = [soundfile.read(DATA / "heldout" / r["audio_filepath"], dtype="float32") for r in rows]
+    pause = np.zeros(8_000, np.float32)
+    recording = np.concatenate([part for samples, _ in parts for part in (samples, pause)])
+    assert len(recording) > 3 * 60 * 16_000
+    return recording
+
+
+def ask(server, file=HELLO, **fields):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    fields = {"response_format": "verbose_json"} | fields
+    return client.audio.transcriptions.create(model=str(CHECKPOINT), file=file, **fields)
+
+
+def ask_words(server, file=HELLO):
+    return ask(server, file, timestamp_granularities=["word", "segment"])
+
+
+def aligner_url(server):
+    return re.search(r"aligner is ready at (\S+);", server.log.read_text())[1]
+
+
+@pytest.mark.vllm
+def test_words_over_http_tile_the_text_and_lie_inside_their_segments(pair):
+    answer = ask_words(pair)
+    assert "".join(word.word for word in answer.words) == answer.text
+    assert "".join(segment.text for segment in answer.segments) == answer.text
+    words = list(answer.words)
+    for segment in answer.segments:
+        text = ""
+        assert segment.start == words[0].start
+        while text != segment.text:
+            word = words.pop(0)
+            text += word.word
+        assert segment.end == word.end <= answer.duration
+    assert not words
+    assert all(a.start < a.end <= b.start < b.end for a, b in pairwise(answer.words))
+
+
+@pytest.mark.vllm
+def test_minutes_of_speech_have_the_same_words_over_http_and_offline(pair, minutes, tmp_path):
+    from qwen3_asr_vllm.offline import Qwen3ASR
+    from qwen3_asr_vllm.transcript import rounded
+
+    path = tmp_path / "minutes.wav"
+    soundfile.write(path, minutes, 16_000, subtype="FLOAT")
+    served = ask_words(pair, path)
+    options = {"aligner": str(ALIGNER), "max_model_len": 4096}
+    with engine(CHECKPOINT, start=Qwen3ASR, **options) as model:
+        offline = rounded(model.transcribe(minutes, max_clip_s=12, word_timestamps=True))
+    assert served.text == offline.text
+    assert {segment.language for segment in offline.segments} >= {"English", "German", "Chinese"}
+    assert [(w.word, w.start, w.end) for w in served.words] == [
+        (w.word, w.start, w.end) for w in offline.words
+    ]
+    assert [(s.start, s.end) for s in served.segments] == [
+        (s.start, s.end) for s in offline.segments
+    ]
+
+
+@pytest.mark.vllm
+def test_subtitles_begin_with_their_first_word(pair):
+    first = ask_words(pair).words[0]
+    cue = next(srt.parse(ask(pair, response_format="srt")))
+    assert cue.start.total_seconds() == pytest.approx(first.start, abs=0.001)
+
+
+@pytest.mark.vllm
+def test_segments_come_without_words_where_none_were_asked_for(pair):
+    answer = ask(pair)
+    assert answer.words is None
+    assert [s.start for s in answer.segments] == [s.start for s in ask_words(pair).segments]
+
+
+@pytest.mark.vllm
+def test_the_aligner_answers_users_too(pair):
+    text = HELLO.with_suffix(".txt").read_text()
+    answer = httpx.post(
+        f"{aligner_url(pair)}/v1/audio/alignments",
+        files={"file": HELLO.read_bytes()},
+        data={"text": text, "language": "en"},
+        timeout=60,
+    ).json()
+    assert "".join(word["word"] for word in answer["words"]) == answer["text"] == text.strip()
+    assert answer["words"][-1]["end"] <= answer["duration"]
+
+
+@pytest.mark.vllm
+def test_what_is_no_audio_for_the_aligner_is_refused(pair):
+    url = f"{aligner_url(pair)}/v1/audio/alignments"
+    answer = httpx.post(url, files={"file": b"words" * 99}, data={"text": "a"}, timeout=60)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "file"
+
+
+@pytest.mark.vllm
+def test_an_aligner_that_is_killed_is_started_again_and_both_end_on_a_signal(pair):
+    """The last test of this module: it stops the servers."""
+    aligner, transcriber = servers_of(pair.process.pid)
+    os.kill(aligner, signal.SIGKILL)
+    with pytest.raises(openai.InternalServerError) as error:
+        for _ in range(50):
+            ask_words(pair)
+    assert error.value.status_code == 503 and error.value.code == "aligner_unavailable"
+    assert ask(pair, response_format="json").text
+    assert "no words are timed" not in str(ask(pair))
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        try:
+            assert ask_words(pair).words
+            break
+        except openai.InternalServerError:
+            time.sleep(1)
+    again, same = servers_of(pair.process.pid)
+    assert again != aligner and same == transcriber
+    pair.process.terminate()
+    assert pair.process.wait(90) == 0
+    for pid in (again, transcriber):
+        with pytest.raises(ProcessLookupError):
+            os.killpg(pid, 0)
+
+
+def servers_of(pid):
+    """The two processes that a supervisor started: the aligner, the transcriber."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in pids}
+    servers = [int(pid) for pid, command in commands.items() if "\0serve\0" in command]
+    return sorted(servers, key=lambda pid: str(ALIGNER) not in commands[str(pid)])
