@@ -27,7 +27,7 @@ from types import FrameType
 
 from .aligner import CPU_KV_CACHE_BYTES, split_memory
 
-logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
+logger = logging.getLogger(__name__)
 
 UTILIZATION = 0.9  # of a GPU's memory for both, where --gpu-memory-utilization says nothing else
 POLL_S = 0.5
@@ -72,6 +72,7 @@ def serve_both(argv: Sequence[str]) -> int:
     """Run both until the transcriber ends, whose exit code this is, or a signal comes: 0."""
     from vllm.platforms import current_platform
 
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s")
     gpu_bytes = None if current_platform.is_cpu() else current_platform.get_device_total_memory()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -18,8 +18,8 @@ import soundfile
 import speech
 
 FOLDER = Path(__file__).parents[1] / "data" / "timed"
-CLIPS = 4  # of each language: half in voices of training
-SENTENCES = 2  # of each clip
+CLIPS = 6  # of each language: half in voices of training
+SENTENCES = 1  # of each clip
 SEED = 50_000
 
 

@@ -32,7 +32,7 @@ CURRICULUM = (
 )
 BLUR = 0.7  # standard deviation of the wanted classes, in classes
 UNTIMED = -1.0
-UNIT = re.compile(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff][^\W\u4e00-\u9fff']*('\w+)?")
+UNIT = re.compile(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff][^\W\u4e00-\u9fff']*(?:'\w+)?")
 
 
 class Aligner(train.Trainee):
