@@ -78,17 +78,23 @@ def test_every_source_has_one_result_and_its_own(sources, in_order):
     assert not engine.queue
 
 
+def run_slowly(sources, engine, **options):
+    """As ``run``; but before each step of the engine, all that may be loaded is loaded."""
+    pipeline = Pipeline(sources, engine, load=load, begin=transcribe, **options)
+    step = engine.step
+
+    def step_after_loading():
+        wait(pipeline._loading)
+        step()
+
+    engine.step = step_after_loading
+    return pipeline.results()
+
+
 def test_the_longest_of_what_is_loaded_goes_first():
     sources = [3, 1, 2, 5, 4, 2.5]
-
-    class PatientEngine(CountingEngine):
-        def step(self):
-            wait(run._loading)
-            super().step()
-
-    engine = PatientEngine(num_seats=1)
-    run = Pipeline(sources, engine, load=load, begin=transcribe, num_workers=len(sources))
-    list(run.results())
+    engine = CountingEngine(num_seats=1)
+    list(run_slowly(sources, engine, num_workers=len(sources)))
     sent_at_once = engine.heard[:2]  # what was loaded first did not wait for the others
     rest = [seconds for seconds in sources if seconds not in sent_at_once]
     assert engine.heard[2:] == sorted(rest, reverse=True)
@@ -96,7 +102,7 @@ def test_the_longest_of_what_is_loaded_goes_first():
 
 def test_the_engine_is_full_and_no_more_than_queued_a_little():
     engine = CountingEngine(num_seats=8)
-    list(run([1] * 100, engine))
+    list(run_slowly([1] * 100, engine))
     assert 8 <= engine.most <= 10
 
 
@@ -142,7 +148,8 @@ def test_memory_stays_flat_over_a_long_source():
 
 def test_closing_aborts_what_the_engine_still_has():
     engine = CountingEngine()
-    results = run([1] * 20, engine)
+    results = run_slowly([1] * 20, engine)
+    next(results)
     next(results)
     assert engine.queue
     results.close()
