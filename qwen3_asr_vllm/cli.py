@@ -737,7 +737,7 @@ def _serve(argv: list[str]) -> int:
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from .offline import engine_defaults
+    from .engine import engine_defaults
 
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="qwen3-asr")

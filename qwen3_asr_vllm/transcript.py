@@ -20,7 +20,7 @@ from itertools import accumulate, pairwise
 from typing import Any, TypeAlias
 from unicodedata import category, east_asian_width
 
-from .languages import language_code, resolve_language, separator
+from .languages import language_code, resolve_language
 
 MAX_LINE_WIDTH = 42  # columns of a subtitle line: 42 Latin letters or 21 Chinese characters
 MAX_LINE_COUNT = 2
@@ -102,14 +102,6 @@ class Transcript:
 
 
 # text ---------------------------------------------------------------------------------------
-
-
-def join_texts(texts: Iterable[str]) -> str:
-    """One text from many, with a space between two where their scripts want one."""
-    joined = ""
-    for text in map(str.strip, texts):
-        joined += separator(joined, text) + text
-    return joined
 
 
 def display_width(text: str) -> int:

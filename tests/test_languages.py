@@ -2,6 +2,7 @@
 """The language table against langcodes (CLDR) and transformers, and the seams between scripts."""
 
 import unicodedata
+from functools import reduce
 from itertools import product
 from string import ascii_lowercase
 
@@ -172,6 +173,53 @@ def test_separator_follows_the_script_at_the_seam(left, right, expected):
 @given(st.text(), st.text(min_size=1))
 def test_separator_needs_only_the_first_character_of_the_right(left, right):
     assert separator(left, right) == separator(left, right[0])
+
+
+def join_texts(texts):
+    """What is said in clips, each of which may begin and end with white space."""
+    return reduce(
+        lambda left, right: left + separator(left, right) + right, map(str.strip, texts), ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "joined"),
+    [
+        (["Hello.", "World."], "Hello. World."),
+        (["Hello. ", " World."], "Hello. World."),
+        (["Hello.", "", " \n", "World."], "Hello. World."),
+        (["你好。", "世界。"], "你好。世界。"),
+        (["今天有", "3", "个"], "今天有3个"),
+        (["Hello.", "你好。", "안녕", "하세요"], "Hello. 你好。안녕 하세요"),
+        (["", ""], ""),
+        ([], ""),
+    ],
+)
+def test_texts_join_by_their_script(texts, joined):
+    assert join_texts(texts) == joined
+
+
+texts = st.lists(st.text("ab .3,你好。ไทย한\n"))
+
+
+@given(texts)
+def test_joining_adds_and_drops_white_space_only(texts):
+    assert "".join(join_texts(texts).split()) == "".join("".join(texts).split())
+
+
+@given(st.lists(st.text("ab .3,한\n")))
+def test_joining_keeps_every_word_of_a_spaced_script_apart(texts):
+    assert join_texts(texts).split() == " ".join(texts).split()
+
+
+@given(st.lists(st.text("你好。，ไทยかな\n ").map(str.strip)))
+def test_joining_spaceless_scripts_adds_nothing(texts):
+    assert join_texts(texts) == "".join(texts)
+
+
+@given(texts, texts)
+def test_joining_may_be_done_in_steps(first, second):
+    assert join_texts([join_texts(first), *second]) == join_texts([*first, *second])
 
 
 def _resolved_or_none(language):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joining texts loses and doubles nothing; the formats are what they say."""
+"""Sentences, subtitles, and the formats that other programs read."""
 
 import io
 import json
@@ -21,7 +21,6 @@ from qwen3_asr_vllm.transcript import (
     Segment,
     Transcript,
     Word,
-    join_texts,
     read_verbose_json,
     split_sentences,
 )
@@ -36,46 +35,6 @@ MIXED = Transcript(
     warnings=("clip at 4.0 s reached its token limit",),
 )
 SILENT = Transcript(text="", duration=1.0)
-
-
-@pytest.mark.parametrize(
-    ("texts", "joined"),
-    [
-        (["Hello.", "World."], "Hello. World."),
-        (["Hello. ", " World."], "Hello. World."),
-        (["Hello.", "", " \n", "World."], "Hello. World."),
-        (["你好。", "世界。"], "你好。世界。"),
-        (["今天有", "3", "个"], "今天有3个"),
-        (["Hello.", "你好。", "안녕", "하세요"], "Hello. 你好。안녕 하세요"),
-        (["", ""], ""),
-        ([], ""),
-    ],
-)
-def test_texts_join_by_their_script(texts, joined):
-    assert join_texts(texts) == joined
-
-
-texts = st.lists(st.text("ab .3,你好。ไทย한\n"))
-
-
-@given(texts)
-def test_joining_adds_and_drops_white_space_only(texts):
-    assert "".join(join_texts(texts).split()) == "".join("".join(texts).split())
-
-
-@given(st.lists(st.text("ab .3,한\n")))
-def test_joining_keeps_every_word_of_a_spaced_script_apart(texts):
-    assert join_texts(texts).split() == " ".join(texts).split()
-
-
-@given(st.lists(st.text("你好。，ไทยかな\n ").map(str.strip)))
-def test_joining_spaceless_scripts_adds_nothing(texts):
-    assert join_texts(texts) == "".join(texts)
-
-
-@given(texts, texts)
-def test_joining_may_be_done_in_steps(first, second):
-    assert join_texts([join_texts(first), *second]) == join_texts([*first, *second])
 
 
 # ---- sentences ----
