@@ -13,31 +13,26 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import aiohttp
 import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, Json, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Json
 from starlette.datastructures import FormData, UploadFile
-from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.pooling_params import PoolingParams
-from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-from .admission import Admission, Place
 from .aligner import class_ms, read_times
 from .alignment import AlignmentOutput, AlignmentRequest, align
 from .audio import check_waveform
 from .engine import engine_prompt
-from .form import ApiError, limit, load_posted, posted, validate
-from .languages import resolve_language
-from .transcript import FORMATS, Transcript
+from .form import ApiError, RecordingForm, load_posted, posted, validate
+from .serving import MEDIA_TYPES, AudioServing
+from .transcript import FORMATS, KARAOKE, Transcript, rounded
 from .transcription import Steps
 
 if TYPE_CHECKING:
@@ -45,7 +40,6 @@ if TYPE_CHECKING:
 
 ALIGNMENTS = "/v1/audio/alignments"
 TIMES = f"{ALIGNMENTS}/times"
-MEDIA_TYPES = {"srt": "application/x-subrip", "vtt": "text/vtt", "lrc": "text/plain"}
 ANSWER_S = 600.0  # in which an aligner must have answered, its queue included
 RETRY_DELAYS_S = (0.5, 1, 2, 4)  # before each further attempt, where it is full
 HEALTH_S = 2.0  # in which it must say that it is there
@@ -54,24 +48,12 @@ HEALTH_S = 2.0  # in which it must say that it is there
 # the forms ----------------------------------------------------------------------------------
 
 
-class AlignmentForm(BaseModel):
-    """A recording, and what is said in it."""
+class AlignmentForm(RecordingForm):
+    """A recording, and what is said in it; without a language, its script says how to cut that."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    file: UploadFile = Field(exclude=True)
     text: str
-    model: str | None = None
-    language: str | None = None  # the model's name for it; None to go by the script
     response_format: Literal["json", "verbose_json", "srt", "vtt", "lrc"] = "json"
     highlight_words: bool = False
-
-    _place: Place
-
-    @field_validator("language")
-    @classmethod
-    def _resolve(cls, language: str | None) -> str | None:
-        return resolve_language(language)
 
 
 class TimesForm(BaseModel):
@@ -86,8 +68,13 @@ class TimesForm(BaseModel):
 
 async def read_alignment_form(raw_request: Request) -> AsyncIterator[AlignmentForm]:
     async with posted(raw_request, _serving(raw_request).admission) as (fields, place):
-        form = validate(AlignmentForm, _given(fields))
+        given = _given(fields)
+        form = validate(AlignmentForm, given)
+        form._ignored = [name for name in given if name not in AlignmentForm.model_fields]
         form._place = place
+        if form.highlight_words and form.response_format not in KARAOKE:
+            advice = f"{form.response_format} has the times of all words; use srt, vtt or lrc."
+            raise ApiError(400, f"highlight_words: {advice}", param="highlight_words")
         yield form
 
 
@@ -108,35 +95,17 @@ def attach(app: FastAPI) -> None:
     app.add_api_route(TIMES, create_times, methods=["POST"])
 
 
-class AlignerServing(GenerateBaseServing):
-    """The state of the routes: what reaches the engine, and what decodes audio."""
+class AlignerServing(AudioServing):
+    """The state of the routes."""
 
     def __init__(self, engine_client: Any, models: OpenAIServingModels) -> None:
-        super().__init__(engine_client, models, request_logger=None)
+        super().__init__(engine_client, models)
         self.class_ms = class_ms(self.model_config)
-        self.admission = Admission()
-        self.pool = ThreadPoolExecutor(
-            limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
-        )
-
-    @property
-    def in_pool(self) -> Callable[..., Awaitable[Any]]:
-        """Runs a function beside the event loop."""
-        return partial(asyncio.get_running_loop().run_in_executor, self.pool)
-
-    async def check(self, form: AlignmentForm | TimesForm) -> None:
-        """Raises ApiError for another model than this."""
-        if refusal := await self._check_model(form):
-            error = refusal.error
-            raise ApiError(error.code, error.message, param=error.param, code="model_not_found")
-        self._preflight()
 
     async def answer(self, request: AlignmentRequest, request_id: str) -> AlignmentOutput:
-        rendered = await self.renderer.render_cmpl_async(
-            [parse_model_prompt(self.model_config, engine_prompt(request))]
-        )
+        prompt = await self.render(engine_prompt(request))
         params = PoolingParams(task="token_classify")
-        async for output in self.engine_client.encode(rendered[0], params, request_id):
+        async for output in self.engine_client.encode(prompt, params, request_id):
             answer = read_times(output, self.class_ms)
         return answer
 
@@ -171,10 +140,10 @@ async def create_alignment(
     await serving.check(form)
     request_id = f"align-{serving._base_request_id(raw_request)}"
     transcript = await serving.align(form, request_id)
-    if (name := form.response_format) in MEDIA_TYPES:
+    if (name := form.response_format) in KARAOKE:
         text = FORMATS[name](transcript, highlight_words=form.highlight_words)
-        return Response(text, media_type=MEDIA_TYPES[name])
-    return JSONResponse(summary(transcript))
+        return Response(text, media_type=MEDIA_TYPES[name], headers=form.headers)
+    return JSONResponse(summary(transcript), headers=form.headers)
 
 
 @with_cancellation
@@ -197,22 +166,19 @@ async def create_times(
 
 def summary(transcript: Transcript) -> dict[str, Any]:
     """What /v1/audio/alignments answers; times in seconds, to the millisecond."""
+    transcript = rounded(transcript)
     return {
         "task": "align",
         "language": transcript.language,
-        "duration": round(transcript.duration, 3),
+        "duration": transcript.duration,
         "text": transcript.text,
-        "words": [_rounded(asdict(word)) for word in transcript.words],
+        "words": [asdict(word) for word in transcript.words],
         "segments": [
-            _rounded({"id": i, "start": s.start, "end": s.end, "text": s.text})
+            {"id": i, "start": s.start, "end": s.end, "text": s.text}
             for i, s in enumerate(transcript.segments)
         ],
-        "usage": {"type": "duration", "seconds": round(transcript.duration, 3)},
+        "usage": {"type": "duration", "seconds": transcript.duration},
     }
-
-
-def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: round(v, 3) if isinstance(v, float) else v for k, v in fields.items()}
 
 
 def _serving(raw_request: Request) -> AlignerServing:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from argparse import Namespace
 from collections.abc import (
@@ -23,7 +22,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,26 +33,25 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from vllm import envs
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
-from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.logger import init_logger
-from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from . import alignments, page
-from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission, Busy
+from .admission import RETRY_AFTER_S, Busy
 from .alignment import AlignmentOutput, AlignmentRequest
 from .alignments import AlignerServing, remote_aligner
 from .audio import MAX_DURATION_S, SILENT_PEAK, decodable_formats, load_audio, load_channels
 from .decoding import place_tokens
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
-from .form import MAX_UPLOAD_MB, ApiError, Form, limit, load_posted, read_form
+from .form import MAX_UPLOAD_MB, ApiError, Form, busy, limit, load_posted, read_form
 from .languages import language_code, separator
 from .metrics import CountedRoute, count_transcript, observe_decoding
 from .prompt import NO_TRANSLATION
 from .realtime import Realtime, realtime
+from .serving import MEDIA_TYPES, AudioServing
 from .transcript import FORMATS, Token, Transcript, diarized_json, logprobs
 from .transcription import (
     CUT_OFF,
@@ -76,15 +73,6 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 
 MODEL_TYPE = "qwen3_asr"
 CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
-
-MEDIA_TYPES = {
-    "json": "application/json",
-    "text": "text/plain",
-    "srt": "application/x-subrip",
-    "vtt": "text/vtt",
-    "verbose_json": "application/json",
-    "diarized_json": "application/json",
-}
 
 
 class EndpointPlugin:
@@ -119,16 +107,16 @@ class EndpointPlugin:
             logger.info("Aligning at %s.", alignments.ALIGNMENTS)
             return
         core = state.openai_serving_transcription
-        state.qwen3_asr = Transcriber(
-            engine_client, state.openai_serving_models, max_clip_s=core.asr_config.max_audio_clip_s
-        )
+        models, max_clip_s = state.openai_serving_models, core.asr_config.max_audio_clip_s
+        state.qwen3_asr = transcriber = Transcriber(engine_client, models, max_clip_s=max_clip_s)
         state.qwen3_asr_realtime = Realtime(
             engine_client,
-            state.openai_serving_models,
-            max_clip_s=core.asr_config.max_audio_clip_s,
+            models,
+            max_clip_s=max_clip_s,
+            admission=transcriber.admission,
             allowed_origins=args.allowed_origins,
         )
-        state.qwen3_asr_about = about = state.qwen3_asr.about(args)
+        state.qwen3_asr_about = about = transcriber.about(args)
         logger.info("Transcribing at /v1/audio/transcriptions and on the page at /: %s.", about)
 
 
@@ -142,32 +130,26 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 
 
 async def _answer_busy(_: Request, error: Exception) -> Response:
-    return ApiError(503, str(error), code="busy", retry_after_s=RETRY_AFTER_S).response()
+    assert isinstance(error, Busy)
+    return busy(error).response()
 
 
 # the engine ---------------------------------------------------------------------------------
 
 
-class Transcriber(GenerateBaseServing):
-    """The state of the route: what reaches the engine, and what decodes audio."""
+class Transcriber(AudioServing):
+    """The state of the route."""
 
     def __init__(
         self, engine_client: Any, models: OpenAIServingModels, *, max_clip_s: float
     ) -> None:
-        super().__init__(engine_client, models, request_logger=None)
+        super().__init__(engine_client, models)
         self.max_clip_s = max_clip_s
         self.sampling_defaults = self.model_config.get_diff_sampling_param()
         max_num_seqs = engine_client.vllm_config.scheduler_config.max_num_seqs
         self.max_parallel_clips = max(1, max_num_seqs // CLIP_SHARE)
         self.slot_ids = slot_ids(self.renderer.get_tokenizer())
         self.aligner = remote_aligner()
-        self.admission = Admission(
-            max_recordings=int(os.environ.get("QWEN3_ASR_MAX_RECORDINGS", MAX_RECORDINGS)),
-            max_audio_s=float(os.environ.get("QWEN3_ASR_MAX_AUDIO_S", MAX_AUDIO_S)),
-        )
-        self.pool = ThreadPoolExecutor(
-            limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
-        )
 
     def about(self, args: Namespace) -> page.About:
         """What this server takes; ``args`` are vLLM's."""
@@ -183,10 +165,7 @@ class Transcriber(GenerateBaseServing):
 
     async def start(self, form: Form, raw_request: Request) -> Recording:
         """Raises what there is to refuse (the model, a value, the audio) before the answer."""
-        if refusal := await self._check_model(form):
-            error = refusal.error
-            raise ApiError(error.code, error.message, param=error.param, code="model_not_found")
-        self._preflight()
+        await self.check(form)
         times_words = await self._times_words(form)
         request_id = f"transcribe-{self._base_request_id(raw_request)}"
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
@@ -198,9 +177,8 @@ class Transcriber(GenerateBaseServing):
             priority=self._get_priority(form, raw_request),
             data_parallel_rank=self._get_data_parallel_rank(raw_request),
         )
-        in_pool = partial(asyncio.get_running_loop().run_in_executor, self.pool)
         started = time.perf_counter()
-        steps = await in_pool(self._steps, form, times_words)
+        steps = await self.in_pool(self._steps, form, times_words)
         observe_decoding(time.perf_counter() - started, model := self.models.model_name())
         return Recording(
             request_id=request_id,
@@ -209,7 +187,7 @@ class Transcriber(GenerateBaseServing):
             generate=generate,
             align=partial(self._align, is_needed=form.needs_words),
             slot_ids=self.slot_ids,
-            in_pool=in_pool,
+            in_pool=self.in_pool,
             seats=asyncio.Semaphore(self.max_parallel_clips),
             on_end=partial(count_transcript, model=model, started=started),
             is_live=form.stream,
@@ -218,11 +196,9 @@ class Transcriber(GenerateBaseServing):
     async def _generate(
         self, request: EngineRequest, *, request_id: str, params: SamplingParams, **options: Any
     ) -> AsyncIterator[RequestOutput]:
-        rendered = await self.renderer.render_cmpl_async(
-            [parse_model_prompt(self.model_config, engine_prompt(request))]
-        )
+        prompt = await self.render(engine_prompt(request))
         params = sampling_params(request.decoding, self.slot_ids, params)
-        async for output in self.engine_client.generate(rendered[0], params, request_id, **options):
+        async for output in self.engine_client.generate(prompt, params, request_id, **options):
             reason = output.outputs[0].finish_reason
             self._raise_if_error(reason, request_id)
             if reason == "abort":  # not by its client, who is gone then: the server stops

@@ -21,10 +21,10 @@ from starlette.exceptions import HTTPException
 from vllm import envs
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from .admission import Admission, Place
+from .admission import RETRY_AFTER_S, Admission, Busy, Place
 from .audio import MAX_DURATION_S, Pauses, load_audio
 from .languages import resolve_language
-from .prompt import NO_TRANSLATION
+from .prompt import NO_TRANSLATION, join_context
 
 MAX_UPLOAD_MB = 1024  # MiB, unless VLLM_MAX_AUDIO_CLIP_FILESIZE_MB says otherwise
 
@@ -78,6 +78,11 @@ class ApiError(Exception):
         return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
+def busy(error: Busy) -> ApiError:
+    """What who comes to a full server is told."""
+    return ApiError(503, str(error), code="busy", retry_after_s=RETRY_AFTER_S)
+
+
 class ServerVad(BaseModel):
     """Where clips end: at pauses, rather than near the longest that a clip may be."""
 
@@ -97,14 +102,33 @@ class ServerVad(BaseModel):
         )
 
 
-class Form(BaseModel):
-    """The fields that are honoured. A list comes as x, x[], repeated, by commas, or as JSON."""
+class RecordingForm(BaseModel):
+    """What every form has in which a recording is posted."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     file: UploadFile = Field(exclude=True)
     model: str | None = None
-    language: str | None = None  # the model's name for it; None to detect it
+    language: str | None = None  # the model's name for it; None where nobody says
+
+    _ignored: list[str] = []  # the names of fields that change nothing
+    _place: Place
+
+    @field_validator("language")
+    @classmethod
+    def _resolve(cls, language: str | None) -> str | None:
+        return resolve_language(language)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of its answer."""
+        names = (_NOT_IN_HEADERS.sub("?", name) for name in self._ignored)
+        return {"X-Ignored-Params": ", ".join(names)} if self._ignored else {}
+
+
+class Form(RecordingForm):
+    """The fields that are honoured. A list comes as x, x[], repeated, by commas, or as JSON."""
+
     languages: list[str] = []
     prompt: str = ""
     keywords: list[str] = []
@@ -129,14 +153,6 @@ class Form(BaseModel):
     vllm_xargs: Json[dict[str, Any]] | None = None
     priority: int = Field(0, ge=-(2**63), lt=2**63)  # what the engine's messages hold
 
-    _ignored: list[str] = []
-    _place: Place
-
-    @field_validator("language")
-    @classmethod
-    def _resolve(cls, language: str | None) -> str | None:
-        return resolve_language(language)
-
     @field_validator("languages")
     @classmethod
     def _resolve_all(cls, languages: list[str]) -> list[str]:
@@ -156,11 +172,6 @@ class Form(BaseModel):
         if strategy not in ("auto", "none", "server_vad"):
             raise ValueError(f"{strategy!r} is none of auto, none, server_vad.")
         return {} if strategy == "server_vad" else None
-
-    @property
-    def context(self) -> str:
-        """What biases the model: the prompt, and a line of keywords."""
-        return "\n".join(filter(None, (self.prompt, ", ".join(self.keywords + self.hotwords))))
 
     @property
     def speakers(self) -> list[str]:
@@ -188,14 +199,10 @@ class Form(BaseModel):
         return {
             "language": self.language,
             "languages": self.languages,
-            "context": self.context,
+            "context": join_context(self.prompt, self.keywords + self.hotwords),
             "pauses": self.chunking_strategy and self.chunking_strategy.pauses,
             "confidences": self.wants_logprobs or self.response_format == "verbose_json",
         }
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"X-Ignored-Params": ", ".join(self._ignored)} if self._ignored else {}
 
     def sampling_params(self, defaults: dict[str, Any]) -> SamplingParams:
         """Greedy where nothing else is asked for; ``defaults`` are the server's."""
@@ -226,7 +233,7 @@ def parse_form(fields: FormData) -> Form:
         Form, {name: _value(name, values[name]) for name in Form.model_fields if name in values}
     )
     form._ignored = [
-        _NOT_IN_HEADERS.sub("?", name)
+        name
         for name, sent in values.items()
         if name not in Form.model_fields and not _is_harmless(name, sent[-1])
     ]

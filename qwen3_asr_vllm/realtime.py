@@ -18,10 +18,9 @@ import asyncio
 import base64
 import binascii
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -30,16 +29,18 @@ import numpy as np
 from fastapi import WebSocket
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.websockets import WebSocketDisconnect, WebSocketState
-from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.logger import init_logger
-from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
 
+from .admission import Admission, Busy
 from .audio import PcmStream
 from .engine import sampling_params
+from .form import busy
 from .geometry import SAMPLE_RATE
 from .languages import language_code, resolve_language
 from .processor import stream_parts
+from .prompt import join_context
+from .serving import EngineServing, setting
 from .streaming import Stream, StreamRequest, VoiceActivity
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 # that waits cannot answer pings, and is taken for dead after 20 s or so.
 MAX_BACKLOG_S = 300
 MIN_COMMIT_S = 0.1  # OpenAI's
-MAX_UTTERANCE_S = 1200  # seconds after which an item is committed, unless set otherwise
-IDLE_S = 300  # seconds without an event, unless set otherwise
+MAX_UTTERANCE_S = 1200.0  # seconds after which an item is committed, unless set otherwise
+IDLE_S = 300.0  # seconds without an event, unless set otherwise
 ONSET_MS = 40  # that may pass before speech is found to have begun
 SEND_S = 30  # seconds for a client to take an event
 STEP_BY_DELAY = {"minimal": 0.5, "low": 1.0, "medium": 2.0, "high": 3.0, "xhigh": 4.0}
@@ -111,10 +112,9 @@ class Transcription(_Strict):
     @property
     def stream_options(self) -> dict[str, Any]:
         """What a stream of an item is made with."""
-        keywords = ", ".join(self.keywords or [])
         return {
             "language": self.language or next(iter(self.languages or []), None),
-            "context": "\n".join(filter(None, (self.prompt, keywords))),
+            "context": join_context(self.prompt or "", self.keywords or []),
             "step_s": STEP_BY_DELAY[self.delay or "medium"],
         }
 
@@ -200,7 +200,7 @@ class EventError(Exception):
 # the engine ---------------------------------------------------------------------------------
 
 
-class Realtime(GenerateBaseServing):
+class Realtime(EngineServing):
     """The state of the route: what its sessions share."""
 
     def __init__(
@@ -209,13 +209,15 @@ class Realtime(GenerateBaseServing):
         models: OpenAIServingModels,
         *,
         max_clip_s: float,
+        admission: Admission,
         allowed_origins: list[str],
     ) -> None:
-        super().__init__(engine_client, models, request_logger=None)
+        super().__init__(engine_client, models)
+        self.admission = admission  # a session has the place of one recording
         self.allowed_origins = allowed_origins
         self.max_clip_s = max_clip_s
-        self.max_utterance_s = _seconds("QWEN3_ASR_MAX_UTTERANCE_S", MAX_UTTERANCE_S)
-        self.idle_s = _seconds("QWEN3_ASR_REALTIME_IDLE_S", IDLE_S)
+        self.max_utterance_s = setting("QWEN3_ASR_MAX_UTTERANCE_S", MAX_UTTERANCE_S)
+        self.idle_s = setting("QWEN3_ASR_REALTIME_IDLE_S", IDLE_S)
         thinker = self.model_config.hf_config.thinker_config
         self._parts = stream_parts(thinker, self.renderer.get_tokenizer())
 
@@ -241,30 +243,18 @@ class Realtime(GenerateBaseServing):
 
     async def decode(self, request: StreamRequest, model: str | None) -> RequestOutput:
         """The engine's answer; cancelling who waits for it aborts the request."""
-        rendered = await self.renderer.render_cmpl_async(
-            [parse_model_prompt(self.model_config, request.engine_prompt)]
-        )
+        prompt = await self.render(request.engine_prompt)
         params = sampling_params(request.decoding, {})
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = f"realtime-{uuid4().hex}"
         lora = self.models.lora_requests.get(model or "")
-        outputs = self.engine_client.generate(rendered[0], params, request_id, lora_request=lora)
+        outputs = self.engine_client.generate(prompt, params, request_id, lora_request=lora)
         async with aclosing(outputs):
             async for output in outputs:
                 self._raise_if_error(output.outputs[0].finish_reason, request_id)
         if output.outputs[0].finish_reason == "abort":  # not by its client, who is gone then
             raise RuntimeError("the server is stopping; ask again in a few seconds.")
         return output
-
-
-def _seconds(variable: str, default: float) -> float:
-    given = os.environ.get(variable, f"{default}")
-    try:
-        if float(given) > 0:
-            return float(given)
-    except ValueError:
-        pass
-    raise ValueError(f"{variable} is {given!r}; give seconds, more than 0.")
 
 
 # items --------------------------------------------------------------------------------------
@@ -342,9 +332,15 @@ async def realtime(websocket: WebSocket) -> None:
     if not shared.allows(headers.get("origin"), headers.get("host", "")):
         await websocket.close(1008, "origin not allowed")  # before accept: 403
         return
-    protocols = websocket.scope.get("subprotocols", [])
-    await websocket.accept("realtime" if "realtime" in protocols else None)
-    await Session(websocket, shared).run()
+    with ExitStack() as place:
+        try:
+            place.enter_context(shared.admission.place())
+        except Busy as error:
+            await websocket.send_denial_response(busy(error).response())
+            return
+        protocols = websocket.scope.get("subprotocols", [])
+        await websocket.accept("realtime" if "realtime" in protocols else None)
+        await Session(websocket, shared).run()
 
 
 class Session:

@@ -118,6 +118,7 @@ def test_subtitles(post):
         ({"text": TEXT, "language": "tlh"}, 400, "language", "unsupported"),
         ({"text": TEXT, "model": "other"}, 404, "model", "does not exist"),
         ({"text": TEXT, "response_format": "docx"}, 400, "response_format", "srt"),
+        ({"text": TEXT, "highlight_words": "true"}, 400, "highlight_words", "lrc"),
     ],
 )
 def test_what_is_wrong_is_named(post, fields, status, param, message):
@@ -125,6 +126,11 @@ def test_what_is_wrong_is_named(post, fields, status, param, message):
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert error["param"] == param and message in error["message"]
+
+
+def test_fields_that_change_nothing_are_named(post):
+    assert post(text=TEXT, speed="2", a="b").headers["X-Ignored-Params"] == "speed, a"
+    assert "X-Ignored-Params" not in post(text=TEXT, response_format="srt").headers
 
 
 def test_an_aligner_transcribes_nothing(client, post):

@@ -169,6 +169,21 @@ def test_a_full_server_refuses_before_it_reads(serve, monkeypatch):
     assert response.headers["Retry-After"] == "5"
 
 
+@pytest.mark.parametrize(
+    ("variable", "given", "wanted"),
+    [
+        ("QWEN3_ASR_MAX_RECORDINGS", "many", "whole number above 0"),
+        ("QWEN3_ASR_MAX_RECORDINGS", "2.5", "whole number above 0"),
+        ("QWEN3_ASR_MAX_AUDIO_S", "-1", "number above 0"),
+        ("QWEN3_ASR_MAX_AUDIO_S", "nan", "number above 0"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_named(serve, monkeypatch, variable, given, wanted):
+    monkeypatch.setenv(variable, given)
+    with pytest.raises(ValueError, match=f"{variable} is '{given}'; give a {wanted}"):
+        serve(Engine(""))
+
+
 def test_an_engine_that_died_sends_clients_to_another_server(serve):
     from vllm.v1.engine.exceptions import EngineDeadError
 

@@ -42,6 +42,7 @@ ORDER = (
     "cluster",
     "page",
     "form",
+    "serving",
     "metrics",
     "realtime",
     "alignments",

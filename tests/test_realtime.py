@@ -25,6 +25,8 @@ from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
+from qwen3_asr_vllm.admission import Admission
+
 MODEL = str(CHECKPOINT)
 HELLO = DATA / "hello.flac"
 RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
@@ -76,6 +78,7 @@ def app_with(allowed_origins=("*",), tokens=()):
     app = Starlette(routes=[WebSocketRoute("/v1/realtime", realtime)])
     app.state.qwen3_asr_realtime = object.__new__(Realtime)
     app.state.qwen3_asr_realtime.allowed_origins = list(allowed_origins)
+    app.state.qwen3_asr_realtime.admission = Admission(max_recordings=1)
     guarded = AuthenticationMiddleware(app, list(tokens)) if tokens else app
 
     async def served(scope, receive, send):
@@ -106,6 +109,14 @@ def test_without_the_key_there_is_no_session():
     assert refusal(app) == 401
     assert refusal(app, authorization="Bearer guess") == 401
     assert refusal(app, authorization="Bearer secret", origin="https://foe.example") == 403
+
+
+def test_a_session_has_a_place_or_is_told_to_come_again():
+    app, shared = app_with()
+    with shared.admission.place(), pytest.raises(WebSocketDenialResponse) as denied:
+        TestClient(app).websocket_connect("/v1/realtime").__enter__()
+    assert (denied.value.status_code, denied.value.headers["Retry-After"]) == (503, "5")
+    assert denied.value.json()["error"]["code"] == "busy"
 
 
 # ---- with the server ----
