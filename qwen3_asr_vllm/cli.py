@@ -116,12 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--server", metavar="URL", help="check a server that runs, such as http://localhost:8000"
     )
-    doctor.add_argument(
-        "--api-key",
-        default=os.environ.get("OPENAI_API_KEY"),
-        metavar="KEY",
-        help="for the server; default: $OPENAI_API_KEY",
-    )
+    _add_api_key(doctor.add_argument)
     return parser
 
 
@@ -140,16 +135,7 @@ def _add_transcribe(commands: Any) -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     _add_model_options(parser)
     add = parser.add_argument_group("what is written").add_argument
-    add(
-        "-f",
-        "--output-format",
-        "--format",
-        dest="formats",
-        type=_formats,
-        default="txt",
-        metavar="FORMAT",
-        help=f"any of {','.join(FORMATS)}, or all; default: txt",
-    )
+    _add_format(add, "any of {}, or all; default: %(default)s", default="txt")
     add(
         "-o",
         "--output-dir",
@@ -190,17 +176,8 @@ def _add_align(commands: Any) -> None:
     parser.add_argument("text", metavar="TEXT")
     add = parser.add_argument
     add("-m", "--model", "--aligner", default=DEFAULT_ALIGNER, help="default: %(default)s")
-    add("-l", "--language", type=_language, help="code or name; default: by the script")
-    add(
-        "-f",
-        "--output-format",
-        "--format",
-        dest="formats",
-        type=_formats,
-        default="json",
-        metavar="FORMAT",
-        help=f"one of {','.join(FORMATS)}; default: json",
-    )
+    _add_language(add, otherwise="by the script")
+    _add_format(add, "one of {}; default: %(default)s", default="json")
     add("-o", "--output", type=Path, metavar="FILE", help="write it there; default: stdout")
     _add_layout(add)
 
@@ -258,25 +235,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a server, such as http://localhost:8000, instead of an "
         "engine in this process; needs no vLLM here",
     )
-    add(
-        "--api-key",
-        default=os.environ.get("OPENAI_API_KEY"),
-        metavar="KEY",
-        help="for the server; default: $OPENAI_API_KEY",
-    )
+    _add_api_key(add)
     add("--no-progress", action="store_true", help="no progress bar on a terminal")
     add = parser.add_argument_group("how it hears").add_argument
-    add("-l", "--language", type=_language, help="code or name; default: detect")
+    _add_language(add, otherwise="detect")
     add("--languages", type=_languages, default=[], metavar="LIST", help="detect one of these")
-    add(
-        "-c",
-        "--context",
-        "--initial-prompt",
-        "--prompt",
-        default="",
-        metavar="TEXT",
-        help="what it is about, what was said before",
-    )
+    _add_context(add)
     add(
         "--keywords",
         "--hotwords",
@@ -288,11 +252,38 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-clip-s",
         "--chunk-size",
-        type=_clip_seconds,
+        type=_seconds(1, MAX_CLIP_S),
         metavar="S",
         help=f"most seconds that the model hears at once; default: {DEFAULT_CLIP_S:g}",
     )
     add("--task", choices=["transcribe"], help="Whisper's option; Qwen3-ASR does not translate")
+
+
+def _add_api_key(add: Callable[..., Any]) -> None:
+    key = os.environ.get("OPENAI_API_KEY")
+    add("--api-key", default=key, metavar="KEY", help="for the server; default: $OPENAI_API_KEY")
+
+
+def _add_language(add: Callable[..., Any], *, otherwise: str) -> None:
+    add("-l", "--language", type=_language, help=f"code or name; default: {otherwise}")
+
+
+def _add_context(add: Callable[..., Any]) -> None:
+    names = ("-c", "--context", "--initial-prompt", "--prompt")
+    add(*names, default="", metavar="TEXT", help="what it is about, what was said before")
+
+
+def _add_format(add: Callable[..., Any], told: str, *, default: str) -> None:
+    add(
+        "-f",
+        "--output-format",
+        "--format",
+        dest="formats",
+        type=_formats,
+        default=default,
+        metavar="FORMAT",
+        help=told.format(",".join(FORMATS)),
+    )
 
 
 class _ListLanguages(argparse.Action):
@@ -331,8 +322,8 @@ def _add_stream(commands: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE|-")
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="default: %(default)s")
-    parser.add_argument("-l", "--language", type=_language, help="code or name; default: detect")
-    parser.add_argument("-c", "--context", default="", help="names and terms to expect")
+    _add_language(parser.add_argument, otherwise="detect")
+    _add_context(parser.add_argument)
     parser.add_argument(
         "-r",
         "--rate",
@@ -343,7 +334,7 @@ def _add_stream(commands: Any) -> None:
     )
     parser.add_argument(
         "--step-s",
-        type=float,
+        type=_step_seconds,
         default=2.0,
         metavar="S",
         help="seconds of new audio for which the model is asked again; default: %(default)g",
@@ -366,13 +357,22 @@ def _language(value: str) -> str | None:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _clip_seconds(value: str) -> float:
-    try:
-        if 1 <= float(value) <= MAX_CLIP_S:
-            return float(value)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{value!r} is not from 1 to {MAX_CLIP_S} seconds")
+def _step_seconds(value: str) -> float:
+    from .streaming import CLIP_S, MIN_STEP_S
+
+    return _seconds(MIN_STEP_S, CLIP_S)(value)
+
+
+def _seconds(least: float, most: float) -> Callable[[str], float]:
+    def seconds(value: str) -> float:
+        try:
+            if least <= float(value) <= most:
+                return float(value)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{value!r} is not from {least:g} to {most:g} seconds")
+
+    return seconds
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -438,7 +438,7 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
             model=args.model or DEFAULT_MODEL,
             num_workers=args.ray,
             num_gpus=args.gpus_per_worker,
-            engine_options=_engine_options(rest),
+            engine_options=_engine_options(args.command, rest),
             **_wishes(args),
         )
     except (ImportError, OSError, ValueError) as error:
@@ -514,7 +514,7 @@ def _transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Ite
         model, wishes = _connect(args), _shared_wishes(args)
     else:
         _set_defaults(TRANSCRIBE_ENVIRONMENT)
-        options = _engine_options(rest)
+        options = _engine_options(args.command, rest)
         if getattr(args, "word_timestamps", False):
             options["aligner"] = args.aligner or DEFAULT_ALIGNER
         model = _load_model(args.model or DEFAULT_MODEL, options)
@@ -552,14 +552,14 @@ def _load_model(model: str, options: dict[str, Any]) -> Any:
     return Qwen3ASR(model, **options)
 
 
-def _engine_options(rest: list[str]) -> dict[str, Any]:
+def _engine_options(command: str, rest: list[str]) -> dict[str, Any]:
     """Arguments for ``vllm.LLM`` from options in vLLM's own spelling; exits 2 where wrong."""
     if not rest:
         return {}
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="qwen3-asr transcribe"))
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog=f"qwen3-asr {command}"))
     given = vars(parser.parse_args(rest))
     return {name: value for name, value in given.items() if value != parser.get_default(name)}
 
@@ -600,7 +600,7 @@ def _align(args: argparse.Namespace, rest: list[str]) -> int:
         return _usage_error(str(error))
     _set_defaults(TRANSCRIBE_ENVIRONMENT)
     try:
-        aligner = _load_aligner(args.model, _engine_options(rest))
+        aligner = _load_aligner(args.model, _engine_options(args.command, rest))
         transcript = aligner.align(audio, text, language=args.language)
     except (AlignmentError, ImportError, OSError, ValueError) as error:
         _complain(str(error))
@@ -654,7 +654,7 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _stream(args: argparse.Namespace, rest: list[str]) -> int:
     _set_defaults(TRANSCRIBE_ENVIRONMENT)
-    options = _engine_options(rest)
+    options = _engine_options(args.command, rest)
     try:
         pieces = _piped(args.rate) if args.file == "-" else _in_steps(args.file, args.step_s)
         model = _load_model(args.model, options)

@@ -39,6 +39,7 @@ from .languages import resolve_language, separator
 from .prompt import OutputStream, build_prompt, parse_output
 from .transcript import split_sentences
 
+MIN_STEP_S = 0.1  # seconds
 STEP_S = 2.0  # seconds of new audio for which the engine is asked again
 UNFIXED_STEPS = 2  # steps of a clip that start their text afresh
 UNFIXED_TOKENS = 5  # at the end of a text, which the next step decodes again
@@ -350,10 +351,10 @@ class Stream:
         clip_s: float = CLIP_S,
         max_clip_s: float = HARD_CLIP_S,
     ) -> None:
-        if not (0.1 <= step_s <= clip_s <= max_clip_s <= MAX_CLIP_S):
+        if not (MIN_STEP_S <= step_s <= clip_s <= max_clip_s <= MAX_CLIP_S):
             raise ValueError(
                 f"step_s, clip_s, max_clip_s are {step_s:g}, {clip_s:g}, {max_clip_s:g}; they must "
-                f"rise from at least 0.1 to at most {MAX_CLIP_S} s."
+                f"rise from at least {MIN_STEP_S:g} to at most {MAX_CLIP_S} s."
             )
         self._language = resolve_language(language)
         self._context = context

@@ -104,6 +104,7 @@ WRONG = {
     "transcribe a.wav --max_line_count two": "'two' is not a whole number from 1",
     "transcribe a.wav -l Klingon": "unsupported language 'Klingon'",
     "transcribe a.wav --max-clip-s 5000": "'5000' is not from 1 to 1200 seconds",
+    "stream a.wav --step-s 0": "'0' is not from 0.1 to 60 seconds",
     "transcribe a.wav --max-clip-s long": "'long' is not from 1 to 1200 seconds",
     "transcribe a.wav --task translate": "invalid choice: 'translate'",
     "align a.wav": "required: TEXT",
@@ -262,11 +263,12 @@ def test_two_files_are_never_written_to_one(model, files, tmp_path, capsys):
 
 
 @pytest.mark.vllm
-def test_other_options_of_transcribe_are_the_engine_s():
-    options = cli._engine_options(["--gpu-memory-utilization", "0.5", "--enforce_eager"])
+def test_other_options_are_the_engine_s(capsys):
+    options = cli._engine_options("align", ["--gpu-memory-utilization", "0.5", "--enforce_eager"])
     assert options == {"gpu_memory_utilization": 0.5, "enforce_eager": True}
     with pytest.raises(SystemExit, match="2"):
-        cli._engine_options(["--no-such-option", "1"])
+        cli._engine_options("align", ["--no-such-option", "1"])
+    assert "qwen3-asr align" in capsys.readouterr().err
 
 
 # ---- serve ----
