@@ -195,7 +195,11 @@ class _Cue:
 
 
 def _cues(
-    transcript: Transcript, *, max_line_width: int, max_line_count: int, highlight_words: bool
+    transcript: Transcript,
+    *,
+    max_line_width: int = MAX_LINE_WIDTH,
+    max_line_count: int = MAX_LINE_COUNT,
+    highlight_words: bool = False,
 ) -> Iterator[_Cue]:
     """The segments laid out as subtitles: in order, never two at once, each at least 1 ms.
 
@@ -349,6 +353,8 @@ def _balanced_lines(atoms: list[str], width: int) -> list[str]:
 
 
 # formats ------------------------------------------------------------------------------------
+#
+# A ``layout`` is what ``_cues`` takes: max_line_width, max_line_count, highlight_words.
 
 
 def _txt(transcript: Transcript) -> str:
@@ -523,42 +529,18 @@ def logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
     ]
 
 
-def _srt(
-    transcript: Transcript,
-    *,
-    max_line_width: int = MAX_LINE_WIDTH,
-    max_line_count: int = MAX_LINE_COUNT,
-    highlight_words: bool = False,
-) -> str:
+def _srt(transcript: Transcript, **layout: Any) -> str:
     """SubRip. It has no escapes, so an arrow, which parsers look for, becomes another one."""
-    cues = _cues(
-        transcript,
-        max_line_width=max_line_width,
-        max_line_count=max_line_count,
-        highlight_words=highlight_words,
-    )
     return "\n".join(
         f"{number}\n{_span(cue, ',')}\n{_lines(cue, lambda text: text.replace('-->', '→'))}\n"
-        for number, cue in enumerate(cues, 1)
+        for number, cue in enumerate(_cues(transcript, **layout), 1)
     )
 
 
-def _vtt(
-    transcript: Transcript,
-    *,
-    max_line_width: int = MAX_LINE_WIDTH,
-    max_line_count: int = MAX_LINE_COUNT,
-    highlight_words: bool = False,
-) -> str:
+def _vtt(transcript: Transcript, **layout: Any) -> str:
     """WebVTT, with &, < and > escaped."""
-    cues = _cues(
-        transcript,
-        max_line_width=max_line_width,
-        max_line_count=max_line_count,
-        highlight_words=highlight_words,
-    )
     escape = partial(html.escape, quote=False)
-    blocks = (f"{_span(cue, '.')}\n{_lines(cue, escape)}\n" for cue in cues)
+    blocks = (f"{_span(cue, '.')}\n{_lines(cue, escape)}\n" for cue in _cues(transcript, **layout))
     return "\n".join(["WEBVTT\n", *blocks])
 
 
