@@ -215,7 +215,7 @@ class RemoteAligner:
             timeout = aiohttp.ClientTimeout(total=HEALTH_S)
             async with self._open().get(f"{self.url}/health", timeout=timeout) as response:
                 return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+        except (aiohttp.ClientError, asyncio.TimeoutError):
             return False
 
     async def answer(self, request: AlignmentRequest) -> AlignmentOutput:
@@ -227,7 +227,7 @@ class RemoteAligner:
                     if answer.status == 200:
                         return AlignmentOutput((await answer.json())["times"])
                     error = f"{answer.status}: {(await answer.text())[:300]}"
-            except (aiohttp.ClientError, TimeoutError) as failure:
+            except (aiohttp.ClientError, asyncio.TimeoutError) as failure:
                 return self._no_answer(str(failure) or type(failure).__name__)
             if answer.status != 503 or delay is None:
                 break

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 from fastapi.routing import APIRoute
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import Message, Receive, Scope, Send
 
 from .transcript import Transcript
@@ -24,7 +24,7 @@ REQUESTS = Counter(
     "Requests, by how they ended; 499 is a client that hung up.",
     (*_MODEL, "route", "status"),
 )
-AUDIO = Counter("qwen3_asr_audio_seconds", "Seconds of recordings transcribed.", _MODEL)
+AUDIO = Counter("qwen3_asr_audio_seconds", "Seconds of audio transcribed.", _MODEL)
 CLIPS = Counter("qwen3_asr_clips", "Clips decoded for these recordings, each time.", _MODEL)
 LOOPS = Counter("qwen3_asr_loops", "Answers for a clip that went round in circles.", _MODEL)
 DECODING = Histogram(
@@ -38,6 +38,15 @@ REAL_TIME_FACTOR = Histogram(
     "Seconds from an upload to its transcript, per second of the recording.",
     _MODEL,
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
+SESSIONS = Gauge(
+    "qwen3_asr_realtime_sessions", "Sessions now open.", _MODEL, multiprocess_mode="livesum"
+)
+REALTIME_DELAY = Histogram(
+    "qwen3_asr_realtime_delay_seconds",
+    "Seconds from the end of an utterance to the end of its transcript.",
+    _MODEL,
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30),
 )
 
 
@@ -53,6 +62,12 @@ def count_transcript(transcript: Transcript, *, num_clips: int, model: str, star
     LOOPS.labels(model).inc(transcript.loops)
     seconds = time.perf_counter() - started
     REAL_TIME_FACTOR.labels(model).observe(seconds / transcript.duration)
+
+
+def count_utterance(seconds: float, *, delay_s: float, model: str) -> None:
+    """One utterance of a realtime session was transcribed."""
+    AUDIO.labels(model).inc(seconds)
+    REALTIME_DELAY.labels(model).observe(delay_s)
 
 
 class CountedRoute(APIRoute):

@@ -38,6 +38,7 @@ from .engine import sampling_params
 from .form import busy
 from .geometry import SAMPLE_RATE
 from .languages import language_code, resolve_language
+from .metrics import SESSIONS, count_utterance
 from .processor import stream_parts
 from .prompt import join_context
 from .serving import EngineServing, setting
@@ -270,6 +271,7 @@ class Item:
         self.num_samples = 0
         self.prompt_tokens = self.output_tokens = 0
         self.is_committed = self.is_dropped = self.is_decoding = False
+        self.committed_at = 0.0
         self.task: asyncio.Task[None] | None = None  # the worker's
         self._waiting: list[np.ndarray] = []  # not yet in the stream
         self._changed = asyncio.Event()
@@ -287,6 +289,7 @@ class Item:
 
     def commit(self) -> None:
         self.is_committed = True
+        self.committed_at = time.perf_counter()
         self._changed.set()
 
     def drop(self) -> None:
@@ -340,7 +343,8 @@ async def realtime(websocket: WebSocket) -> None:
             return
         protocols = websocket.scope.get("subprotocols", [])
         await websocket.accept("realtime" if "realtime" in protocols else None)
-        await Session(websocket, shared).run()
+        with SESSIONS.labels(shared.models.model_name()).track_inprogress():
+            await Session(websocket, shared).run()
 
 
 class Session:
@@ -648,6 +652,9 @@ class Session:
             return
         await self._send_delta(item, item.stream.update().delta)
         await self._send_completed(item)
+        delay_s = time.perf_counter() - item.committed_at
+        model = self.shared.models.model_name()
+        count_utterance(item.num_samples / SAMPLE_RATE, delay_s=delay_s, model=model)
 
     # --- server events ----------------------------------------------------------------------------
 

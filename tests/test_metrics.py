@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 import soundfile
@@ -19,16 +21,27 @@ from conftest import CHECKPOINT, DATA
 from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.parser import text_string_to_metric_families
 
-from qwen3_asr_vllm.metrics import AUDIO, CLIPS, DECODING, LOOPS, REAL_TIME_FACTOR, REQUESTS
+from qwen3_asr_vllm.metrics import (
+    AUDIO,
+    CLIPS,
+    DECODING,
+    LOOPS,
+    REAL_TIME_FACTOR,
+    REALTIME_DELAY,
+    REQUESTS,
+    SESSIONS,
+)
 
 HELLO = DATA / "hello.flac"
 API_SERVER = """
 import time
-from qwen3_asr_vllm.metrics import count_transcript, observe_decoding
+from qwen3_asr_vllm.metrics import SESSIONS, count_transcript, count_utterance, observe_decoding
 from qwen3_asr_vllm.transcript import Transcript
 observe_decoding(0.02, "asr")
 made = Transcript("Hi.", duration=10.0, loops=1)
 count_transcript(made, num_clips=3, model="asr", started=time.perf_counter() - 0.4)
+count_utterance(3.0, delay_s=0.6, model="asr")
+SESSIONS.labels("asr").inc()
 """
 
 
@@ -42,11 +55,12 @@ def test_several_api_servers_add_up(tmp_path):
     def value(name, **labels):
         return registry.get_sample_value(f"qwen3_asr_{name}", {"model_name": "asr", **labels})
 
-    assert value("audio_seconds_total") == 20
+    assert value("audio_seconds_total") == 26
     assert (value("clips_total"), value("loops_total")) == (6, 2)
     assert value("audio_decode_seconds_sum") == pytest.approx(0.04)
     assert value("real_time_factor_bucket", le="0.02") == 0
     assert value("real_time_factor_bucket", le="0.05") == 2
+    assert (value("realtime_delay_seconds_sum"), value("realtime_sessions")) == (1.2, 2)
 
 
 def read(server):
@@ -86,6 +100,32 @@ def test_numbers_grow_by_what_was_sent(server):
     }
 
 
+def speak(client):
+    """Half a second of noise as one utterance of a session, to the end of its transcript."""
+    wanted = {"format": {"type": "audio/pcm", "rate": 24_000}, "turn_detection": None}
+    speech = np.random.default_rng(0).integers(-3000, 3000, 12_000, np.int16).tobytes()
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        connection.session.update(session={"type": "transcription", "audio": {"input": wanted}})
+        connection.input_audio_buffer.append(audio=base64.b64encode(speech).decode())
+        connection.input_audio_buffer.commit()
+        for event in connection:
+            if event.type.endswith("transcription.completed"):
+                return
+
+
+@pytest.mark.vllm
+def test_utterances_count_and_sessions_that_ended_do_not(server):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    speak(client)
+    before = read(server)
+    speak(client)
+    after = read(server)
+    for name, growth in {"audio_seconds_total": 0.5, "realtime_delay_seconds_count": 1}.items():
+        key = (f"qwen3_asr_{name}", None)
+        assert after[key] - before[key] == pytest.approx(growth)
+    assert after["qwen3_asr_realtime_delay_seconds_sum", None] > 0
+
+
 NAME = re.compile(r"\b(?:vllm:|qwen3_asr_)\w+")
 DOCKER = Path(__file__).parent.parent / "docker"
 
@@ -103,6 +143,7 @@ def panels():
 def test_the_dashboard_and_the_alerts_ask_for_what_a_server_has(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     client.audio.transcriptions.create(model=str(CHECKPOINT), file=HELLO)
+    speak(client)
     text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
     has = {name for line in text.splitlines() for name in NAME.findall(line.split(" ")[0])}
     shown = [target["expr"] for panel in panels() for target in panel["targets"]]
@@ -116,7 +157,8 @@ def test_dashboard_and_alerts_are_whole():
     ids = [panel["id"] for panel in panels()]
     assert len(set(ids)) == len(ids) and all(panel["description"] for panel in panels())
     readme = (DOCKER.parent / "README.md").read_text()
-    for metric in (REQUESTS, AUDIO, CLIPS, LOOPS, DECODING, REAL_TIME_FACTOR):
+    recordings = (REQUESTS, AUDIO, CLIPS, LOOPS, DECODING, REAL_TIME_FACTOR)
+    for metric in (*recordings, SESSIONS, REALTIME_DELAY):
         (family,) = metric.describe()
         shown = json.dumps(panels())
         assert family.name in shown and f"`{family.name}" in readme, family.name
