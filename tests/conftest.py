@@ -32,7 +32,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "asr"
 ALIGNER = Path(__file__).parent / "checkpoints" / "aligner"
-ALIGNER_IS_TRAINED = False  # set it with weights that were trained on words
 MOST_TIMING_ERROR_S = 0.06  # of a start or end, in the mean: classes of 80 ms give 0.02 at best
 DATA = Path(__file__).parent / "data"
 # In transformers, and in the checkpoints as published.

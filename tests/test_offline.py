@@ -22,7 +22,6 @@ import soundfile
 import torch
 from conftest import (
     ALIGNER,
-    ALIGNER_IS_TRAINED,
     CHECKPOINT,
     DATA,
     MOST_ERRORS,
@@ -501,7 +500,6 @@ def test_align_times_the_words_of_a_given_text(model):
 TIMED = [json.loads(line) for line in (DATA / "timed" / "manifest.jsonl").open()]
 
 
-@pytest.mark.skipif(not ALIGNER_IS_TRAINED, reason="the bundled aligner was not trained on words")
 @pytest.mark.parametrize("language", ["English", "German", "Chinese"])
 def test_words_are_timed_as_the_synthesizer_said_them(model, language):
     """Held-out sentences, half of them in voices that training never heard; mean of all edges."""
