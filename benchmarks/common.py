@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: clips, the two sides that are compared, and how results are shown.
+"""What the benchmarks share: clips, checkpoints, the sides that are compared, servers, and tables.
 
 The baseline is vLLM's in-tree Qwen3-ASR in the same environment: ``VLLM_PLUGINS=""`` switches our
 plugin off. In-tree imports torchvision, which no audio needs; in baseline processes only, and
@@ -8,16 +8,22 @@ only where it is missing, ``stubs/torchvision`` stands in for it.
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import multiprocessing
 import os
 import platform
+import signal
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -29,8 +35,15 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE.parent / "tests" / "checkpoints" / "asr"
 RECORDING = HERE.parent / "tests" / "data" / "three_languages.flac"
+HELDOUT = RECORDING.parent / "heldout"  # recordings and their manifest
 SIDES = ("in-tree", "ours")
 SAMPLE_RATE = 16_000
+START_TIMEOUT_S = 900
+AUDIO_TOKEN = "<|audio_pad|>"
+PROMPT = (
+    "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n<|audio_start|>{}<|audio_end|>"
+    "<|im_end|>\n<|im_start|>assistant\n"
+)
 
 # Of the published checkpoints: what audio_config and text_config say.
 AUDIO_SIZES: dict[str, dict[str, int]] = {
@@ -60,6 +73,8 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+# The engine in the process that asks it, whose CPU time is then all of it.
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def clip(seconds: float, *, seed: int = 0) -> np.ndarray:
@@ -79,6 +94,56 @@ def speech(seconds: float, *, seed: int) -> np.ndarray:
     samples = np.roll(recording, -int(rng.integers(len(recording))))
     samples = np.resize(samples, round(seconds * SAMPLE_RATE))
     return samples + 1e-3 * rng.standard_normal(len(samples)).astype(np.float32)
+
+
+def speech_clip(seconds: float, seed: int) -> bytes:
+    """The same as a 16 kHz wav file; no two seeds give the same."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, speech(seconds, seed=seed), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+# checkpoints ----
+
+
+def checkpoint_like(size: str, folder: Path) -> Path:
+    """The tiny checkpoint with the dimensions of a published one, for random weights."""
+    return resized(CHECKPOINT, folder, audio=AUDIO_SIZES[size], text=TEXT_SIZES[size])
+
+
+def resized(checkpoint: Path, folder: Path, *, audio: dict[str, int], text: dict[str, int]) -> Path:
+    """A checkpoint's tokenizer and config with other dimensions, and no weights."""
+    for file in checkpoint.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((checkpoint / "config.json").read_text())
+    thinker = config["thinker_config"]
+    thinker["audio_config"] |= {"num_mel_bins": 128, "downsample_hidden_size": 480} | audio
+    thinker["text_config"] |= {
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 65_536,
+    } | text
+    thinker["text_config"]["rope_scaling"]["mrope_section"] = [24, 20, 20]
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def model_config(dtype: str = "bfloat16") -> Any:
+    """vLLM's view of the tiny checkpoint, in whichever package this process serves it."""
+    from vllm.config import ModelConfig
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    return ModelConfig(str(CHECKPOINT), dtype=dtype, max_model_len=4096)
+
+
+# two sides ----
 
 
 def side_environment(side: str) -> dict[str, str]:
@@ -147,9 +212,201 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def both_sides(**environment: str) -> Iterator[dict[str, Side]]:
+def both_sides() -> Iterator[dict[str, Side]]:
     with ExitStack() as stack:
-        yield {name: stack.enter_context(closing(Side(name, **environment))) for name in SIDES}
+        yield {name: stack.enter_context(closing(Side(name))) for name in SIDES}
+
+
+# three engines ----
+
+
+def add_engine_options(parser: argparse.ArgumentParser, *, clip_s: float) -> None:
+    """What each of the three engines is given."""
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--clip-s", type=float, default=clip_s)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=2, help="of transformers")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of ``vllm.LLM``, without the caches that would know a clip again."""
+    return {
+        "dtype": args.dtype,
+        "load_format": "dummy" if args.dummy else "auto",
+        "max_model_len": 4096,
+        "max_num_seqs": args.batch,
+        "enforce_eager": True,
+        "mm_processor_cache_gb": 0,
+        "enable_prefix_caching": False,
+    }
+
+
+def by_engine(
+    run_vllm: Callable[..., Any],
+    run_transformers: Callable[..., Any],
+    model: Path,
+    args: argparse.Namespace,
+) -> dict[str, dict[str, Any]]:
+    """What ours, in-tree and transformers measured, in turn, each in a process of its own."""
+    results = {}
+    for name in ("ours", "in-tree", "transformers"):
+        run = run_transformers if name == "transformers" else run_vllm
+        with closing(Side("in-tree" if name == "in-tree" else "ours", **IN_PROCESS)) as side:
+            results[name] = side.run(run, model, args)
+    return results
+
+
+def measured(answer: Callable[[list[np.ndarray]], Any], args: argparse.Namespace) -> dict[str, Any]:
+    """What one pass over the clips costs and answers, after a warm-up with two others."""
+    answer([speech(args.clip_s, seed=10**6 + i) for i in range(2)])
+    clips = [speech(args.clip_s, seed=seed) for seed in range(args.clips)]
+    start, start_cpu = time.perf_counter(), time.process_time()
+    answers = answer(clips)
+    return {
+        "wall s": time.perf_counter() - start,
+        "cpu s": time.process_time() - start_cpu,
+        "answers": answers,
+    }
+
+
+def engine_row(
+    name: str, results: dict[str, dict[str, Any]], args: argparse.Namespace
+) -> dict[str, Any]:
+    result = results[name]
+    return {
+        "engine": name,
+        "clips": args.clips,
+        "clip_s": args.clip_s,
+        "wall s": result["wall s"],
+        "cpu s": result["cpu s"],
+        "audio-s/s": args.clips * args.clip_s / result["wall s"],
+        "cpu ratio to ours": result["cpu s"] / results["ours"]["cpu s"],
+    }
+
+
+class Reference:
+    """transformers' own model of a checkpoint in the nested layout, which it cannot read.
+
+    ``kind`` is its class, ``head`` what that calls the checkpoint's ``lm_head``, ``config`` what
+    is different in its config.
+    """
+
+    def __init__(
+        self, kind: str, path: Path, args: argparse.Namespace, *, head: str, **config: Any
+    ) -> None:
+        import torch
+        from transformers import AutoTokenizer
+        from transformers.models import qwen3_asr
+
+        torch.set_num_threads(args.threads)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._extract = qwen3_asr.Qwen3ASRFeatureExtractor()
+        self._num_audio_tokens = 0
+        model = getattr(qwen3_asr, kind)._from_config(
+            qwen3_asr.Qwen3ASRConfig(**_flat_config(path) | config), attn_implementation="sdpa"
+        )
+        if not args.dummy:
+            missing, unexpected = model.load_state_dict(_weights(path, head), strict=False)
+            assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+            model.tie_weights()
+        self.model = model.to(self.device, getattr(torch, args.dtype)).eval()
+
+    def features(self, clips: list[np.ndarray]) -> dict[str, Any]:
+        """The part of a batch of the model's input that is audio."""
+        audio = self._extract(
+            clips, sampling_rate=SAMPLE_RATE, padding="longest", return_attention_mask=True
+        )
+        return {
+            "input_features": audio["input_features"].to(self.device, self.model.dtype),
+            "input_features_mask": audio["attention_mask"].to(self.device),
+        }
+
+    def audio_tokens(self, features: dict[str, Any]) -> str:
+        """Those of one clip, of which all last the same: as many as the encoder makes of it."""
+        if not self._num_audio_tokens:
+            first = (tensor[:1] for tensor in features.values())
+            self._num_audio_tokens = len(self.model.model.get_audio_features(*first).pooler_output)
+        return AUDIO_TOKEN * self._num_audio_tokens
+
+
+def _flat_config(path: Path) -> dict[str, Any]:
+    thinker = json.loads((path / "config.json").read_text())["thinker_config"]
+    text = thinker["text_config"]
+    rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
+    text.pop("rope_scaling", None)
+    thinker["audio_config"].pop("model_type", None)  # its name in the nested layout
+    return {
+        "audio_config": thinker["audio_config"],
+        "text_config": text | {"rope_parameters": rope},
+        "audio_token_id": thinker["audio_token_id"],
+        "tie_word_embeddings": text["tie_word_embeddings"],
+    }
+
+
+def _weights(path: Path, head: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    renames = {
+        "thinker.audio_tower.proj": "model.multi_modal_projector.linear_",
+        "thinker.audio_tower.": "model.audio_tower.",
+        "thinker.model.": "model.language_model.",
+        "thinker.lm_head.": f"{head}.",
+    }
+    state = {}
+    for name, tensor in load_file(path / "model.safetensors").items():
+        old = next(old for old in renames if name.startswith(old))
+        state[name.replace(old, renames[old], 1)] = tensor.float()
+    return state
+
+
+# servers ----
+
+
+@contextmanager
+def server(side: str, model: Path, arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """``qwen3-asr serve``: its address and process id, once it answers. All of it ends here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(model)]
+    command += ["--served-model-name", "model", "--port", str(port), *arguments]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, env=side_environment(side), stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            _wait_until_ready(process, port, log)
+            yield f"http://127.0.0.1:{port}", process.pid
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """With all of its group, also where the first of it has died."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(60)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen, port: int, log: Any) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return
+        except OSError:
+            time.sleep(1)
+    log.seek(0)
+    raise SystemExit(f"the server did not start:\n{log.read()[-3000:]}")
+
+
+# results ----
 
 
 def cpu_seconds(call: Callable[[], Any], *, repeats: int) -> float:
@@ -162,38 +419,10 @@ def cpu_seconds(call: Callable[[], Any], *, repeats: int) -> float:
     return statistics.median(times)
 
 
-def model_config(dtype: str = "bfloat16") -> Any:
-    """vLLM's view of the tiny checkpoint, in whichever package this process serves it."""
-    from vllm.config import ModelConfig
-    from vllm.plugins import load_general_plugins
-
-    load_general_plugins()
-    return ModelConfig(str(CHECKPOINT), dtype=dtype, max_model_len=4096)
-
-
-def checkpoint_like(size: str, folder: Path) -> Path:
-    """The tiny checkpoint's tokenizer with the dimensions of a published one and no weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in CHECKPOINT.iterdir():
-        if file.suffix != ".safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((CHECKPOINT / "config.json").read_text())
-    thinker = config["thinker_config"]
-    thinker["audio_config"] |= AUDIO_SIZES[size] | {
-        "num_mel_bins": 128,
-        "downsample_hidden_size": 480,
-    }
-    thinker["text_config"] |= TEXT_SIZES[size] | {
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 65_536,
-    }
-    thinker["text_config"]["rope_scaling"]["mrope_section"] = [24, 20, 20]
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    return folder
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The value below which that share of them is; None of no values."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def spread(values: Sequence[float]) -> float:

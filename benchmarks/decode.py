@@ -40,13 +40,13 @@ FORMATS: dict[str, tuple[int, int, dict[str, str]]] = {
 WORKERS = (1, 2, 4)
 
 
-def encoded(name: str, *, seed: int = 0, seconds: float = SECONDS) -> bytes:
+def encoded(name: str) -> bytes:
     """A file in this format: noise with a spectrum that falls like that of speech."""
     import soundfile
 
     sampling_rate, channels, options = FORMATS[name]
-    length = round(seconds * sampling_rate)
-    white = clip(length * channels / 16_000, seed=seed)[: length * channels]
+    length = SECONDS * sampling_rate
+    white = clip(length * channels / 16_000)[: length * channels]
     samples = np.cumsum(white.reshape(length, channels), axis=0)
     samples -= np.linspace(samples[0], samples[-1], length)
     samples *= 0.5 / np.abs(samples).max()

@@ -4,11 +4,11 @@
     python benchmarks/fairness.py                      # the tiny checkpoint, an hour of speech
     python benchmarks/fairness.py --minutes 20 --requests 40
 
-Starts ``qwen3-asr serve`` of ours, then of in-tree (the same command with ``VLLM_PLUGINS=""``, and
-with the same raised limits). Posts short clips one after the other to the idle server; then uploads
-one long recording and posts as many short clips, of other speech, beside it. ``p50`` and ``p95``
-are of the short ones. ``done before`` says how many of those beside it were answered before the
-long one, which takes ``long s``; after it they meet an idle server again, and are not counted.
+Starts ``qwen3-asr serve`` of in-tree (with ``VLLM_PLUGINS=""``), then of ours (the same command, so
+both with the same raised limits). Posts short clips one after the other to the idle server; then
+uploads one long recording and posts as many short clips, of other speech, beside it. ``p50`` and
+``p95`` are of the short ones. ``done before`` says how many of those beside it were answered before
+the long one, which takes ``long s``; after it they meet an idle server again, and are not counted.
 ``ratio`` is p95 beside over p95 idle: 1 is a server that the long one does not slow at all.
 """
 
@@ -20,8 +20,16 @@ import shlex
 import time
 from typing import Any
 
-from common import CHECKPOINT, SIDES, print_result, print_table
-from serve import REQUEST_TIMEOUT_S, post, server, speech_clip
+from common import (
+    CHECKPOINT,
+    SIDES,
+    percentile,
+    print_result,
+    print_table,
+    server,
+    speech_clip,
+)
+from serve import REQUEST_TIMEOUT_S, post
 
 
 async def ask_in_turn(session: Any, address: str, seeds: range, args: argparse.Namespace) -> list:
@@ -63,12 +71,6 @@ def row(idle: list[float], beside: list[float], long_s: float) -> dict[str, Any]
         "done before": len(beside),
         "long s": long_s,
     }
-
-
-def percentile(values: list[float], share: float) -> float | None:
-    """None of no values: none of the short ones was answered before the long one."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def main() -> None:

@@ -782,8 +782,7 @@ def _show(kind: str, number: str, url: str | None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from common import CHECKPOINT, print_result, print_table
-    from serve import server
+    from common import CHECKPOINT, print_result, print_table, server
 
     rows = []
     if args.audio:

@@ -36,60 +36,51 @@ from typing import Any
 import numpy as np
 from common import (
     AUDIO_SIZES,
+    AUDIO_TOKEN,
     CHECKPOINT,
+    HELDOUT,
+    IN_PROCESS,
+    PROMPT,
     SAMPLE_RATE,
+    Reference,
     Side,
+    add_engine_options,
+    by_engine,
     checkpoint_like,
+    engine_options,
+    engine_row,
+    measured,
     print_result,
     print_table,
     side_environment,
-    speech,
     spread,
 )
 
-PROMPT = (
-    "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n<|audio_start|>{}<|audio_end|>"
-    "<|im_end|>\n<|im_start|>assistant\n"
-)
-AUDIO_TOKEN = "<|audio_pad|>"
-HELDOUT = CHECKPOINT.parent.parent / "data" / "heldout"
-IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
-
-def run_vllm(model: str, dummy: bool, args: argparse.Namespace) -> dict[str, Any]:
+def run_vllm(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(
-        model,
-        dtype=args.dtype,
-        load_format="dummy" if dummy else "auto",
-        max_model_len=4096,
-        max_num_seqs=args.batch,
-        enforce_eager=not args.compile,
-        mm_processor_cache_gb=0,
-        enable_prefix_caching=False,
-    )
-    params = SamplingParams(temperature=0, max_tokens=args.max_tokens, ignore_eos=dummy)
+    llm = LLM(str(model), **engine_options(args) | {"enforce_eager": not args.compile})
+    params = SamplingParams(temperature=0, max_tokens=args.max_tokens, ignore_eos=args.dummy)
 
     def generate(clips: list[np.ndarray]) -> list[list[int]]:
-        prompt = PROMPT.format(AUDIO_TOKEN)
-        requests = [{"prompt": prompt, "multi_modal_data": {"audio": [clip]}} for clip in clips]
-        outputs = llm.generate(requests, params, use_tqdm=False)
+        outputs = llm.generate(requests(clips), params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     return measured(generate, args)
 
 
-def run_transformers(model: str, dummy: bool, args: argparse.Namespace) -> dict[str, Any]:
-    import torch
-    from transformers import AutoTokenizer
-    from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor
+def requests(clips: list[np.ndarray]) -> list[dict[str, Any]]:
+    prompt = PROMPT.format(AUDIO_TOKEN)
+    return [{"prompt": prompt, "multi_modal_data": {"audio": [clip]}} for clip in clips]
 
-    torch.set_num_threads(args.threads)
-    tokenizer, extract = AutoTokenizer.from_pretrained(model), Qwen3ASRFeatureExtractor()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    reference = transformers_model(Path(model), dummy).to(device, getattr(torch, args.dtype))
-    stop = [744, 746] if not dummy else None  # of the tiny checkpoint's generation_config.json
+
+def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    reference = Reference("Qwen3ASRForConditionalGeneration", model, args, head="lm_head")
+    config = json.loads((model / "generation_config.json").read_text())
+    stop = None if args.dummy else config["eos_token_id"]
 
     @torch.inference_mode()
     def generate(clips: list[np.ndarray]) -> list[list[int]]:
@@ -99,22 +90,16 @@ def run_transformers(model: str, dummy: bool, args: argparse.Namespace) -> dict[
         return tokens
 
     def generate_batch(clips: list[np.ndarray]) -> list[list[int]]:
-        audio = extract(
-            clips, sampling_rate=SAMPLE_RATE, padding="longest", return_attention_mask=True
-        )
-        features = audio["input_features"].to(device, reference.dtype)
-        mask = audio["attention_mask"].to(device)
-        pooled = reference.get_audio_features(features[:1], mask[:1]).pooler_output
-        prompt = tokenizer(PROMPT.format(AUDIO_TOKEN * len(pooled)), return_tensors="pt")
-        ids = prompt.input_ids.expand(len(clips), -1).to(device)  # clips of one length
-        generated = reference.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            input_features=features,
-            input_features_mask=mask,
+        features = reference.features(clips)
+        prompt = PROMPT.format(reference.audio_tokens(features))
+        ids = reference.tokenizer([prompt] * len(clips), return_tensors="pt").input_ids
+        generated = reference.model.generate(
+            input_ids=ids.to(reference.device),
+            attention_mask=torch.ones_like(ids).to(reference.device),
+            **features,
             do_sample=False,
             max_new_tokens=args.max_tokens,
-            min_new_tokens=args.max_tokens if dummy else None,
+            min_new_tokens=args.max_tokens if args.dummy else None,
             eos_token_id=stop,
             pad_token_id=0,
         )
@@ -129,53 +114,7 @@ def trimmed(tokens: list[int], stop: list[int]) -> list[int]:
     return tokens[: ends[0] + 1] if ends else tokens
 
 
-def transformers_model(path: Path, dummy: bool) -> Any:
-    """transformers' own model of a checkpoint in the nested layout, which it cannot read."""
-    from safetensors.torch import load_file
-    from transformers.models.qwen3_asr import Qwen3ASRConfig, Qwen3ASRForConditionalGeneration
-
-    thinker = json.loads((path / "config.json").read_text())["thinker_config"]
-    text = thinker["text_config"]
-    rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
-    text.pop("rope_scaling", None)
-    thinker["audio_config"].pop("model_type", None)  # its name in the nested layout
-    config = Qwen3ASRConfig(
-        audio_config=thinker["audio_config"],
-        text_config=text | {"rope_parameters": rope},
-        audio_token_id=thinker["audio_token_id"],
-        tie_word_embeddings=text["tie_word_embeddings"],
-    )
-    model = Qwen3ASRForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    if not dummy:
-        renames = {
-            "thinker.audio_tower.proj": "model.multi_modal_projector.linear_",
-            "thinker.audio_tower.": "model.audio_tower.",
-            "thinker.model.": "model.language_model.",
-            "thinker.lm_head.": "lm_head.",
-        }
-        state = {}
-        for name, tensor in load_file(path / "model.safetensors").items():
-            old = next(old for old in renames if name.startswith(old))
-            state[name.replace(old, renames[old], 1)] = tensor.float()
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
-        model.tie_weights()
-    return model.eval()
-
-
-def measured(generate: Any, args: argparse.Namespace) -> dict[str, Any]:
-    generate([speech(args.clip_s, seed=10**6 + i) for i in range(2)])  # warms up
-    clips = [speech(args.clip_s, seed=seed) for seed in range(args.clips)]
-    start, start_cpu = time.perf_counter(), time.process_time()
-    tokens = generate(clips)
-    return {
-        "wall s": time.perf_counter() - start,
-        "cpu s": time.process_time() - start_cpu,
-        "tokens": tokens,
-    }
-
-
-# files ----
+# from files to texts ----
 
 
 def by_hand(llm: Any, files: list[str]) -> list[str]:
@@ -184,30 +123,26 @@ def by_hand(llm: Any, files: list[str]) -> list[str]:
     from vllm import SamplingParams
 
     clips = [soundfile.read(file, dtype="float32")[0] for file in files]
-    prompt = PROMPT.format(AUDIO_TOKEN)
-    requests = [{"prompt": prompt, "multi_modal_data": {"audio": [clip]}} for clip in clips]
-    outputs = llm.generate(requests, SamplingParams(temperature=0, max_tokens=256), use_tqdm=False)
+    params = SamplingParams(temperature=0, max_tokens=256)
+    outputs = llm.generate(requests(clips), params, use_tqdm=False)
     return [output.outputs[0].text.split("<asr_text>")[-1] for output in outputs]
 
 
 @cache
-def loaded(model: str, batch: int, dtype: str, *, ours: bool) -> Any:
+def loaded(model: str, options: tuple[tuple[str, Any], ...], *, ours: bool) -> Any:
     from vllm import LLM
 
-    options = {"dtype": dtype, "max_model_len": 4096, "max_num_seqs": batch}
-    options |= {"enforce_eager": True, "enable_prefix_caching": False, "mm_processor_cache_gb": 0}
-    if not ours:
-        return LLM(model, **options)
     from qwen3_asr_vllm import Qwen3ASR
 
-    return Qwen3ASR(model, **options)
+    return (Qwen3ASR if ours else LLM)(model, **dict(options))
 
 
 def time_files(
     name: str, model: str, files: list[str], args: argparse.Namespace
 ) -> tuple[float, float, list[str]]:
     """Wall and CPU seconds of one pass, and the texts."""
-    made = loaded(model, args.batch, args.dtype, ours=name != "in-tree")
+    options = tuple(engine_options(args).items())
+    made = loaded(model, options, ours=name != "in-tree")
     start, start_cpu = time.perf_counter(), time.process_time()
     if name == "Qwen3ASR":
         texts = [result.transcript.text for result in made.transcribe(files)]
@@ -312,50 +247,33 @@ def compare_files(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="tiny, 0.6B, 1.7B, or a checkpoint")
-    parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--clip-s", type=float, default=10.0)
-    parser.add_argument("--batch", type=int, default=16)
+    add_engine_options(parser, clip_s=10.0)
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=2, help="of transformers")
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the decoder")
     parser.add_argument("--files", action="store_true", help="from files to texts")
     parser.add_argument("--no-others", action="store_true", help="--files without the last two")
     parser.add_argument("--rounds", type=int, default=5, help="of --files")
     args = parser.parse_args()
+    args.dummy = args.model in AUDIO_SIZES
     if args.files:
         compare_files(args)
         return
-    dummy = args.model in AUDIO_SIZES
-    results = {}
     with tempfile.TemporaryDirectory() as folder:
         path = CHECKPOINT if args.model == "tiny" else Path(args.model)
-        if dummy:
+        if args.dummy:
             path = checkpoint_like(args.model, Path(folder))
-        for name in ("ours", "in-tree", "transformers"):
-            run = run_transformers if name == "transformers" else run_vllm
-            with closing(Side("in-tree" if name == "in-tree" else "ours", **IN_PROCESS)) as side:
-                results[name] = side.run(run, str(path), dummy, args)
-    rows = [row(name, results, args, dummy) for name in results]
+        results = by_engine(run_vllm, run_transformers, path, args)
+    rows = [row(name, results, args) for name in results]
     print_table(rows)
     print_result("offline", rows, model=args.model, dtype=args.dtype, batch=args.batch)
 
 
-def row(
-    name: str, results: dict[str, dict[str, Any]], args: argparse.Namespace, dummy: bool
-) -> dict[str, Any]:
-    result, ours = results[name], results["ours"]
-    same = sum(a == b for a, b in zip(result["tokens"], ours["tokens"], strict=True))
-    return {
-        "engine": name,
-        "clips": args.clips,
-        "clip_s": args.clip_s,
-        "wall s": result["wall s"],
-        "cpu s": result["cpu s"],
-        "audio-s/s": args.clips * args.clip_s / result["wall s"],
-        "cpu ratio to ours": result["cpu s"] / ours["cpu s"],
-        "tokens": sum(map(len, result["tokens"])),
-        "same tokens": None if dummy else f"{same}/{args.clips}",
+def row(name: str, results: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    tokens, ours = results[name]["answers"], results["ours"]["answers"]
+    same = sum(a == b for a, b in zip(tokens, ours, strict=True))
+    return engine_row(name, results, args) | {
+        "tokens": sum(map(len, tokens)),
+        "same tokens": None if args.dummy else f"{same}/{args.clips}",
     }
 
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from common import (
+    AUDIO_TOKEN,
+    PROMPT,
     both_sides,
     clip,
     cpu_seconds,
@@ -31,10 +33,6 @@ from common import (
     spread,
 )
 
-PROMPT = (
-    "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|>"
-    "<|im_end|>\n<|im_start|>assistant\n"
-)
 LENGTHS_S = (30, 10, 5, 1)
 
 
@@ -68,7 +66,7 @@ def apply(waveform: np.ndarray, *, dtype: str = "bfloat16", cached: bool = False
 
 @cache
 def _prompt_ids(dtype: str) -> tuple[int, ...]:
-    return tuple(processor(dtype).info.get_tokenizer().encode(PROMPT))
+    return tuple(processor(dtype).info.get_tokenizer().encode(PROMPT.format(AUDIO_TOKEN)))
 
 
 def prompt(dtype: str) -> list[int]:

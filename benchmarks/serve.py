@@ -6,7 +6,7 @@
     python benchmarks/serve.py --model 1.7B --concurrency 512 --requests 2048 \\
         --server-args="--api-server-count 8"
 
-Starts ``qwen3-asr serve`` of ours, then of in-tree (the same command with ``VLLM_PLUGINS=""``),
+Starts ``qwen3-asr serve`` of in-tree (with ``VLLM_PLUGINS=""``), then of ours (the same command),
 and posts clips to ``/v1/audio/transcriptions``, streamed, so many at a time. No two requests hold
 the same clip, so caches cannot flatter either; both sides get the same clips, and ``same text``
 says whether they answered alike (random weights have near ties, so there it means little). All
@@ -21,19 +21,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
-import os
 import shlex
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,18 +33,17 @@ from typing import Any
 from common import (
     AUDIO_SIZES,
     CHECKPOINT,
-    SAMPLE_RATE,
     SIDES,
     checkpoint_like,
+    percentile,
     print_result,
     print_table,
-    side_environment,
-    speech,
+    server,
+    speech_clip,
 )
 
 from qwen3_asr_vllm.prompt import parse_output
 
-START_TIMEOUT_S = 900
 REQUEST_TIMEOUT_S = 1800
 CONTEXT = "Hamburg"  # without one, in-tree leaves out the system turn that the model was trained on
 
@@ -62,54 +53,6 @@ class Answer:
     text: str
     first_event_s: float
     seconds: float
-
-
-def speech_clip(seconds: float, seed: int) -> bytes:
-    """Speech with a little noise, a 16 kHz wav file; no two seeds give the same."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, speech(seconds, seed=seed), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
-
-
-@contextmanager
-def server(side: str, model: Path, arguments: list[str]) -> Iterator[tuple[str, int]]:
-    """Its address and process id, once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(model)]
-    command += ["--served-model-name", "model", "--port", str(port), *arguments]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, env=side_environment(side), stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            wait_until_ready(process, port, log)
-            yield f"http://127.0.0.1:{port}", process.pid
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def wait_until_ready(process: subprocess.Popen, port: int, log: Any) -> None:
-    import urllib.error
-    import urllib.request
-
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-    log.seek(0)
-    raise SystemExit(f"the server did not start:\n{log.read()[-3000:]}")
 
 
 async def post(session: Any, address: str, wav: bytes, args: argparse.Namespace) -> Answer:
@@ -220,7 +163,7 @@ def row(
     after: dict[str, float],
 ) -> dict[str, Any]:
     first = [answer.first_event_s for answer in answers]
-    latency = sorted(answer.seconds for answer in answers)
+    latency = [answer.seconds for answer in answers]
     return {
         "side": side,
         "model": args.model,
@@ -231,7 +174,7 @@ def row(
         "audio-s/s": args.clip_s * len(answers) / seconds,
         "ttft p50 s": None if args.whole else statistics.median(first),
         "p50 s": statistics.median(latency),
-        "p95 s": latency[min(len(latency) - 1, int(0.95 * len(latency)))],
+        "p95 s": percentile(latency, 0.95),
         "api ms": (after["api"] - before["api"]) / len(answers) * 1e3,
         "engine ms": (after["engine"] - before["engine"]) / len(answers) * 1e3,
     }
