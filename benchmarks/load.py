@@ -8,8 +8,9 @@ Clients of four kinds ask again and again: short recordings, long ones, streams,
 reader leaves. One that is told to come again (503) does so after the seconds of ``Retry-After``.
 Read it so: ``lost`` and ``wrong`` must be 0 in every row. ``lost`` are answers that never came or
 were no answer; ``wrong`` are those that differ from the first answer to the same recording.
-``refused`` is back-pressure. Latency is of the answered, without the refusals before. The memory
-is that of the HTTP process, whose growth is what back-pressure bounds, and that of the engine.
+``refused`` is back-pressure. Latency is of the answered, without the refusals before. What was lost
+is listed below the table, and makes the exit code 1. The memory is that of the HTTP process, whose
+growth is what back-pressure bounds, and that of the engine.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ import asyncio
 import json
 import os
 import random
-import statistics
 import sys
 import time
+from bisect import bisect
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
-from common import CHECKPOINT, print_result, print_table
-from serve import delta, server, speech_clip
+from common import CHECKPOINT, percentile, print_result, print_table, server, speech_clip
 
 # kind: seconds of audio, whether it streams, whether its reader leaves, its share of the clients
 KINDS = {
@@ -40,29 +40,34 @@ KINDS = {
 VARIANTS = 4  # recordings of each kind
 
 
+def kind_of(number: int, num_clients: int) -> str:
+    """Of a client: each kind has its share, and one client at least of eight or more."""
+    ends = list(accumulate(share for *_, share in KINDS.values()))
+    return list(KINDS)[bisect(ends, (number + 0.5) / num_clients)]
+
+
 @dataclass
 class Tally:
     """What the clients of a kind met with."""
 
-    answered: int = 0
+    answered: list[tuple[float, float]] = field(default_factory=list)  # when, and its latency
     refused: int = 0
     left: int = 0
     lost: int = 0
     wrong: int = 0
-    seconds: list[float] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)  # of what was lost
 
 
 class Crowd:
     """Clients of all kinds, until they are told to stop."""
 
-    def __init__(self, address: str, num_clients: int, *, kinds: dict[str, Any] = KINDS) -> None:
-        self.address, self.num_clients, self.kinds = address, num_clients, kinds
+    def __init__(self, address: str, num_clients: int) -> None:
+        self.address, self.num_clients = address, num_clients
         self.files = {
             kind: [speech_clip(seconds, 100 * index + variant) for variant in range(VARIANTS)]
-            for index, (kind, (seconds, *_)) in enumerate(kinds.items())
+            for index, (kind, (seconds, *_)) in enumerate(KINDS.items())
         }
-        self.tallies = {kind: Tally() for kind in kinds}
+        self.tallies = {kind: Tally() for kind in KINDS}
         self.texts: dict[tuple[str, int], str] = {}
         self.is_over = False
 
@@ -72,11 +77,11 @@ class Crowd:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=1800)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            shares = [share for *_, share in self.kinds.values()]
-            kinds = random.Random(0).choices(list(self.kinds), shares, k=self.num_clients)
             tasks = [
-                asyncio.create_task(self._client(session, kind, number))
-                for number, kind in enumerate(kinds)
+                asyncio.create_task(
+                    self._client(session, kind_of(number, self.num_clients), number)
+                )
+                for number in range(self.num_clients)
             ]
             await asyncio.sleep(seconds)
             self.is_over = True  # everybody still hears the answer to what was asked
@@ -94,28 +99,29 @@ class Crowd:
                 self.tallies[kind].notes[repr(error)[:80]] += 1
                 await asyncio.sleep(1)
                 continue
-            await self._note(kind, variant, status, text, time.perf_counter() - start)
+            if status == 503:
+                self.tallies[kind].refused += 1
+                await asyncio.sleep(float(text))
+            else:
+                self._note(kind, variant, status, text, start)
 
-    async def _note(self, kind: str, variant: int, status: int, text: str, seconds: float) -> None:
+    def _note(self, kind: str, variant: int, status: int, text: str, start: float) -> None:
         tally = self.tallies[kind]
-        if status == 503:
-            tally.refused += 1
-            await asyncio.sleep(float(text))
-        elif status == 0:
+        if status == 0:
             tally.left += 1
         elif status != 200:
             tally.lost += 1
             tally.notes[f"{status}: {text[:80]}"] += 1
         else:
-            tally.answered += 1
-            tally.seconds.append(seconds)
+            now = time.perf_counter()
+            tally.answered.append((now, now - start))
             tally.wrong += text != self.texts.setdefault((kind, variant), text)
 
     async def _ask(self, session: Any, kind: str, variant: int) -> tuple[int, str]:
         """The status and the text; 503 and the seconds to wait; 0 for one that left."""
         import aiohttp
 
-        _, streams, leaves, _ = self.kinds[kind]
+        _, streams, leaves, _ = KINDS[kind]
         form = aiohttp.FormData()
         form.add_field("file", self.files[kind][variant], filename="clip.wav")
         form.add_field("stream", str(streams).lower())
@@ -138,28 +144,38 @@ class Crowd:
                 event = json.loads(line[6:])
                 if "error" in event:
                     raise RuntimeError(event["error"]["message"])
-                text += delta(event) if event.get("type") == "transcript.text.delta" else ""
+                text += event.get("delta", "")
             is_done |= line.startswith(b"data: [DONE]")
         if not is_done:
             raise RuntimeError("the stream ended in the middle")
         return 200, text
 
     def rows(self) -> list[dict[str, Any]]:
-        return [self._row(kind, tally) for kind, tally in self.tallies.items()]
+        return [_row(kind, tally) for kind, tally in self.tallies.items()]
 
-    def _row(self, kind: str, tally: Tally) -> dict[str, Any]:
-        seconds = sorted(tally.seconds)
-        return {
-            "kind": kind,
-            "answered": tally.answered,
-            "refused": tally.refused,
-            "left": tally.left,
-            "lost": tally.lost,
-            "wrong": tally.wrong,
-            "p50 s": statistics.median(seconds) if seconds else None,
-            "p95 s": seconds[int(0.95 * len(seconds))] if seconds else None,
-            "notes": dict(tally.notes),
-        }
+
+def _row(kind: str, tally: Tally) -> dict[str, Any]:
+    seconds = [seconds for _, seconds in tally.answered]
+    return {
+        "kind": kind,
+        "answered": len(seconds),
+        "refused": tally.refused,
+        "left": tally.left,
+        "lost": tally.lost,
+        "wrong": tally.wrong,
+        "p50 s": percentile(seconds, 0.5),
+        "p95 s": percentile(seconds, 0.95),
+        "notes": dict(tally.notes),
+    }
+
+
+def print_tallies(rows: list[dict[str, Any]]) -> bool:
+    """A table, and what was lost; returns whether all was well."""
+    print_table([{name: row[name] for name in row if name != "notes"} for row in rows])
+    for row in rows:
+        for note, number in row["notes"].items():
+            print(f"{row['kind']}: {number} x {note}")
+    return not any(row["lost"] or row["wrong"] for row in rows)
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -175,16 +191,18 @@ def memory(pid: int) -> dict[str, float]:
     }
 
 
-async def watch(pid: int, note: Callable[[dict[str, float]], None], *, every_s: float) -> None:
-    while True:
-        note(memory(pid))
-        await asyncio.sleep(every_s)
+async def drive(
+    crowd: Crowd, pid: int, seconds: float, *, every_s: float
+) -> list[tuple[float, dict[str, float]]]:
+    """Runs the crowd; returns when the memory was what."""
+    samples: list[tuple[float, dict[str, float]]] = []
 
+    async def watch() -> None:
+        while True:
+            samples.append((time.perf_counter(), memory(pid)))
+            await asyncio.sleep(every_s)
 
-async def drive(crowd: Crowd, pid: int, seconds: float) -> list[dict[str, float]]:
-    """Runs the crowd; returns the memory, sampled every second."""
-    samples: list[dict[str, float]] = []
-    watcher = asyncio.create_task(watch(pid, samples.append, every_s=1))
+    watcher = asyncio.create_task(watch())
     try:
         await crowd.run(seconds)
     finally:
@@ -205,13 +223,13 @@ def main() -> int:
     with server("ours", CHECKPOINT, ["--enforce-eager", "--dtype", args.dtype]) as (address, pid):
         crowd = Crowd(address, args.clients)
         before = memory(pid)
-        samples = asyncio.run(drive(crowd, pid, args.seconds))
+        samples = asyncio.run(drive(crowd, pid, args.seconds, every_s=1))
     rows = crowd.rows()
-    print_table([{name: row[name] for name in row if name != "notes"} for row in rows])
-    peak = {name: max(sample[name] for sample in samples) for name in before}
+    is_well = print_tallies(rows)
+    peak = {name: max(sample[name] for _, sample in samples) for name in before}
     print_table([{"when": "before"} | before, {"when": "most"} | peak])
     print_result("load", rows, clients=args.clients, before=before, most=peak, options=vars(args))
-    return 1 if any(row["lost"] or row["wrong"] for row in rows) else 0
+    return 0 if is_well else 1
 
 
 if __name__ == "__main__":
