@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a GPU give? Runs all other benchmarks on it, step by step.
+"""What does a GPU give? Runs the benchmarks of speed on it, step by step.
 
     python benchmarks/gpu.py --out results              # every step
     python benchmarks/gpu.py --out results --steps encoder graph
