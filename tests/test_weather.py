@@ -85,10 +85,12 @@ def listens(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Iterator[Server]:
-    """A server with few places, little room for audio, and a key."""
+    """A server of two engines with few places, little room for audio, and a key."""
+    engines = "--data-parallel-size 2 --api-server-count 1".split()
     limits = {"QWEN3_ASR_MAX_RECORDINGS": str(PLACES), "QWEN3_ASR_MAX_AUDIO_S": "1800"}
     folder = tmp_path_factory.mktemp("small")
-    with serving(folder, VLLM_API_KEY=KEY, VLLM_CPU_KVCACHE_SPACE="1", **limits) as made:
+    env = {"VLLM_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with serving(folder, *engines, **env, **limits) as made:
         yield made
 
 
@@ -148,9 +150,14 @@ def error_of(response: http.client.HTTPResponse) -> dict[str, Any]:
     return error
 
 
-def running(server) -> float:
+def metric(server, name: str, label: str = "") -> float:
+    """Its sum over all engines, or over those with a label."""
     text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    return sum(map(float, re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", text, re.M)))
+    return sum(map(float, re.findall(rf"^{name}\{{.*{label}.*\}} (\S+)$", text, re.M)))
+
+
+def running(server) -> float:
+    return metric(server, "vllm:num_requests_running")
 
 
 # ---- keys ----
@@ -176,6 +183,13 @@ def test_a_full_server_says_so_and_loses_nobody(small, hello):
     assert sum(answers.values()) == 60 and answers[hello] >= PLACES
     with ThreadPoolExecutor(PLACES) as pool:  # every place is free again
         assert set(pool.map(lambda _: answered(small), range(PLACES))) == {hello}
+
+
+def test_both_engines_of_one_server_hear(small, hello):
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: transcribe(small).text, range(8))) == {hello}
+    for engine in "01":
+        assert metric(small, "vllm:prompt_tokens_total", f'engine="{engine}"') > 0
 
 
 def test_clients_that_come_again_are_all_served(small, hello):
