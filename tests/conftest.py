@@ -21,10 +21,15 @@ from typing import Any
 import jiwer
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("untimed", deadline=None)  # a busy machine proves nothing wrong
-settings.load_profile("untimed")
+# The same examples everywhere, however slow: a busy machine proves nothing wrong. To search for
+# others: pytest --hypothesis-profile=search
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
+settings.register_profile("search", derandomize=False, max_examples=1000)
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -275,8 +275,8 @@ def seconds(clock: str) -> float:
 
 def columns(line: str) -> int:
     """What a line takes in a terminal."""
-    wide = sum(unicodedata.east_asian_width(char) in ("W", "F") for char in line)
-    return wide + sum(unicodedata.category(char) not in ("Mn", "Me", "Cf") for char in line)
+    shown = [char for char in line if unicodedata.category(char) not in ("Mn", "Me", "Cf")]
+    return len(shown) + sum(unicodedata.east_asian_width(char) in ("W", "F") for char in shown)
 
 
 def unescaped(name: str, text: str) -> str:
