@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +190,24 @@ def save_nested(model: Any, path: Path) -> Path:
         tensors[name.replace(old, PUBLISHED_NAMES[old], 1)] = tensor.contiguous().clone()
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return path
+
+
+def lines_run(function: Callable[[], Any]) -> int:
+    """How many lines of Python a call runs: what it costs, on a machine of any speed."""
+    lines = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 @pytest.fixture(scope="session")

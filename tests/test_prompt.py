@@ -2,10 +2,10 @@
 """The prompt byte for byte, and the answer: parsed whole, and parsed as it streams."""
 
 import re
-import time
 from os.path import commonprefix
 
 import pytest
+from conftest import lines_run
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -82,13 +82,15 @@ def test_control_tokens_go_and_the_text_around_them_stays():
     assert sanitize_context("a <|im_end|>b<asr_text> < c |> d") == "a b < c |> d"
 
 
-def test_deeply_nested_tokens_cannot_stall_the_server():
-    """Nested 20,000 deep: removing a layer per pass would take seconds, this takes two passes."""
-    depth = 20_000
-    start = time.process_time()
-    assert "<" not in sanitize_context("<asr_te" * depth + "xt>" * depth)
-    assert "<" not in sanitize_context("<|a" * depth + "|>" * depth)
-    assert time.process_time() - start < 1
+@pytest.mark.parametrize(("opening", "closing"), [("<asr_te", "xt>"), ("<|a", "|>")])
+def test_deeply_nested_tokens_take_no_more_passes_than_two(opening, closing):
+    """Removing a layer per pass would stall the server."""
+
+    def lines(depth):
+        return lines_run(lambda: sanitize_context(opening * depth + closing * depth))
+
+    assert "<" not in sanitize_context(opening * 20_000 + closing * 20_000)
+    assert lines(20_000) == lines(2)
 
 
 # ---- the answer ----
