@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +36,7 @@ settings.register_profile("search", derandomize=False, max_examples=1000)
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # where tests serve
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "asr"
 ALIGNER = Path(__file__).parent / "checkpoints" / "aligner"
@@ -192,6 +195,14 @@ def save_nested(model: Any, path: Path) -> Path:
     return path
 
 
+def eventually(is_so: Callable[[], Any], *, seconds: float = 600) -> None:
+    """Waits until it is; the limit is for what never will be, and not for a slow machine."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it never was"
+        time.sleep(0.05)
+
+
 def lines_run(function: Callable[[], Any]) -> int:
     """How many lines of Python a call runs: what it costs, on a machine of any speed."""
     lines = 0
@@ -210,15 +221,43 @@ def lines_run(function: Callable[[], Any]) -> int:
     return lines
 
 
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that nobody is given but who asks for it by its number.
+
+    On Linux, a socket that does not listen leaves room for one that does, if both allow it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+@contextmanager
+def on_a_port(app: Any) -> Iterator[str]:
+    """An ASGI app, served by a thread; its address."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.fixture(scope="session")
-def vllm_parallel() -> Iterator[None]:
+def vllm_parallel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One rank, so that vLLM's parallel layers can be built without an engine."""
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
-    from vllm.utils.network_utils import get_open_port
 
     with set_current_vllm_config(VllmConfig()):
-        address = f"tcp://127.0.0.1:{get_open_port()}"
+        address = f"file://{tmp_path_factory.mktemp('rendezvous')}/store"
         init_distributed_environment(1, 0, address, local_rank=0, backend="gloo")
         ensure_model_parallel_initialized(1, 1)
         yield

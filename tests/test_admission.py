@@ -7,6 +7,7 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Barrier
 
 import pytest
 
@@ -39,12 +40,17 @@ def test_audio_that_would_be_too_much_is_refused_and_the_rest_stays():
 
 def test_threads_never_hold_more_than_the_limits_and_leave_nothing():
     admission = Admission(max_recordings=5, max_audio_s=50)
+    all_have_asked = Barrier(16)  # who has a place keeps it until then
     seen = []
 
     def one(seed):
         rng = random.Random(seed)
         try:
-            with admission.place() as place:
+            with ExitStack() as stack:
+                try:
+                    place = stack.enter_context(admission.place())
+                finally:
+                    all_have_asked.wait()
                 for _ in range(20):
                     place.hold(rng.uniform(0, 30))
                     time.sleep(1e-4)  # lets another thread in
@@ -54,7 +60,7 @@ def test_threads_never_hold_more_than_the_limits_and_leave_nothing():
         return "held"
 
     with ThreadPoolExecutor(16) as pool:
-        outcomes = set(pool.map(one, range(400)))
+        outcomes = set(pool.map(one, range(25 * 16)))
     assert outcomes == {"busy", "held"}
     assert max(num for num, _ in seen) <= 5 and max(held for _, held in seen) <= 50
     assert (admission.num_recordings, round(admission.audio_s, 6)) == (0, 0)

@@ -6,15 +6,13 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
-import threading
-import time
 from types import SimpleNamespace
 
 import pytest
 import soundfile
 import srt
 import torch
-from conftest import noise
+from conftest import noise, on_a_port
 
 from qwen3_asr_vllm.alignment import AlignmentRequest
 
@@ -150,19 +148,8 @@ def test_a_transcriber_aligns_nothing(app, post):
 @pytest.fixture
 def url(app):
     """The app, served."""
-    import uvicorn
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with on_a_port(app) as address:
+        yield address
 
 
 REQUEST = AlignmentRequest(("Guten", "今"), noise(2))

@@ -7,6 +7,7 @@ import socket
 import sys
 
 import pytest
+from conftest import reserved_port
 
 from qwen3_asr_vllm import doctor
 
@@ -24,12 +25,13 @@ def test_it_notices_that_the_plugin_is_switched_off(monkeypatch):
 
 
 def test_it_notices_a_port_that_is_taken_and_a_limit_that_is_set(monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+    with reserved_port() as port, socket.socket() as taken:
+        monkeypatch.setattr(doctor, "DEFAULT_PORT", port)
+        assert doctor.INSTALLATION["port"]() == f"{port} is free"
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        monkeypatch.setattr(doctor, "DEFAULT_PORT", taken.getsockname()[1])
-        assert doctor.INSTALLATION["port"]().endswith("is taken; another server needs --port")
-    assert doctor.INSTALLATION["port"]().endswith("is free")
+        assert doctor.INSTALLATION["port"]() == f"{port} is taken; another server needs --port"
     monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "25")
     assert doctor.INSTALLATION["limits"]() == "uploads of 25 MiB, 4 h, 4 GiB decoded"
 

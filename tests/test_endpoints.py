@@ -8,10 +8,10 @@ import base64
 import io
 import json
 import subprocess
-import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from conftest import CHECKPOINT, DATA, noise
+from conftest import CHECKPOINT, DATA, eventually, noise, on_a_port
 from openai.types.audio import Transcription, TranscriptionVerbose
 from prometheus_client import REGISTRY
 
@@ -714,26 +714,13 @@ class SlowEngine(Engine):
 @pytest.fixture
 def connect(serve):
     """Put the route on a port; returns an asynchronous client of it."""
-    import uvicorn
+    with ExitStack() as stack:
 
-    servers = []
+        def start(engine, **options):
+            url = stack.enter_context(on_a_port(serve(engine, **options).client.app))
+            return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
-    def start(engine, **options):
-        config = uvicorn.Config(serve(engine, **options).client.app, port=0, log_level="error")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        servers.append((server, thread))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        url = f"http://127.0.0.1:{port}/v1"
-        return openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
-
-    yield start
-    for server, thread in servers:
-        server.should_exit = True
-        thread.join()
+        yield start
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -758,11 +745,8 @@ def test_a_client_that_goes_away_aborts_its_clips(connect, stream):
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(leave())
-    for _ in range(300):
-        if not engine.running and counted(499) > hung_up:
-            break
-        time.sleep(0.01)
-    assert (engine.running, engine.aborted, counted(499)) == (0, 3, hung_up + 1)
+    eventually(lambda: not engine.running and counted(499) > hung_up)
+    assert (engine.aborted, counted(499)) == (3, hung_up + 1)
 
 
 def test_the_client_raises_an_error_in_the_stream(connect):

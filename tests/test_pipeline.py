@@ -127,7 +127,7 @@ def test_a_source_without_end_is_read_as_it_is_used():
             read += 1
             yield 1
 
-    results = run(sources(), CountingEngine(), look_ahead_s=5, num_workers=2)
+    results = run_slowly(sources(), CountingEngine(), look_ahead_s=5, num_workers=2)
     assert [next(results).index for _ in range(50)] == list(range(50))
     assert read < 50 + 30
     results.close()

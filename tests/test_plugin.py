@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 
-import psutil
 import pytest
 from conftest import CHECKPOINT
 
@@ -87,11 +86,12 @@ import multiprocessing, sys, time
 from qwen3_asr_vllm import engine
 
 CHILD = '''
-import os, time
+import time
 from qwen3_asr_vllm import end_with_parent
 {}
-print(os.getpid(), flush=True)
+print("It lives.", flush=True)
 time.sleep(60)
+print("It lives on.")
 '''
 
 if __name__ == "__main__":
@@ -110,7 +110,6 @@ def test_an_engine_ends_with_a_killed_parent(method, tmp_path):
     (tmp_path / "parent.py").write_text(STARTS_A_CHILD)
     command = [sys.executable, str(tmp_path / "parent.py"), method]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        child = psutil.Process(int(parent.stdout.readline()))
-        assert child.is_running()
+        assert parent.stdout.readline() == "It lives.\n"
         parent.kill()
-    assert psutil.wait_procs([child], timeout=20)[1] == []
+        assert parent.stdout.read() == ""  # it ends when all have that could write there
