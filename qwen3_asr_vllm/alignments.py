@@ -42,7 +42,8 @@ ALIGNMENTS = "/v1/audio/alignments"
 TIMES = f"{ALIGNMENTS}/times"
 ANSWER_S = 600.0  # in which an aligner must have answered, its queue included
 RETRY_DELAYS_S = (0.5, 1, 2, 4)  # before each further attempt, where it is full
-HEALTH_S = 2.0  # in which it must say that it is there
+CONNECT_S = 2.0  # in which its machine must take a connection, however busy the server is
+HEALTH_S = 20.0  # in which it must say that it is there
 
 
 # the forms ----------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ class RemoteAligner:
 
     async def is_up(self) -> bool:
         try:
-            timeout = aiohttp.ClientTimeout(total=HEALTH_S)
+            timeout = aiohttp.ClientTimeout(total=HEALTH_S, sock_connect=CONNECT_S)
             async with self._open().get(f"{self.url}/health", timeout=timeout) as response:
                 return response.status == 200
         except (aiohttp.ClientError, asyncio.TimeoutError):
