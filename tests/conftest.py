@@ -336,12 +336,9 @@ class Server:
 @contextmanager
 def serving(folder: Path, *options: str, model: Path = CHECKPOINT, **env: str) -> Iterator[Server]:
     """``qwen3-asr serve`` on a tiny checkpoint, as a user starts it; ends with the block."""
-    from vllm.utils.network_utils import get_open_port
-
-    port = get_open_port()
     (folder / "sitecustomize.py").write_text(NOTE_ADDRESSES)
     command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(model)]
-    command += f"--port {port} --host 127.0.0.1 --dtype float32 --enforce-eager".split()
+    command += "--host 127.0.0.1 --dtype float32 --enforce-eager".split()
     drop = ("HF_HUB_OFFLINE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
     inherited = {name: value for name, value in os.environ.items() if name not in drop}
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -349,9 +346,10 @@ def serving(folder: Path, *options: str, model: Path = CHECKPOINT, **env: str) -
     env |= {"QWEN3_ASR_MAX_CLIP_S": "12"}  # the checkpoint learned on clips of a few sentences
     env |= {"QWEN3_ASR_MAX_UTTERANCE_S": "20", "QWEN3_ASR_REALTIME_IDLE_S": "10"}
     env |= {"VLLM_HOST_IP": "127.0.0.1"}  # else vLLM asks the kernel for its route to 8.8.8.8
-    with (folder / "log").open("w") as log:
+    with reserved_port() as port, (folder / "log").open("w") as log:
+        command += ["--port", str(port), *options]
         process = subprocess.Popen(
-            [*command, *options], stdout=log, stderr=subprocess.STDOUT, env=inherited | env
+            command, stdout=log, stderr=subprocess.STDOUT, env=inherited | env
         )
         made = Server(f"http://127.0.0.1:{port}", folder / "log", folder / "addresses", process)
         try:
@@ -360,7 +358,7 @@ def serving(folder: Path, *options: str, model: Path = CHECKPOINT, **env: str) -
         finally:
             process.terminate()
             try:
-                process.wait(60)
+                process.wait(120)  # one with an aligner gives both half a minute
             except subprocess.TimeoutExpired:  # it had not started yet
                 process.kill()
 
