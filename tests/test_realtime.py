@@ -31,6 +31,7 @@ MODEL = str(CHECKPOINT)
 HELLO = DATA / "hello.flac"
 RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 SUBTYPES = {"audio/pcm": "PCM_16", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
+PATIENCE = {"open_timeout": 300, "ping_timeout": None}  # a busy server proves nothing wrong
 MANUAL = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
 
 
@@ -189,7 +190,9 @@ class Client:
 async def connected(server, model=MODEL, **audio_input):
     client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     query = {"intent": "transcription"}
-    async with client.realtime.connect(model=model, extra_query=query) as connection:
+    async with client.realtime.connect(
+        model=model, extra_query=query, websocket_connection_options=PATIENCE
+    ) as connection:
         made = Client(connection)
         await made.until("session.created")
         if audio_input:
@@ -390,7 +393,7 @@ GARBAGE = {
 @asynccontextmanager
 async def raw(server):
     url = server.url.replace("http", "ws") + "/v1/realtime"
-    async with websockets.connect(url, max_size=None) as socket:
+    async with websockets.connect(url, max_size=None, **PATIENCE) as socket:
         assert json.loads(await socket.recv())["type"] == "session.created"
         yield socket
 
