@@ -48,8 +48,10 @@ def manifest(tmp_path):
 
 def actors():
     """The processes of ours that Ray runs workers in."""
-    family = psutil.Process().children(recursive=True)
-    return [p for p in family if p.is_running() and "ray::MapWorker" in " ".join(p.cmdline()[:1])]
+    family = {p.pid for p in psutil.Process().children(recursive=True)}
+    named = psutil.process_iter(["cmdline"])  # which passes over those that end meanwhile
+    ours = [p for p in named if p.pid in family]
+    return [p for p in ours if "ray::MapWorker" in (p.info["cmdline"] or [""])[0]]
 
 
 def rows(folder):

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from conftest import (
     assert_timed,
     engine,
     error_rate,
+    eventually,
     heldout,
     shipped_reference,
 )
@@ -320,7 +320,7 @@ def contents(folder):
 def test_a_corpus_is_the_same_from_a_server_an_engine_and_after_a_kill(
     model, server, corpus, tmp_path, monkeypatch, capsys
 ):
-    """A run on a server is killed (-9) after thirty files and goes on; another has an engine."""
+    """A run on a server is killed (-9) after a few files and goes on; another has an engine."""
 
     def line(folder):
         out = ["-o", str(folder), "--manifest-out", str(folder / "all.jsonl")]
@@ -330,12 +330,11 @@ def test_a_corpus_is_the_same_from_a_server_an_engine_and_after_a_kill(
     on_server = [*line(from_server), "--server", server.url]
     process = subprocess.Popen([sys.executable, "-m", "qwen3_asr_vllm.cli", *on_server])
     try:
-        while len(contents(from_server)) < 30 and process.poll() is None:
-            time.sleep(0.01)
+        eventually(lambda: len([*from_server.rglob("*.srt")]) > 3 or process.poll() is not None)
     finally:
         process.kill()
         process.wait()
-    assert 30 <= len(contents(from_server)) < 190 * len(FORMATS)
+    assert 3 < len([*from_server.rglob("*.srt")]) < 190
     assert cli.main(on_server) == 1
     err = capsys.readouterr().err
     assert "are finished" in err and "10 of " in err
