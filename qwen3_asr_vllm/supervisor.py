@@ -72,10 +72,13 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
 def serve_both(argv: Sequence[str]) -> int:
     """Run both until the transcriber ends, whose exit code this is, or a signal comes: 0."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return Supervisor(plan(argv, gpu_bytes=gpu_bytes(), port=port)).run()
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        if sys.platform != "linux":  # which alone lets the aligner share a port that is held
+            holder.close()
+        return Supervisor(plan(argv, gpu_bytes=gpu_bytes(), port=port)).run()
 
 
 class Supervisor:

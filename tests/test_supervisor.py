@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import openai
 import pytest
 import soundfile
 import srt
-from conftest import ALIGNER, CHECKPOINT, DATA, engine, heldout, serving
+from conftest import ALIGNER, CHECKPOINT, DATA, engine, eventually, heldout, serving
 
 from qwen3_asr_vllm import supervisor
 from qwen3_asr_vllm.supervisor import plan
@@ -186,18 +185,20 @@ def test_an_aligner_that_is_killed_is_started_again_and_both_end_on_a_signal(pai
     assert error.value.status_code == 503 and error.value.code == "aligner_unavailable"
     assert ask(pair, response_format="json").text
     assert "no words are timed" not in str(ask(pair))
-    until = time.monotonic() + 300
-    while time.monotonic() < until:
-        try:
-            assert ask_words(pair).words
-            break
-        except openai.InternalServerError:
-            time.sleep(1)
+    eventually(lambda: has_words(pair))
     again, same = servers_of(pair.process.pid)
     assert again != aligner and same == transcriber
     pair.process.terminate()
-    assert pair.process.wait(90) == 0
+    assert pair.process.wait(300) == 0
     assert not living({again, transcriber})
+
+
+def has_words(server):
+    try:
+        return bool(ask_words(server).words)
+    except openai.InternalServerError as error:
+        assert error.code == "aligner_unavailable"
+        return False
 
 
 def living(groups):
