@@ -102,7 +102,7 @@ def test_the_longest_of_what_is_loaded_goes_first():
 
 def test_the_engine_is_full_and_no_more_than_queued_a_little():
     engine = CountingEngine(num_seats=8)
-    list(run_slowly([1] * 100, engine))
+    list(run_slowly([1] * 100, engine, num_workers=8))
     assert 8 <= engine.most <= 10
 
 
