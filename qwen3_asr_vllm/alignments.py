@@ -31,7 +31,7 @@ from .alignment import AlignmentOutput, AlignmentRequest, align
 from .audio import check_waveform
 from .engine import engine_prompt
 from .form import ApiError, RecordingForm, load_posted, posted, validate
-from .serving import MEDIA_TYPES, AudioServing
+from .serving import MEDIA_TYPES, AudioServing, told_of_its_end
 from .transcript import FORMATS, KARAOKE, Transcript, rounded
 from .transcription import Steps
 
@@ -104,10 +104,11 @@ class AlignerServing(AudioServing):
         self.class_ms = class_ms(self.model_config)
 
     async def answer(self, request: AlignmentRequest, request_id: str) -> AlignmentOutput:
-        prompt = await self.render(engine_prompt(request))
         params = PoolingParams(task="token_classify")
-        async for output in self.engine_client.encode(prompt, params, request_id):
-            answer = read_times(output, self.class_ms)
+        with told_of_its_end():
+            prompt = await self.render(engine_prompt(request))
+            async for output in self.engine_client.encode(prompt, params, request_id):
+                answer = read_times(output, self.class_ms)
         return answer
 
     async def align(self, form: AlignmentForm, request_id: str) -> Transcript:

@@ -37,7 +37,6 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine.exceptions import EngineDeadError
 
 from . import alignments, page
 from .admission import RETRY_AFTER_S, Busy
@@ -51,7 +50,7 @@ from .languages import language_code, separator
 from .metrics import CountedRoute, count_transcript, observe_decoding
 from .prompt import NO_TRANSLATION
 from .realtime import Realtime, realtime
-from .serving import MEDIA_TYPES, AudioServing
+from .serving import MEDIA_TYPES, AudioServing, end_what_waits, told_of_its_end
 from .transcript import FORMATS, Token, Transcript, diarized_json, logprobs
 from .transcription import (
     CUT_OFF,
@@ -102,6 +101,7 @@ class EndpointPlugin:
                 f"VLLM_PLUGINS names qwen3_asr, whose routes serve {MODEL_TYPE}; this model is "
                 f"{model_type}. Leave it out of VLLM_PLUGINS."
             )
+        state.qwen3_asr_watch = asyncio.create_task(end_what_waits(engine_client))
         if engine_client.model_config.hf_config.is_aligner:
             state.qwen3_asr_aligner = AlignerServing(engine_client, state.openai_serving_models)
             logger.info("Aligning at %s.", alignments.ALIGNMENTS)
@@ -196,15 +196,17 @@ class Transcriber(AudioServing):
     async def _generate(
         self, request: EngineRequest, *, request_id: str, params: SamplingParams, **options: Any
     ) -> AsyncIterator[RequestOutput]:
-        prompt = await self.render(engine_prompt(request))
         params = sampling_params(request.decoding, self.slot_ids, params)
-        async for output in self.engine_client.generate(prompt, params, request_id, **options):
-            reason = output.outputs[0].finish_reason
-            self._raise_if_error(reason, request_id)
-            if reason == "abort":  # not by its client, who is gone then: the server stops
-                message = "the server is stopping; ask again in a few seconds, or another one."
-                raise ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
-            yield output
+        with told_of_its_end():
+            prompt = await self.render(engine_prompt(request))
+            outputs = self.engine_client.generate(prompt, params, request_id, **options)
+            async for output in outputs:
+                reason = output.outputs[0].finish_reason
+                self._raise_if_error(reason, request_id)
+                if reason == "abort":  # not by its client, who is gone then: the server stops
+                    message = "the server is stopping; ask again in a few seconds, or another one."
+                    raise ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
+                yield output
 
     async def _times_words(self, form: Form) -> bool:
         """Whether an aligner shall say when words are said. Raises ApiError where it must, but
@@ -452,19 +454,16 @@ async def create_transcription(
 ) -> Response:
     """Transcribe a recording."""
     transcriber: Transcriber = raw_request.app.state.qwen3_asr
-    try:
+    with told_of_its_end():  # before the first request reaches it, too
         recording = await transcriber.start(form, raw_request)
-        if form.stream:
-            return StreamingResponse(
-                _events(recording, form, raw_request),
-                media_type="text/event-stream",
-                headers=form.headers,
-            )
-        async for _ in recording.deltas():
-            pass
-    except EngineDeadError as error:  # 503, and not 500: a replica can take the recording over
-        message = "the engine ended, and this server with it; another can be asked at once."
-        raise ApiError(503, message, code="engine_dead", retry_after_s=RETRY_AFTER_S) from error
+    if form.stream:
+        return StreamingResponse(
+            _events(recording, form, raw_request),
+            media_type="text/event-stream",
+            headers=form.headers,
+        )
+    async for _ in recording.deltas():
+        pass
     # The subtitles of four hours take half a second, in which nobody else would be heard.
     response: Response = await recording.in_pool(_response, recording.steps.result, form)
     return response
@@ -534,11 +533,12 @@ async def _events(recording: Recording, form: Form, raw_request: Request) -> Asy
         document = await recording.in_pool(_document, recording.steps.result, form)
         yield _event(document | done | chunk)
     except Exception as error:  # the status has been sent, so the client is told in the stream
-        logger.exception("Transcription %s failed.", recording.request_id)
         if isinstance(error, ApiError):
+            logger.warning("Transcription %s failed: %s", recording.request_id, error)
             raw_request.state.failed_with = error.status
             yield _event(error.body)
         else:
+            logger.exception("Transcription %s failed.", recording.request_id)
             answer = create_error_response(error)
             raw_request.state.failed_with = answer.error.code
             yield _event(answer.model_dump())

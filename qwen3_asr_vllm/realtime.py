@@ -41,7 +41,7 @@ from .languages import language_code, resolve_language
 from .metrics import SESSIONS, count_utterance
 from .processor import stream_parts
 from .prompt import join_context
-from .serving import EngineServing, setting
+from .serving import EngineServing, setting, told_of_its_end
 from .streaming import Stream, StreamRequest, VoiceActivity
 
 if TYPE_CHECKING:
@@ -244,15 +244,16 @@ class Realtime(EngineServing):
 
     async def decode(self, request: StreamRequest, model: str | None) -> RequestOutput:
         """The engine's answer; cancelling who waits for it aborts the request."""
-        prompt = await self.render(request.engine_prompt)
         params = sampling_params(request.decoding, {})
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = f"realtime-{uuid4().hex}"
         lora = self.models.lora_requests.get(model or "")
-        outputs = self.engine_client.generate(prompt, params, request_id, lora_request=lora)
-        async with aclosing(outputs):
-            async for output in outputs:
-                self._raise_if_error(output.outputs[0].finish_reason, request_id)
+        with told_of_its_end():
+            prompt = await self.render(request.engine_prompt)
+            outputs = self.engine_client.generate(prompt, params, request_id, lora_request=lora)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    self._raise_if_error(output.outputs[0].finish_reason, request_id)
         if output.outputs[0].finish_reason == "abort":  # not by its client, who is gone then
             raise RuntimeError("the server is stopping; ask again in a few seconds.")
         return output

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from .admission import MAX_AUDIO_S, MAX_RECORDINGS, Admission
+from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission
 from .form import ApiError, limit
 
 if TYPE_CHECKING:
@@ -29,7 +31,31 @@ MEDIA_TYPES = {
     "diarized_json": "application/json",
 }
 
+POLL_S = 0.5  # seconds between two looks at whether the engine is there
+
 _Number = TypeVar("_Number", int, float)
+
+
+async def end_what_waits(engine_client: Any) -> None:
+    """Tell whoever waits for an engine that is no more, for as long as this runs.
+
+    vLLM's server stops its engine first and then waits for its clients; but those whose requests
+    were in the engine are never answered, so that none of them would ever end.
+    """
+    while True:
+        await asyncio.sleep(POLL_S)
+        if engine_client.errored:
+            engine_client.output_processor.propagate_error(EngineDeadError(suppress_context=True))
+
+
+@contextmanager
+def told_of_its_end() -> Iterator[None]:
+    """An engine that ended is a 503, and not a 500: another replica can take the recording over."""
+    try:
+        yield
+    except EngineDeadError as error:
+        message = "the engine ended, and this server with it; another can be asked at once."
+        raise ApiError(503, message, code="engine_dead", retry_after_s=RETRY_AFTER_S) from error
 
 
 class EngineServing(GenerateBaseServing):
@@ -39,9 +65,14 @@ class EngineServing(GenerateBaseServing):
         super().__init__(engine_client, models, request_logger=None)
 
     async def render(self, prompt: dict[str, Any]) -> Any:
-        """A prompt as the engine takes it."""
+        """A prompt as the engine takes it. Raises EngineDeadError where the server is stopping."""
         parsed = parse_model_prompt(self.model_config, prompt)
-        return (await self.renderer.render_cmpl_async([parsed]))[0]
+        try:
+            return (await self.renderer.render_cmpl_async([parsed]))[0]
+        except RuntimeError as error:
+            if "after shutdown" not in str(error):  # what its threads say that have ended
+                raise
+            raise EngineDeadError(suppress_context=True) from error
 
 
 class AudioServing(EngineServing):

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import subprocess
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -175,7 +177,9 @@ def test_what_is_no_audio_for_the_aligner_is_refused(pair):
 
 
 @pytest.mark.vllm
-def test_an_aligner_that_is_killed_is_started_again_and_both_end_on_a_signal(pair):
+def test_an_aligner_that_is_killed_is_started_again_and_both_end_on_a_signal(
+    pair, minutes, tmp_path
+):
     """The last test of this module: it stops the servers."""
     aligner, transcriber = servers_of(pair.process.pid)
     os.kill(aligner, signal.SIGKILL)
@@ -188,9 +192,29 @@ def test_an_aligner_that_is_killed_is_started_again_and_both_end_on_a_signal(pai
     eventually(lambda: has_words(pair))
     again, same = servers_of(pair.process.pid)
     assert again != aligner and same == transcriber
-    pair.process.terminate()
+    path = tmp_path / "minutes.wav"
+    soundfile.write(path, minutes, 16_000)
+    with ThreadPoolExecutor(4) as pool:
+        refused = [pool.submit(refusal, pair, path, stream=s) for s in (True, False) * 2]
+        eventually(lambda: is_decoding(pair))
+        pair.process.terminate()
+        assert {future.result() for future in refused} <= {"engine_dead", "stopping"}
     assert pair.process.wait(300) == 0
     assert not living({again, transcriber})
+
+
+def refusal(server, file, *, stream):
+    """How a client is told that it gets no text, or no more of it; None if it gets it all."""
+    try:
+        list(ask(server, file, response_format="json", stream=stream))
+    except openai.APIError as error:
+        return error.code
+    return None
+
+
+def is_decoding(server):
+    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    return re.search(r"^vllm:num_requests_running\{.*\} [1-9]", text, re.M)
 
 
 def has_words(server):

@@ -66,6 +66,8 @@ MEMBERS = {
     "vllm.v1.engine.llm_engine.LLMEngine.step": (),
     "vllm.v1.engine.llm_engine.LLMEngine.abort_request": ("request_ids",),
     "vllm.v1.engine.async_llm.AsyncLLM.check_admission": ("n",),
+    "vllm.v1.engine.async_llm.AsyncLLM.errored": (),
+    "vllm.v1.engine.output_processor.OutputProcessor.propagate_error": ("e",),
 }
 
 
