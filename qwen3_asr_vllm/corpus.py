@@ -338,12 +338,21 @@ class OutputFolder:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears complete or not at all, in place of any before."""
+    """Write a file that appears complete or not at all, in place of any before.
+
+    Raises OSError, which names it, where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")  # a later run overwrites what a kill left
     unfinished.unlink(missing_ok=True)  # it may be a link
-    unfinished.write_text(text, encoding="utf-8", newline="")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8", newline="")
+        unfinished.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class OutputManifest:

@@ -306,6 +306,16 @@ def engine(model: Path, *, start: Any = None, **options: Any) -> Iterator[Any]:
             getattr(owner, "llm", owner).llm_engine.engine_core.shutdown()
 
 
+@pytest.fixture(scope="session")
+def model() -> Iterator[Any]:
+    """The one ``Qwen3ASR``, with its aligner, that most tests ask."""
+    from qwen3_asr_vllm import Qwen3ASR
+
+    options = {"aligner": str(ALIGNER), "max_model_len": 4096}
+    with engine(CHECKPOINT, start=Qwen3ASR, **options) as made:
+        yield made
+
+
 # Every process of the server notes which addresses it asks for.
 NOTE_ADDRESSES = """
 import os, sys

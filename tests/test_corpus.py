@@ -189,6 +189,18 @@ def test_a_link_does_not_lead_out_of_the_output_folder(tmp_path):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_what_cannot_be_written_leaves_what_was_there_and_nothing_else(tmp_path):
+    write_whole(tmp_path / "a.txt", "Hello.\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "a.txt", "half a character: \ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "Hello.\n"
+    (tmp_path / "b.txt").mkdir()
+    with pytest.raises(OSError, match="b.txt"):
+        write_whole(tmp_path / "b.txt", "Hello.\n")
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_recording_is_done_when_all_its_formats_are_there(tmp_path):
     out = OutputFolder(tmp_path, {"txt": FORMATS["txt"], "srt": FORMATS["srt"]})
     recording = Recording("a.wav", "x/a")

@@ -20,7 +20,6 @@ import pytest
 import soundfile
 import torch
 from conftest import (
-    ALIGNER,
     CHECKPOINT,
     DATA,
     MOST_ERRORS,
@@ -46,13 +45,6 @@ from qwen3_asr_vllm.transcript import FORMATS
 pytestmark = pytest.mark.vllm
 
 HELLO = DATA / "hello.flac"
-
-
-@pytest.fixture(scope="module")
-def model():
-    options = {"aligner": str(ALIGNER), "max_model_len": 4096}
-    with engine(CHECKPOINT, start=Qwen3ASR, **options) as model:
-        yield model
 
 
 @pytest.fixture(scope="module")

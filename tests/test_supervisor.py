@@ -18,10 +18,11 @@ import openai
 import pytest
 import soundfile
 import srt
-from conftest import ALIGNER, CHECKPOINT, DATA, engine, eventually, heldout, serving
+from conftest import ALIGNER, CHECKPOINT, DATA, eventually, heldout, serving
 
 from qwen3_asr_vllm import supervisor
 from qwen3_asr_vllm.supervisor import plan
+from qwen3_asr_vllm.transcript import rounded
 
 HELLO = DATA / "hello.flac"
 BOTH = ["asr", "--aligner", "aligner", "--port", "8000"]
@@ -122,16 +123,13 @@ def test_words_over_http_tile_the_text_and_lie_inside_their_segments(pair):
 
 
 @pytest.mark.vllm
-def test_minutes_of_speech_have_the_same_words_over_http_and_offline(pair, minutes, tmp_path):
-    from qwen3_asr_vllm.offline import Qwen3ASR
-    from qwen3_asr_vllm.transcript import rounded
-
+def test_minutes_of_speech_have_the_same_words_over_http_and_offline(
+    pair, model, minutes, tmp_path
+):
     path = tmp_path / "minutes.wav"
     soundfile.write(path, minutes, 16_000, subtype="FLOAT")
     served = ask_words(pair, path)
-    options = {"aligner": str(ALIGNER), "max_model_len": 4096}
-    with engine(CHECKPOINT, start=Qwen3ASR, **options) as model:
-        offline = rounded(model.transcribe(minutes, max_clip_s=12, word_timestamps=True))
+    offline = rounded(model.transcribe(minutes, max_clip_s=12, word_timestamps=True))
     assert served.text == offline.text
     assert {segment.language for segment in offline.segments} >= {"English", "German", "Chinese"}
     assert [(w.word, w.start, w.end) for w in served.words] == [
