@@ -302,8 +302,8 @@ def engine(model: Path, *, start: Any = None, **options: Any) -> Iterator[Any]:
         yield made
     finally:
         engines = [made] if start is None else [made, getattr(made, "aligner", None)]
-        for owner in filter(None, engines):
-            getattr(owner, "llm", owner).llm_engine.engine_core.shutdown()
+        for owner in filter(None, engines):  # at once, as vLLM's server does
+            getattr(owner, "llm", owner).llm_engine.engine_core.shutdown(timeout=0)
 
 
 @pytest.fixture(scope="session")
