@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .alignment import CLASS_MS, AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
-from .engine import engine_prompt, gpu_bytes, load_engine
+from .engine import engine_prompt, load_engine
 from .transcript import Transcript
 from .transcription import run_together
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CPU_KV_CACHE_BYTES = 1 << 30  # 9,000 tokens of the 0.6B aligner in bf16: five minutes and its words
 GPU_BYTES = 6 << 30  # of the 0.6B aligner beside another model: 2 GB of weights, graphs, KV cache
 MOST_OF_GPU = 1 / 3  # of what both may take
+UTILIZATION = 0.9  # of a GPU's memory for both, where nobody says gpu_memory_utilization
 
 
 class ForcedAligner:
@@ -38,10 +39,8 @@ class ForcedAligner:
     """
 
     def __init__(self, model: str, **engine_options: Any) -> None:
-        options: dict[str, Any] = {"limit_mm_per_prompt": {"audio": 1}}
-        if gpu_bytes() is None and "gpu_memory_utilization" not in engine_options:
-            options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-        self.llm = load_engine(model, options | engine_options)
+        options = {"limit_mm_per_prompt": {"audio": 1}} | engine_options
+        self.llm = load_engine(model, options, cpu_kv_cache_bytes=CPU_KV_CACHE_BYTES)
         self.class_ms = class_ms(self.llm.model_config)
 
     @overload

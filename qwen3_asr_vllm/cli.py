@@ -120,17 +120,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_command(
+    commands: Any, name: str, arguments: str, *, help: str, description: str
+) -> argparse.ArgumentParser:
+    """One that loads an engine, and takes the options of vLLM's beside its own."""
+    usage = f"qwen3-asr {name} {arguments} [options] [engine options of vllm serve]"
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, usage=usage, description=description, allow_abbrev=False
+    )
+    return parser
+
+
 def _add_transcribe(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "transcribe",
+        "SOURCE...",
         help="transcribe files, folders, URLs, manifests",
-        usage="qwen3-asr transcribe SOURCE... [options] [engine options of vllm serve]",
         description="Transcribe audio or video: files, folders, globs, URLs, manifests (JSONL of "
         'NeMo or Hugging Face, CSV, TSV, or a list), and "-", standard input. What is finished is '
         "skipped, so a run that was stopped goes on. Options that are not listed here, such as "
         "--gpu-memory-utilization 0.5, go to vLLM's engine; put them last. Every option may be "
         "written with - or with _.",
-        allow_abbrev=False,
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     _add_model_options(parser)
@@ -164,13 +175,13 @@ def _add_ray_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_align(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "align",
+        "AUDIO TEXT",
         help="time the words of a recording whose text is known",
-        usage="qwen3-asr align AUDIO TEXT [options] [engine options of vllm serve]",
         description="When each word of a text is said in a recording. TEXT is a file, or - for "
         "standard input. Knows " + ", ".join(sorted(ALIGNER_LANGUAGES)) + ".",
-        allow_abbrev=False,
     )
     parser.add_argument("audio", metavar="AUDIO")
     parser.add_argument("text", metavar="TEXT")
@@ -206,15 +217,15 @@ def _add_layout(add: Callable[..., Any]) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "eval",
+        "MANIFEST...",
         help="count the errors of a model on your own recordings",
-        usage="qwen3-asr eval MANIFEST... [options] [engine options of vllm serve]",
         description="Transcribe the recordings of a manifest and count what differs from its text: "
         "WER and CER for each language, with the usual normalisers, and the speed. The manifest's "
         "columns text, transcription or sentence say what is said, language or lang in which "
         "language. Needs pip install 'qwen3-asr-vllm[eval]'.",
-        allow_abbrev=False,
     )
     parser.add_argument("sources", nargs="+", metavar="MANIFEST")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -310,15 +321,15 @@ def _words(value: str) -> list[str]:
 
 
 def _add_stream(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "stream",
+        "FILE|-",
         help="transcribe speech while it comes, from a pipe or a file",
-        usage="qwen3-asr stream FILE|- [options] [engine options of vllm serve]",
         description="Transcribe while audio comes: raw 16-bit PCM, mono, from a pipe (-), or a "
         "file. On a terminal the text that may still change is redrawn in place; elsewhere there "
         "is a line for each piece of text that is final. From a microphone: "
         "arecord -q -t raw -f S16_LE -r 16000 | qwen3-asr stream -",
-        allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE|-")
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="default: %(default)s")

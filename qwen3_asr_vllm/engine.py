@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
 
 
-def load_engine(model: str, options: Mapping[str, Any]) -> LLM:
+def load_engine(
+    model: str, options: Mapping[str, Any], *, cpu_kv_cache_bytes: int = CPU_KV_CACHE_BYTES
+) -> LLM:
     """A ``vllm.LLM`` with ``options``, and where these are silent, with what suits recordings.
 
     Raises ImportError, which says what to install, where vLLM is not.
     """
-    defaults = engine_defaults(options) | {
+    defaults = engine_defaults(options, cpu_kv_cache_bytes=cpu_kv_cache_bytes) | {
         "mm_processor_cache_gb": 0,  # no clip comes twice
         "use_tqdm_on_load": False,
     }
@@ -51,14 +53,16 @@ def load_engine(model: str, options: Mapping[str, Any]) -> LLM:
         return LLM(model, **defaults | dict(options))
 
 
-def engine_defaults(given: Collection[str]) -> dict[str, Any]:
+def engine_defaults(
+    given: Collection[str], *, cpu_kv_cache_bytes: int = CPU_KV_CACHE_BYTES
+) -> dict[str, Any]:
     """Engine options, offline and served, for whoever has ``given`` others only."""
     # vLLM fits the length to the KV cache; the checkpoint's own may need 7 GiB.
     defaults: dict[str, Any] = {"max_model_len": -1}
     # Without a size, vLLM's CPU engine takes 92 % of the machine's memory for its KV cache. The
     # environment variable overrides the option, so whoever sets it is heard.
     if _platform().is_cpu() and "gpu_memory_utilization" not in given:
-        defaults["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+        defaults["kv_cache_memory_bytes"] = cpu_kv_cache_bytes
     return defaults
 
 

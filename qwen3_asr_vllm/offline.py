@@ -11,19 +11,12 @@ from typing import Any, overload
 
 import numpy as np
 
-from .aligner import ForcedAligner, split_memory
+from .aligner import UTILIZATION, ForcedAligner, split_memory
 from .alignment import AlignmentOutput, AlignmentRequest
 from .audio import AudioSource
 from .corpus import Progress, Recording, Result, load_recording
 from .decoding import DEFAULT_CLIP_S
-from .engine import (
-    Answer,
-    engine_prompt,
-    gpu_bytes,
-    load_engine,
-    sampling_params,
-    slot_ids,
-)
+from .engine import Answer, engine_prompt, gpu_bytes, load_engine, sampling_params, slot_ids
 from .geometry import SAMPLE_RATE
 from .pipeline import Pipeline
 from .prompt import join_context
@@ -61,9 +54,10 @@ class Qwen3ASR:
         if isinstance(aligner, str):  # first, for both size their memory at the start
             aligner_options = {n: engine_options[n] for n in SHARED if n in engine_options}
             if total := gpu_bytes():
-                shares = split_memory(total, engine_options.get("gpu_memory_utilization", 0.9))
-                aligner_options["gpu_memory_utilization"] = shares[0]
-                engine_options["gpu_memory_utilization"] = shares[1]
+                both = engine_options.get("gpu_memory_utilization", UTILIZATION)
+                its_share, rest = split_memory(total, both)
+                aligner_options["gpu_memory_utilization"] = its_share
+                engine_options["gpu_memory_utilization"] = rest
             aligner = ForcedAligner(aligner, **aligner_options)
         self.aligner = aligner
         self.llm = load_engine(model, engine_options)

@@ -25,12 +25,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from .aligner import CPU_KV_CACHE_BYTES, split_memory
+from .aligner import CPU_KV_CACHE_BYTES, UTILIZATION, split_memory
 from .engine import gpu_bytes
 
 logger = logging.getLogger(__name__)
 
-UTILIZATION = 0.9  # of a GPU's memory for both, where --gpu-memory-utilization says nothing else
 POLL_S = 0.5
 STOP_S = 30.0  # that a server has to finish what it does, when it is asked to end
 MAX_PAUSE_S = 30.0  # before an aligner that dies again and again is started once more
