@@ -198,16 +198,14 @@ def _add_layout(add: Callable[..., Any]) -> None:
     add(
         "--max-line-width",
         type=_at_least(2),
-        default=MAX_LINE_WIDTH,
         metavar="N",
-        help="columns of a subtitle line, 2 for a Chinese character; default: %(default)d",
+        help=f"columns of a subtitle line, 2 for a Chinese character; default: {MAX_LINE_WIDTH}",
     )
     add(
         "--max-line-count",
         type=_at_least(1),
-        default=MAX_LINE_COUNT,
         metavar="N",
-        help="lines of a subtitle; default: %(default)d",
+        help=f"lines of a subtitle; default: {MAX_LINE_COUNT}",
     )
     add(
         "--highlight-words",
@@ -440,6 +438,8 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
             "--ray writes JSONL shards into -o DIR, and goes on with those that are there; it "
             "takes no -f, --server, --manifest-out, --stdout-only or --overwrite"
         )
+    if message := _wrong_layout(args):
+        return _usage_error(message)
     from .cluster import transcribe_on_ray
 
     try:
@@ -469,7 +469,24 @@ def _wrong_outputs(args: argparse.Namespace) -> str | None:
         return "--aligner is for --word-timestamps; give both, or neither"
     if args.highlight_words and not args.word_timestamps:
         return "--highlight-words needs to know when words are said; add --word-timestamps"
+    return _wrong_layout(args)
+
+
+def _wrong_layout(args: argparse.Namespace) -> str | None:
+    """What is wanted of subtitles, where none are."""
+    formats = ", ".join(args.formats)
+    for name in _line_layout(args):
+        if not set(args.formats) & set(SUBTITLES):
+            return f"--{name.replace('_', '-')}: {formats} has no lines of subtitles; add -f srt"
+    if args.highlight_words and not set(args.formats) & set(KARAOKE):
+        return f"--highlight-words: {formats} shows no word as it is said; add -f srt"
     return None
+
+
+def _line_layout(args: argparse.Namespace) -> dict[str, int]:
+    """What was given of how wide and how high subtitles may be."""
+    layout = {"max_line_width": args.max_line_width, "max_line_count": args.max_line_count}
+    return {name: value for name, value in layout.items() if value is not None}
 
 
 def _wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
@@ -493,9 +510,9 @@ def _outputs(args: argparse.Namespace) -> list[OutputFolder | OutputManifest]:
 
 
 def _writer(name: str, args: argparse.Namespace) -> Callable[[Transcript], str]:
-    layout = {"max_line_width": args.max_line_width, "max_line_count": args.max_line_count}
+    layout = _line_layout(args) if name in SUBTITLES else {}
     karaoke = {"highlight_words": args.highlight_words} if name in KARAOKE else {}
-    return partial(FORMATS[name], **karaoke, **(layout if name in SUBTITLES else {}))
+    return partial(FORMATS[name], **karaoke, **layout)
 
 
 def _is_done(recording: Recording, outputs: list[OutputFolder | OutputManifest]) -> bool:
@@ -602,6 +619,8 @@ def _align(args: argparse.Namespace, rest: list[str]) -> int:
 
     if len(args.formats) > 1:
         return _usage_error("align writes one format; give one")
+    if message := _wrong_layout(args):
+        return _usage_error(message)
     try:
         text = sys.stdin.read() if args.text == "-" else Path(args.text).read_text("utf-8")
         audio = Recording(args.audio, args.audio).load()

@@ -333,9 +333,15 @@ def test_doctor_finds_our_model_without_a_checkpoint():
     [
         ("transcribe a.wav --aligner x", "--aligner is for --word-timestamps"),
         ("transcribe a.wav --highlight_words", "add --word-timestamps"),
+        ("transcribe a.wav --highlight_words --word_timestamps -f json", "json shows no word"),
+        ("transcribe a.wav --max_line_width 20", "--max-line-width: txt has no lines"),
+        ("transcribe a.wav -o out -f txt,lrc --max_line_count 1", "--max-line-count: txt, lrc"),
+        ("transcribe a.wav -o out --ray 1 --max_line_count 1", "--max-line-count: txt"),
         ("transcribe a.wav --server u --word-timestamps --aligner x", "QWEN3_ASR_ALIGNER_URL"),
         ("align a.wav missing.txt", "missing.txt"),
         ("align a.wav a.txt -f srt,vtt", "one format"),
+        ("align a.wav a.txt --highlight_words", "json shows no word"),
+        ("align a.wav a.txt -f lrc --max_line_width 20", "lrc has no lines"),
         ("align a.wav a.txt -l Polish", "does not know Polish"),
     ],
 )
