@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -103,19 +103,25 @@ class AlignerServing(AudioServing):
         super().__init__(engine_client, models)
         self.class_ms = class_ms(self.model_config)
 
-    async def answer(self, request: AlignmentRequest, request_id: str) -> AlignmentOutput:
+    async def answer(
+        self, request: AlignmentRequest, request_id: str, headers: Mapping[str, str]
+    ) -> AlignmentOutput:
         params = PoolingParams(task="token_classify")
+        trace = await self._get_trace_headers(headers)
         with told_of_its_end():
             prompt = await self.render(engine_prompt(request))
-            async for output in self.engine_client.encode(prompt, params, request_id):
+            outputs = self.engine_client.encode(prompt, params, request_id, trace_headers=trace)
+            async for output in outputs:
                 answer = read_times(output, self.class_ms)
         return answer
 
-    async def align(self, form: AlignmentForm, request_id: str) -> Transcript:
+    async def align(
+        self, form: AlignmentForm, request_id: str, headers: Mapping[str, str]
+    ) -> Transcript:
         steps = await self.in_pool(self._steps, form)
         while requests := steps.requests:
             answers = (
-                self.answer(request, f"{request_id}-{number}")
+                self.answer(request, f"{request_id}-{number}", headers)
                 for number, request in enumerate(requests)
             )
             await self.in_pool(steps.send, await asyncio.gather(*answers))
@@ -141,7 +147,7 @@ async def create_alignment(
     serving = _serving(raw_request)
     await serving.check(form)
     request_id = f"align-{serving._base_request_id(raw_request)}"
-    transcript = await serving.align(form, request_id)
+    transcript = await serving.align(form, request_id, raw_request.headers)
     if (name := form.response_format) in KARAOKE:
         text = FORMATS[name](transcript, highlight_words=form.highlight_words)
         return Response(text, media_type=MEDIA_TYPES[name], headers=form.headers)
@@ -162,7 +168,8 @@ async def create_times(
     except ValueError as error:
         raise ApiError(400, str(error), param="samples") from error
     request_id = f"time-{serving._base_request_id(raw_request)}"
-    output = await serving.answer(AlignmentRequest(form.units, waveform), request_id)
+    request = AlignmentRequest(form.units, waveform)
+    output = await serving.answer(request, request_id, raw_request.headers)
     return JSONResponse({"times": output.times})
 
 
@@ -220,12 +227,15 @@ class RemoteAligner:
         except (aiohttp.ClientError, asyncio.TimeoutError):
             return False
 
-    async def answer(self, request: AlignmentRequest) -> AlignmentOutput:
+    async def answer(
+        self, request: AlignmentRequest, headers: Mapping[str, str] | None = None
+    ) -> AlignmentOutput:
         """The aligner's answer; if it gives none, its ``error`` says why."""
-        error = ""
+        error, url = "", self.url + TIMES
         for delay in (*RETRY_DELAYS_S, None):
             try:
-                async with self._open().post(self.url + TIMES, data=self._form(request)) as answer:
+                data = self._form(request)
+                async with self._open().post(url, data=data, headers=headers) as answer:
                     if answer.status == 200:
                         return AlignmentOutput((await answer.json())["times"])
                     error = f"{answer.status}: {(await answer.text())[:300]}"

@@ -42,7 +42,14 @@ from . import alignments, page
 from .admission import RETRY_AFTER_S, Busy
 from .alignment import AlignmentOutput, AlignmentRequest
 from .alignments import AlignerServing, remote_aligner
-from .audio import MAX_DURATION_S, SILENT_PEAK, decodable_formats, load_audio, load_channels
+from .audio import (
+    MAX_DURATION_S,
+    SILENT_PEAK,
+    ChannelError,
+    decodable_formats,
+    load_audio,
+    load_channels,
+)
 from .decoding import place_tokens
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .form import MAX_UPLOAD_MB, ApiError, Form, busy, limit, load_posted, read_form
@@ -169,11 +176,12 @@ class Transcriber(AudioServing):
         times_words = await self._times_words(form)
         request_id = f"transcribe-{self._base_request_id(raw_request)}"
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
+        trace_headers = await self._get_trace_headers(raw_request.headers)
         generate = partial(
             self._generate,
             params=form.sampling_params(self.sampling_defaults),
             lora_request=self._maybe_get_adapters(form),
-            trace_headers=await self._get_trace_headers(raw_request.headers),
+            trace_headers=trace_headers,
             priority=self._get_priority(form, raw_request),
             data_parallel_rank=self._get_data_parallel_rank(raw_request),
         )
@@ -185,7 +193,7 @@ class Transcriber(AudioServing):
             model=form.model or model,
             steps=steps,
             generate=generate,
-            align=partial(self._align, is_needed=form.needs_words),
+            align=partial(self._align, is_needed=form.needs_words, headers=trace_headers),
             slot_ids=self.slot_ids,
             in_pool=self.in_pool,
             seats=asyncio.Semaphore(self.max_parallel_clips),
@@ -222,9 +230,11 @@ class Transcriber(AudioServing):
             raise _no_words(f"the aligner at {self.aligner.url} does not answer")
         return is_up
 
-    async def _align(self, request: AlignmentRequest, *, is_needed: bool) -> AlignmentOutput:
+    async def _align(
+        self, request: AlignmentRequest, *, is_needed: bool, headers: Mapping[str, str] | None
+    ) -> AlignmentOutput:
         assert self.aligner is not None  # _times_words saw to it
-        output = await self.aligner.answer(request)
+        output = await self.aligner.answer(request, headers)
         if output.error and is_needed:
             raise _no_words(output.error)
         return output
@@ -246,7 +256,7 @@ class Transcriber(AudioServing):
                 form.file, form._place, longest_s=longest_s, load=load, options=options
             )
         except ApiError as error:
-            if "channel(s)" in str(error):
+            if isinstance(error.__cause__, ChannelError):
                 raise ApiError(400, f"{error} {_BY_CHANNEL}", param="response_format") from error
             raise
 

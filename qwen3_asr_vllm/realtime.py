@@ -19,7 +19,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import ExitStack, aclosing, suppress
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -242,15 +242,23 @@ class Realtime(EngineServing):
                 param="session.audio.input.transcription.model",
             )
 
-    async def decode(self, request: StreamRequest, model: str | None) -> RequestOutput:
-        """The engine's answer; cancelling who waits for it aborts the request."""
+    async def decode(
+        self, request: StreamRequest, model: str | None, headers: Mapping[str, str]
+    ) -> RequestOutput:
+        """The engine's answer; cancelling who waits for it aborts the request.
+
+        ``headers`` are those of the session, of which the engine's trace is a part.
+        """
         params = sampling_params(request.decoding, {})
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = f"realtime-{uuid4().hex}"
-        lora = self.models.lora_requests.get(model or "")
+        options = {
+            "lora_request": self.models.lora_requests.get(model or ""),
+            "trace_headers": await self._get_trace_headers(headers),
+        }
         with told_of_its_end():
             prompt = await self.render(request.engine_prompt)
-            outputs = self.engine_client.generate(prompt, params, request_id, lora_request=lora)
+            outputs = self.engine_client.generate(prompt, params, request_id, **options)
             async with aclosing(outputs):
                 async for output in outputs:
                     self._raise_if_error(output.outputs[0].finish_reason, request_id)
@@ -641,7 +649,7 @@ class Session:
         try:
             while request := await item.next_request():
                 item.is_decoding = True
-                output = await self.shared.decode(request, item.model)
+                output = await self.shared.decode(request, item.model, self.websocket.headers)
                 item.is_decoding = False
                 await self._send_delta(item, item.accept(output))
         except WebSocketDisconnect:

@@ -169,13 +169,9 @@ def transcribe_channels(
     text = ""
     segments: list[Segment] = []
     for segment in sorted(spoken, key=lambda segment: segment.start):
-        said = segment.text.strip()
-        seam = separator(text, said)
-        text += seam + said
-        words = segment.words
-        if words:
-            words = (replace(words[0], word=seam + words[0].word.lstrip()), *words[1:])
-        segments.append(replace(segment, text=seam + said, words=words))
+        opened = _opened(segment, seam=separator(text, segment.text.strip()))
+        segments.append(opened)
+        text += opened.text
     return Transcript(
         text=text,
         duration=max(transcript.duration for transcript in transcripts),
@@ -480,21 +476,24 @@ def _segments(part: _Part, seam: str) -> Iterator[Segment]:
     """The sentences of a clip; ``seam`` is what stands between it and the text before."""
     at = 0
     for segment in _timed(part):
-        said = range(at, at := at + len(segment.text))
+        said = range(at, end := at + len(segment.text))
         tokens = tuple(token for begin, token in part.tokens or () if begin in said)
-        words = segment.words
-        if words:
-            words = (replace(words[0], word=seam + words[0].word), *words[1:])
         yield replace(
-            segment,
-            text=seam + segment.text,
+            segment if at else _opened(segment, seam),
             language_probability=part.language_probability,
             no_speech_prob=part.no_speech_prob,
             avg_logprob=mean_logprob(tokens),
             tokens=None if part.tokens is None else tokens,
-            words=words,
         )
-        seam = ""
+        at = end
+
+
+def _opened(segment: Segment, seam: str) -> Segment:
+    """A segment with ``seam``, for what stands before it, and its first word likewise."""
+    words = segment.words
+    if words:
+        words = (replace(words[0], word=seam + words[0].word.lstrip()), *words[1:])
+    return replace(segment, text=seam + segment.text.lstrip(), words=words)
 
 
 def _timed(part: _Part) -> Iterator[Segment]:

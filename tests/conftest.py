@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -378,6 +379,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The one server that most tests ask; nobody stops it or gives it other options."""
     with serving(tmp_path_factory.mktemp("server")) as made:
         yield made
+
+
+def speak(client: Any, waveform: np.ndarray, **options: Any) -> str:
+    """A session of one utterance, and its transcript."""
+    wanted = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
+    speech = (32_767 * waveform).astype("<i2").tobytes()
+    query = {"intent": "transcription"}
+    with client.realtime.connect(extra_query=query, **options) as connection:
+        connection.session.update(session={"type": "transcription", "audio": {"input": wanted}})
+        connection.input_audio_buffer.append(audio=base64.b64encode(speech).decode())
+        connection.input_audio_buffer.commit()
+        for event in connection:
+            if event.type.endswith("transcription.completed"):
+                return str(event.transcript)
+    raise AssertionError("the session ended without a transcript")
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -12,12 +11,11 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import openai
 import pytest
 import soundfile
 import yaml
-from conftest import CHECKPOINT, DATA
+from conftest import CHECKPOINT, DATA, noise, speak
 from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -100,25 +98,12 @@ def test_numbers_grow_by_what_was_sent(server):
     }
 
 
-def speak(client):
-    """Half a second of noise as one utterance of a session, to the end of its transcript."""
-    wanted = {"format": {"type": "audio/pcm", "rate": 24_000}, "turn_detection": None}
-    speech = np.random.default_rng(0).integers(-3000, 3000, 12_000, np.int16).tobytes()
-    with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
-        connection.session.update(session={"type": "transcription", "audio": {"input": wanted}})
-        connection.input_audio_buffer.append(audio=base64.b64encode(speech).decode())
-        connection.input_audio_buffer.commit()
-        for event in connection:
-            if event.type.endswith("transcription.completed"):
-                return
-
-
 @pytest.mark.vllm
 def test_utterances_count_and_sessions_that_ended_do_not(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-    speak(client)
+    speak(client, noise(0.5))
     before = read(server)
-    speak(client)
+    speak(client, noise(0.5))
     after = read(server)
     for name, growth in {"audio_seconds_total": 0.5, "realtime_delay_seconds_count": 1}.items():
         key = (f"qwen3_asr_{name}", None)
@@ -143,7 +128,7 @@ def panels():
 def test_the_dashboard_and_the_alerts_ask_for_what_a_server_has(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     client.audio.transcriptions.create(model=str(CHECKPOINT), file=HELLO)
-    speak(client)
+    speak(client, noise(0.5))
     text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
     has = {name for line in text.splitlines() for name in NAME.findall(line.split(" ")[0])}
     shown = [target["expr"] for panel in panels() for target in panel["targets"]]

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
+import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -18,7 +22,8 @@ import openai
 import pytest
 import soundfile
 import srt
-from conftest import ALIGNER, CHECKPOINT, DATA, eventually, heldout, serving
+from conftest import ALIGNER, CHECKPOINT, DATA, eventually, heldout, noise, serving, speak
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from qwen3_asr_vllm import supervisor
 from qwen3_asr_vllm.supervisor import plan
@@ -73,10 +78,35 @@ def test_an_aligner_that_cannot_start_ends_both(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    options = ["--aligner", str(ALIGNER), "--aligner-options=--dtype float32 --enforce-eager"]
+def spans():
+    """What comes to an OpenTelemetry collector: the engines' spans."""
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                received.extend(span for scope in resource.scope_spans for span in scope.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        yield SimpleNamespace(port=collector.server_port, received=received)
+        collector.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, spans):
+    traces = f"--otlp-traces-endpoint http://127.0.0.1:{spans.port}/v1/traces"
+    aligner = f"--aligner-options=--dtype float32 --enforce-eager {traces}"
+    env = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    options = ["--aligner", str(ALIGNER), aligner, *traces.split()]
     folder = tmp_path_factory.mktemp("pair")
-    with serving(folder, *options, VLLM_CPU_KVCACHE_SPACE="1") as made:
+    with serving(folder, *options, VLLM_CPU_KVCACHE_SPACE="1", **env) as made:
         yield made
 
 
@@ -97,8 +127,8 @@ def ask(server, file=HELLO, **fields):
     return client.audio.transcriptions.create(model=str(CHECKPOINT), file=file, **fields)
 
 
-def ask_words(server, file=HELLO):
-    return ask(server, file, timestamp_granularities=["word", "segment"])
+def ask_words(server, file=HELLO, **fields):
+    return ask(server, file, timestamp_granularities=["word", "segment"], **fields)
 
 
 def aligner_url(server):
@@ -172,6 +202,26 @@ def test_what_is_no_audio_for_the_aligner_is_refused(pair):
     url = f"{aligner_url(pair)}/v1/audio/alignments"
     answer = httpx.post(url, files={"file": b"words" * 99}, data={"text": "a"}, timeout=60)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "file"
+
+
+@pytest.mark.vllm
+def test_a_trace_leads_from_the_client_to_both_engines(pair, spans):
+    trace, session = secrets.token_hex(16), secrets.token_hex(16)
+    parents = [{"traceparent": f"00-{name}-{'1' * 16}-01"} for name in (trace, session)]
+    ask_words(pair, extra_headers=parents[0])
+    client = openai.OpenAI(base_url=f"{pair.url}/v1", api_key="none", max_retries=0)
+    speak(client, noise(0.5), extra_headers=parents[1])
+
+    def traced():
+        """Of each request that was traced: which trace it belongs to, and what kind it is."""
+        return {
+            (span.trace_id.hex(), attribute.value.string_value.partition("-")[0])
+            for span in spans.received
+            for attribute in span.attributes
+            if attribute.key == "gen_ai.request.id"
+        }
+
+    eventually(lambda: traced() >= {(trace, "transcribe"), (trace, "time"), (session, "realtime")})
 
 
 @pytest.mark.vllm

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,9 @@ import openai
 import psutil
 import pytest
 import soundfile
-from conftest import CHECKPOINT, DATA, Server, eventually, reserved_port, serving
+from conftest import CHECKPOINT, DATA, Server, eventually, reserved_port, serving, speak
+
+from qwen3_asr_vllm.audio import load_audio
 
 DOCKER = Path(__file__).parent.parent / "docker"
 HELLO = DATA / "hello.flac"
@@ -272,6 +275,19 @@ def test_events_arrive_while_the_engine_still_decodes(cluster):
     assert sum(map(running, cluster.servers)) > 0
     *_, done = stream
     assert done.type == "transcript.text.done" and done.text.startswith(first.delta)
+
+
+def test_sessions_are_carried_to_both_servers(cluster):
+    client = openai.OpenAI(base_url=f"{cluster.url}/v1", api_key=KEY, max_retries=0)
+    with ThreadPoolExecutor(PLACES) as pool:
+        said = list(pool.map(partial(speak, client), [load_audio(HELLO)] * PLACES))
+    assert len(set(said)) == 1 and said[0]
+
+    def used():
+        log = (cluster.folder / "access.log").read_text().splitlines()
+        return {line.rsplit(" ", 1)[1] for line in log if '/v1/realtime" 101' in line}
+
+    eventually(lambda: used() == {each.url[7:] for each in cluster.servers})
 
 
 def test_what_happened_so_far_is_not_in_the_logs(server, small, hello):
