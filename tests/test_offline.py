@@ -82,6 +82,13 @@ def test_examples_of_the_docstrings(model, monkeypatch):
     assert examples >= 3 and failures == 0
 
 
+def test_clips_are_not_hashed_for_a_cache(model, monkeypatch):
+    from vllm.multimodal.hasher import MultiModalHasher
+
+    monkeypatch.setattr(MultiModalHasher, "hash_kwargs", None)  # whoever calls it fails
+    assert model.transcribe(HELLO).text
+
+
 def test_alone_and_among_others_are_the_same(model, transcripts):
     """Alone, in order, as they are done, and in two runs that take turns."""
     paths = [DATA / "heldout" / row["audio_filepath"] for row in heldout()[:20]]
