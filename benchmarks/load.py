@@ -4,8 +4,9 @@
     python benchmarks/load.py                              256 clients, one minute
     python benchmarks/load.py --clients 512 --seconds 300 --max-recordings 64
 
-Clients of four kinds ask again and again: short recordings, long ones, streams, and streams whose
-reader leaves. One that is told to come again (503) does so after the seconds of ``Retry-After``.
+Clients of five kinds ask again and again: short recordings, long ones, streams, streams whose
+reader leaves, and realtime sessions, which say their clip in pieces of a second. One that is told
+to come again (503) does so after the seconds of ``Retry-After``.
 Read it so: ``lost`` and ``wrong`` must be 0 in every row. ``lost`` are answers that never came or
 were no answer; ``wrong`` are those that differ from the first answer to the same recording.
 ``refused`` is back-pressure. Latency is of the answered, without the refusals before. What was lost
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import random
@@ -26,23 +28,44 @@ from bisect import bisect
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
-from common import CHECKPOINT, percentile, print_result, print_table, server, speech_clip
+from common import (
+    CHECKPOINT,
+    SAMPLE_RATE,
+    percentile,
+    print_result,
+    print_table,
+    server,
+    speech_clip,
+)
 
-# kind: seconds of audio, whether it streams, whether its reader leaves, its share of the clients
+
+class Kind(NamedTuple):
+    """What a client does."""
+
+    seconds: float  # of audio
+    share: float  # of the clients
+    streams: bool = False
+    leaves: bool = False  # before the end
+    is_realtime: bool = False
+
+
 KINDS = {
-    "short": (6.0, False, False, 0.5),
-    "stream": (12.0, True, False, 0.3),
-    "leaves": (12.0, True, True, 0.1),
-    "long": (300.0, False, False, 0.1),
+    "short": Kind(6.0, 0.4),
+    "stream": Kind(12.0, 0.2, streams=True),
+    "leaves": Kind(12.0, 0.1, streams=True, leaves=True),
+    "realtime": Kind(12.0, 0.2, is_realtime=True),
+    "long": Kind(300.0, 0.1),
 }
 VARIANTS = 4  # recordings of each kind
+PIECE_BYTES = 2 * SAMPLE_RATE  # of a session: a second
+WAV_HEADER_BYTES = 44
 
 
 def kind_of(number: int, num_clients: int) -> str:
     """Of a client: each kind has its share, and one client at least of eight or more."""
-    ends = list(accumulate(share for *_, share in KINDS.values()))
+    ends = list(accumulate(kind.share for kind in KINDS.values()))
     return list(KINDS)[bisect(ends, (number + 0.5) / num_clients)]
 
 
@@ -64,8 +87,8 @@ class Crowd:
     def __init__(self, address: str, num_clients: int) -> None:
         self.address, self.num_clients = address, num_clients
         self.files = {
-            kind: [speech_clip(seconds, 100 * index + variant) for variant in range(VARIANTS)]
-            for index, (kind, (seconds, *_)) in enumerate(KINDS.items())
+            name: [speech_clip(kind.seconds, 100 * index + i) for i in range(VARIANTS)]
+            for index, (name, kind) in enumerate(KINDS.items())
         }
         self.tallies = {kind: Tally() for kind in KINDS}
         self.texts: dict[tuple[str, int], str] = {}
@@ -121,19 +144,21 @@ class Crowd:
         """The status and the text; 503 and the seconds to wait; 0 for one that left."""
         import aiohttp
 
-        _, streams, leaves, _ = KINDS[kind]
+        does = KINDS[kind]
+        if does.is_realtime:
+            return await self._speak(session, self.files[kind][variant])
         form = aiohttp.FormData()
         form.add_field("file", self.files[kind][variant], filename="clip.wav")
-        form.add_field("stream", str(streams).lower())
+        form.add_field("stream", str(does.streams).lower())
         url = f"{self.address}/v1/audio/transcriptions"
         async with session.post(url, data=form) as response:
             if response.status == 503:
                 return 503, response.headers["Retry-After"]
             if response.status != 200:
                 return response.status, await response.text()
-            if not streams:
+            if not does.streams:
                 return 200, (await response.json())["text"]
-            return await self._read(response, leaves)
+            return await self._read(response, does.leaves)
 
     async def _read(self, response: Any, leaves: bool) -> tuple[int, str]:
         text, is_done = "", False
@@ -149,6 +174,33 @@ class Crowd:
         if not is_done:
             raise RuntimeError("the stream ended in the middle")
         return 200, text
+
+    async def _speak(self, session: Any, file: bytes) -> tuple[int, str]:
+        import aiohttp
+
+        url = f"ws{self.address.removeprefix('http')}/v1/realtime?intent=transcription"
+        try:
+            async with session.ws_connect(url) as socket:
+                return 200, await self._say(socket, file[WAV_HEADER_BYTES:])
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status != 503 or error.headers is None:
+                raise
+            return 503, error.headers["Retry-After"]
+
+    async def _say(self, socket: Any, pcm: bytes) -> str:
+        wanted = {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}, "turn_detection": None}
+        audio = {"type": "transcription", "audio": {"input": wanted}}
+        await socket.send_json({"type": "session.update", "session": audio})
+        for start in range(0, len(pcm), PIECE_BYTES):
+            piece = base64.b64encode(pcm[start : start + PIECE_BYTES]).decode()
+            await socket.send_json({"type": "input_audio_buffer.append", "audio": piece})
+        await socket.send_json({"type": "input_audio_buffer.commit"})
+        while True:
+            event = await socket.receive_json()
+            if event["type"].endswith("transcription.completed"):
+                return str(event["transcript"])
+            if "error" in event:
+                raise RuntimeError(event["error"]["message"])
 
     def rows(self) -> list[dict[str, Any]]:
         return [_row(kind, tally) for kind, tally in self.tallies.items()]

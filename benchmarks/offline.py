@@ -3,13 +3,17 @@
 
     python benchmarks/offline.py                                  # the tiny checkpoint
     python benchmarks/offline.py --model 0.6B --clips 8 --max-tokens 32
+    python benchmarks/offline.py --qwen-asr /tmp/qwen-asr         # its makers' package, too
     python benchmarks/offline.py --files                          # from wav files to texts
 
 All three get the same clips, prompt and weights, decode greedily in the same dtype, and run one
 after the other, each in a process of its own. ``cpu s`` counts every thread, so it is what to
-compare on a busy machine. ``same tokens`` compares the generated tokens with ours (random weights,
+compare on a busy machine. ``same answers`` compares the generated tokens with ours (random weights,
 ``--model 0.6B``, are drawn by each on its own, so there nothing is compared). transformers runs
-its own model in batches of ``--batch``, with the features of its own extractor.
+its own model in batches of ``--batch``, with the features of its own extractor. qwen-asr needs an
+older transformers, so it lives in a folder (``pip install --no-deps --target FOLDER qwen-asr
+transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2 accelerate``); of its answers the
+text is compared.
 
 ``--files`` asks what a corpus costs from files to texts, on the held-out recordings of the tests:
 ``LLM.generate`` with prompts written by hand, ours and in-tree; ``Qwen3ASR.transcribe``, which
@@ -29,7 +33,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +116,29 @@ def trimmed(tokens: list[int], stop: list[int]) -> list[int]:
     """Up to and with the first token that ends an answer, as vLLM returns them."""
     ends = [i for i, token in enumerate(tokens) if token in stop]
     return tokens[: ends[0] + 1] if ends else tokens
+
+
+def run_qwen_asr(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from qwen_asr import Qwen3ASRModel
+
+    torch.set_num_threads(args.threads)
+    asr = Qwen3ASRModel.from_pretrained(
+        str(model),
+        dtype=getattr(torch, args.dtype),
+        device_map="cuda" if torch.cuda.is_available() else "cpu",
+        max_inference_batch_size=args.batch,
+        max_new_tokens=args.max_tokens,
+    )
+    config = json.loads((model / "generation_config.json").read_text())
+    # it has the stop tokens of the published checkpoints built in
+    asr.model.generate = partial(asr.model.generate, eos_token_id=config["eos_token_id"])
+
+    def transcribe(clips: list[np.ndarray]) -> list[str]:
+        heard = asr.transcribe([(clip, SAMPLE_RATE) for clip in clips])
+        return [f"language {each.language}<asr_text>{each.text}" for each in heard]
+
+    return measured(transcribe, args)
 
 
 # from files to texts ----
@@ -253,8 +280,11 @@ def main() -> None:
     parser.add_argument("--files", action="store_true", help="from files to texts")
     parser.add_argument("--no-others", action="store_true", help="--files without the last two")
     parser.add_argument("--rounds", type=int, default=5, help="of --files")
+    parser.add_argument("--qwen-asr", metavar="FOLDER", help="where qwen-asr is installed")
     args = parser.parse_args()
     args.dummy = args.model in AUDIO_SIZES
+    if args.dummy and args.qwen_asr:
+        parser.error(f"--qwen-asr loads weights, and {args.model} has none")
     if args.files:
         compare_files(args)
         return
@@ -263,18 +293,32 @@ def main() -> None:
         if args.dummy:
             path = checkpoint_like(args.model, Path(folder))
         results = by_engine(run_vllm, run_transformers, path, args)
+        if args.qwen_asr:
+            with closing(Side("ours", PYTHONPATH=args.qwen_asr)) as side:
+                results["qwen-asr"] = side.run(run_qwen_asr, path, args)
     rows = [row(name, results, args) for name in results]
     print_table(rows)
     print_result("offline", rows, model=args.model, dtype=args.dtype, batch=args.batch)
 
 
 def row(name: str, results: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
-    tokens, ours = results[name]["answers"], results["ours"]["answers"]
-    same = sum(a == b for a, b in zip(tokens, ours, strict=True))
+    answers, ours = results[name]["answers"], results["ours"]["answers"]
+    if name == "qwen-asr":
+        ours = texts(ours, CHECKPOINT if args.model == "tiny" else Path(args.model))
+    same = sum(a == b for a, b in zip(answers, ours, strict=True))
     return engine_row(name, results, args) | {
-        "tokens": sum(map(len, tokens)),
-        "same tokens": None if args.dummy else f"{same}/{args.clips}",
+        "tokens": None if name == "qwen-asr" else sum(map(len, answers)),
+        "same answers": None if args.dummy else f"{same}/{args.clips}",
     }
+
+
+def texts(tokens: list[list[int]], model: Path) -> list[str]:
+    from transformers import AutoTokenizer
+
+    decoded: list[str] = AutoTokenizer.from_pretrained(model).batch_decode(
+        tokens, skip_special_tokens=True
+    )
+    return decoded
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from .transcription import EngineOutput, EngineRequest, Steps, Transcription
 LOOK_AHEAD_S = 2 * 3600  # seconds of audio that are decoded before the engine has room: 460 MB
 MAX_OUTSTANDING = 4096  # recordings between the source and the caller
 NUM_WORKERS = min(8, os.cpu_count() or 1)
-_QUEUED_SHARE = 1.25  # requests in the engine per seat: some queue there, so none stays empty
+_FEWEST_PER_SEAT = 1.25  # requests in the engine: some queue there, so that no seat stays empty
+_MOST_PER_SEAT = 1.75
 
 
 class Engine(Protocol):
@@ -179,7 +180,11 @@ class Pipeline:
         self._report()
 
     def _fill_engine(self) -> None:
-        while self._waiting and self._num_in_engine < self._engine.num_seats * _QUEUED_SHARE:
+        """Several at once: the first after a step costs twice, for the CPU's caches are cold."""
+        num_seats = self._engine.num_seats
+        if self._num_in_engine >= num_seats * _FEWEST_PER_SEAT:
+            return
+        while self._waiting and self._num_in_engine < num_seats * _MOST_PER_SEAT:
             job = self._waiting[0][-1]
             if job.unsent:
                 self._send(job, job.unsent.popleft())
