@@ -469,11 +469,13 @@ def _decode(file: BinaryIO) -> _Stream:
 
 def _open_soundfile(file: BinaryIO) -> _Stream | None:
     """None where soundfile is not installed or cannot read the file."""
-    file.seek(0)
     if (soundfile := _installed("soundfile")) is None:
         return None
-    try:
-        recording = soundfile.SoundFile(file)
+    file.seek(0, os.SEEK_END)  # forgets what is buffered, for the descriptor may have moved
+    file.seek(0)
+    on_disk = isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)
+    try:  # a descriptor is read without Python, whose lock an engine in this process holds
+        recording = soundfile.SoundFile(file.fileno() if on_disk else file, closefd=False)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: a name that ends in .raw
         return None
     if recording.frames == _UNKNOWN_FRAMES:
