@@ -27,7 +27,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-STEP_TIMEOUT_S = 600
+STEP_TIMEOUT_S = 540
+STOP_S = 50
 MAX_TOKENS = 103
 LOAD = (
     "--concurrency",
@@ -118,7 +119,11 @@ def run(name: str, out: Path) -> bool:
             process.wait(STEP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # lets it stop its servers
-            process.wait()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
     print(f"{name}: exit code {process.returncode} after {time.monotonic() - start:.0f} s")
     lines = (out / f"{name}.txt").read_text().splitlines()
     measured = [line for line in lines if line.startswith('{"benchmark"')]

@@ -9,7 +9,8 @@ memory of the HTTP process and of the engine and the open descriptors are noted,
 of every answer as it comes. The first fifth is warm-up and is left out. ``an hour adds`` is by how
 much a line through the samples would rise in an hour, ``give or take`` how well that is known, from
 the ``spread`` of the samples around the line: flat is a rise that is smaller than that. The second
-table is that of ``load.py``: ``lost`` and ``wrong`` must be 0, or the exit code is 1.
+table is that of ``load.py``: ``lost`` and ``wrong`` must be 0, or the exit code is 1. The KV cache
+is small, so that all of it has been written to when the warm-up ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from common import CHECKPOINT, print_result, print_table, server
 from load import Crowd, drive, print_tallies
 
 EVERY_S = 5.0
+KV_BLOCKS = 1024
 
 
 def slope(name: str, samples: list[tuple[float, float]]) -> dict[str, Any]:
@@ -50,7 +52,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args()
-    with server("ours", CHECKPOINT, ["--enforce-eager", "--dtype", args.dtype]) as (address, pid):
+    options = f"--enforce-eager --dtype {args.dtype} --num-gpu-blocks-override {KV_BLOCKS}"
+    with server("ours", CHECKPOINT, options.split()) as (address, pid):
         crowd = Crowd(address, args.clients)
         begin = time.perf_counter()
         samples = asyncio.run(drive(crowd, pid, 60 * args.minutes, every_s=EVERY_S))

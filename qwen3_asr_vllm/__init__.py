@@ -23,10 +23,12 @@ __version__ = "0.1.0"
 __all__ = ["ForcedAligner", "Qwen3ASR", "Transcript", "register"]
 
 SUPPORTED_VLLM = ("0.32", "0.33")
-ARCHITECTURES = (
-    "Qwen3ASRForConditionalGeneration",
-    "Qwen3ASRForcedAlignerForTokenClassification",
-)
+ARCHITECTURES = {  # to the names of our classes
+    "Qwen3ASRForConditionalGeneration": "Qwen3ASRForConditionalGeneration",
+    "Qwen3ASRForcedAlignerForTokenClassification": "Qwen3ASRForcedAlignerForTokenClassification",
+    # What in-tree is told for its realtime route, and cannot be with our configs. Ours needs none.
+    "Qwen3ASRRealtimeGeneration": "Qwen3ASRForConditionalGeneration",
+}
 
 logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
@@ -75,8 +77,8 @@ def _register() -> None:
         )
     # vLLM re-registers its own table with AutoConfig on every load, so only this entry counts.
     vllm_config._CONFIG_REGISTRY[Qwen3ASRConfig.model_type] = Qwen3ASRConfig
-    for architecture in ARCHITECTURES:
-        ModelRegistry.register_model(architecture, f"{__name__}.model:{architecture}")
+    for architecture, name in ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, f"{__name__}.model:{name}")
     logger.debug("Registered %s.", ", ".join(ARCHITECTURES))
 
 

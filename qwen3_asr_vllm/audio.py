@@ -414,11 +414,14 @@ def _array_stream(array: np.ndarray, sampling_rate: int) -> _Stream:
         )
     elif array.shape[0] < array.shape[1]:
         array = array.T  # time is the longer axis
-    return _Stream(sampling_rate, len(array) / max(sampling_rate, 1), [_as_float(array)])
+    return _Stream(sampling_rate, len(array) / max(sampling_rate, 1), [as_float(array)])
 
 
-def _as_float(array: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1]; the bits themselves where they are that already."""
+def as_float(array: np.ndarray) -> np.ndarray:
+    """float32 in [-1, 1]; the array itself where it is that already.
+
+    Raises ValueError for integers other than int16 and int32.
+    """
     if array.dtype.kind == "f":
         return array.astype(np.float32, copy=False)
     if array.dtype in (np.int16, np.int32):

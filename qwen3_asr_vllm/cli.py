@@ -421,7 +421,7 @@ def _transcribe(args: argparse.Namespace, rest: list[str]) -> int:
     except KeyboardInterrupt:
         _complain("stopped; the same command goes on from here")
         return INTERRUPTED
-    except (OSError, ValueError) as error:  # the server does not answer, or the disk is full
+    except (ImportError, OSError, ValueError) as error:  # no vLLM, server or engine; a full disk
         _complain(str(error))
         return 1
     for output in outputs:
@@ -597,15 +597,17 @@ def _bar(num_recordings: int, *, hidden: bool) -> Iterator[Callable[[Progress], 
     """A bar over seconds of audio: done of all, where those not yet read last as the others."""
     from tqdm import tqdm
 
-    layout = "{percentage:3.0f}% |{bar}| {postfix} {rate_fmt}, {remaining} left"
+    layout = "{percentage:3.0f}% |{bar}| {desc}, {remaining} left"
     disable = True if hidden else None  # None: where stderr is no terminal
-    with tqdm(total=0, disable=disable, unit="x real time", bar_format=layout) as bar:
+    with tqdm(total=0, disable=disable, bar_format=layout) as bar:
 
         def show(progress: Progress) -> None:
             mean_s = progress.seconds_read / max(progress.recordings_read, 1)
             unread = num_recordings - progress.recordings_read
             bar.total = max(progress.seconds_read + unread * mean_s, 1)
-            bar.set_postfix_str(f"{progress.recordings_done}/{num_recordings}", refresh=False)
+            speed = progress.seconds_done / max(bar.format_dict["elapsed"], 1e-3)
+            told = f"{progress.recordings_done}/{num_recordings} {speed:.1f}x real time"
+            bar.set_description_str(told, refresh=False)
             bar.update(progress.seconds_done - bar.n)
 
         yield show

@@ -274,7 +274,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if delimiter := _DELIMITERS.get(path.suffix.lower()):
         yield from _table_rows(path, csv.DictReader(io.StringIO(text), delimiter=delimiter))
         return
-    for line, content in enumerate(text.splitlines(), 1):
+    for line, content in enumerate(text.split("\n"), 1):  # str.splitlines() also cuts at U+2028
         if not content.strip():
             continue
         if path.suffix.lower() in (".jsonl", ".json"):

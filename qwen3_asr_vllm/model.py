@@ -281,7 +281,10 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
     # --- weights -------------------------------------------------------------------------------
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load either layout. Raises ValueError where part of a fused matrix is missing."""
+        """Load either layout, or a part, as an update of weights has it.
+
+        Raises ValueError where a whole checkpoint lacks part of a fused matrix.
+        """
         names: set[str] = set()
 
         def seen() -> Iterator[tuple[str, torch.Tensor]]:
@@ -292,7 +295,8 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         loaded: set[str] = AutoWeightsLoader(self).load_weights(
             seen(), mapper=self.hf_to_vllm_mapper
         )
-        check_fused_parts(names, self.packed_modules_mapping)
+        if loaded.issuperset(name for name, _ in self.named_parameters()):
+            check_fused_parts(names, self.packed_modules_mapping)
         return loaded
 
     def get_mm_mapping(self) -> MultiModelKeys:
@@ -523,7 +527,8 @@ def check_dimensions(config: Qwen3ASRThinkerConfig) -> None:
 def check_fused_parts(names: set[str], packed: Mapping[str, list[str]]) -> None:
     """Of every fused matrix (q, k, v; gate, up) all parts must have been in the checkpoint."""
     for parts in packed.values():
-        pattern = re.compile(rf"\.(?:{'|'.join(parts)})\.")
+        # a KV cache has scales for k and v alone, with names like k_proj.k_scale
+        pattern = re.compile(rf"\.(?:{'|'.join(parts)})\.(?=(?:weight|bias|qweight)(?:_packed)?$)")
         groups = {pattern.sub(".{}.", name) for name in names if pattern.search(name)}
         wanted = {group.replace("{}", part) for group in groups for part in parts}
         if missing := sorted(wanted - names):

@@ -268,7 +268,15 @@ class _Engines:
         if self._to_align:  # all at once, while the other engine goes on in its process
             self._align()
             return
-        for output in self._llm.llm_engine.step():
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            outputs = self._llm.llm_engine.step()
+        except EngineDeadError as error:
+            raise OSError(
+                "the engine died; what it wrote above says why. Load it again."
+            ) from error
+        for output in outputs:
             if output.finished and (waiting := self._waiting.pop(output.request_id, None)):
                 answer, deliver = waiting
                 answer.push(output.outputs[0])

@@ -42,7 +42,7 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
-from .audio import check_waveform
+from .audio import as_float, check_waveform
 from .config import Qwen3ASRConfig, Qwen3ASRThinkerConfig
 from .geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
 from .log_mel import LogMel, cut_chunks
@@ -89,6 +89,7 @@ class ProcessingInfo(BaseProcessingInfo):
         )
         check_front_end(extractor, self.get_hf_config())
         return DataParser(
+            num_mel_bins=self.get_hf_config().audio_config.num_mel_bins,
             target_sr=SAMPLE_RATE,
             target_channels=1,
             audio_resample_method="soxr",
@@ -164,13 +165,19 @@ class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
 class DataParser(MultiModalDataParser):
     """Accepts waveforms, log-mel features and audio embeddings, and refuses what is not audio."""
 
+    def __init__(self, *, num_mel_bins: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._num_mel_bins = num_mel_bins
+
     def _parse_audio_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
         if isinstance(data, dict):
+            required = {"input_audio_features", "audio_feature_lengths"}
+            if required <= data.keys():  # else vLLM says what is missing
+                check_features(
+                    data["input_audio_features"], data["audio_feature_lengths"], self._num_mel_bins
+                )
             return DictEmbeddingItems(
-                data,
-                modality="audio",
-                required_fields={"input_audio_features", "audio_feature_lengths"},
-                fields_factory=_feature_fields,
+                data, modality="audio", required_fields=required, fields_factory=_feature_fields
             )
         if isinstance(data, list) and any(isinstance(item, Window) for item in data):
             return AudioProcessorItems(data)
@@ -182,11 +189,11 @@ class DataParser(MultiModalDataParser):
 
 
 def as_waveform(samples: Any) -> np.ndarray:
-    """Samples as a waveform: (samples,) float32, at 16 kHz already.
+    """Samples as a waveform: (samples,) float32, at 16 kHz already; integers are scaled.
 
     Raises ValueError for what is empty, too long for one clip, or holds NaN or infinity.
     """
-    waveform = np.asarray(samples, dtype=np.float32)
+    waveform = as_float(np.asarray(samples))
     check_waveform(waveform)
     seconds = len(waveform) / SAMPLE_RATE
     if seconds > MAX_CLIP_S:
@@ -195,6 +202,25 @@ def as_waveform(samples: Any) -> np.ndarray:
             "Split the recording, or use /v1/audio/transcriptions, which does."
         )
     return waveform
+
+
+def check_features(features: Any, lengths: Any, num_mel_bins: int) -> None:
+    """Raises ValueError for log-mel features that fit neither their lengths nor the checkpoint."""
+    frames = [int(length) for length in torch.as_tensor(lengths).flatten()]
+    if isinstance(features, torch.Tensor) and features.ndim == 2:  # clip after clip
+        fits = tuple(features.shape) == (num_mel_bins, sum(frames))
+    else:
+        fits = len(features) == len(frames) and all(
+            clip.ndim == 2 and clip.shape[0] == num_mel_bins and clip.shape[1] >= length
+            for clip, length in zip(features, frames, strict=True)
+        )
+    if not fits:
+        shapes = [tuple(clip.shape) for clip in features]
+        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else shapes
+        raise ValueError(
+            f"input_audio_features are {shape} for audio_feature_lengths {frames}; give "
+            f"({num_mel_bins}, {sum(frames)}), or ({num_mel_bins}, length) for each clip."
+        )
 
 
 def _feature_fields(inputs: Mapping[str, torch.Tensor]) -> dict[str, MultiModalFieldConfig]:

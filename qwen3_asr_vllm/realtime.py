@@ -32,7 +32,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind
 
-from .admission import Admission, Busy
+from .admission import Admission, Busy, Place
 from .audio import PcmStream
 from .engine import sampling_params
 from .form import busy
@@ -53,6 +53,8 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 # Seconds of audio that wait for the engine before the client has to: 19 MB. Not less, for a client
 # that waits cannot answer pings, and is taken for dead after 20 s or so.
 MAX_BACKLOG_S = 300
+FREE_BACKLOG_S = 10  # of it, that no other can make wait: more than the longest step
+ROOM_POLL_S = 1.0
 MIN_COMMIT_S = 0.1  # OpenAI's
 MAX_UTTERANCE_S = 1200.0  # seconds after which an item is committed, unless set otherwise
 IDLE_S = 300.0  # seconds without an event, unless set otherwise
@@ -288,7 +290,8 @@ class Item:
 
     @property
     def num_waiting(self) -> int:
-        return sum(map(len, self._waiting))
+        """Samples that the engine has not been asked about."""
+        return self.stream.num_waiting + sum(map(len, self._waiting))
 
     def append(self, samples: np.ndarray) -> None:
         self.num_samples += len(samples)
@@ -313,13 +316,14 @@ class Item:
         while True:
             self._changed.clear()
             waiting, self._waiting = self._waiting, []
-            for samples in waiting:
-                self.stream.push(samples)
+            if waiting:
+                self.stream.push(np.concatenate(waiting))
             if self.is_committed:
                 self.stream.finish()
-            self._on_taken()
             # a spectrogram and a hash of what is new: some milliseconds
-            if request := await asyncio.to_thread(self.stream.request):
+            request = await asyncio.to_thread(self.stream.request)
+            self._on_taken()
+            if request:
                 return request
             if self.stream.is_done:
                 return None
@@ -346,21 +350,21 @@ async def realtime(websocket: WebSocket) -> None:
         return
     with ExitStack() as place:
         try:
-            place.enter_context(shared.admission.place())
+            admitted = place.enter_context(shared.admission.place())
         except Busy as error:
             await websocket.send_denial_response(busy(error).response())
             return
         protocols = websocket.scope.get("subprotocols", [])
         await websocket.accept("realtime" if "realtime" in protocols else None)
         with SESSIONS.labels(shared.models.model_name()).track_inprogress():
-            await Session(websocket, shared).run()
+            await Session(websocket, shared, admitted).run()
 
 
 class Session:
     """One connection: its config, its open item, its reader and its worker."""
 
-    def __init__(self, websocket: WebSocket, shared: Realtime) -> None:
-        self.websocket, self.shared = websocket, shared
+    def __init__(self, websocket: WebSocket, shared: Realtime, place: Place) -> None:
+        self.websocket, self.shared, self.place = websocket, shared, place
         self.id = f"sess_{uuid4().hex[:24]}"
         model = websocket.query_params.get("model")
         known = model if model and shared._is_model_supported(model) else None
@@ -387,6 +391,8 @@ class Session:
         self.is_speaking = self.activity is not None and self.item is not None
         if self.activity:
             self.activity.is_speech = self.is_speaking
+        else:
+            self.recent = np.empty(0, np.float32)
 
     async def run(self) -> None:
         """Until the client goes away, stays idle, or the server stops."""
@@ -558,10 +564,24 @@ class Session:
                 await self._close_item()
 
     async def _wait_for_room(self) -> None:
-        """Back-pressure: the client is not read from while this much waits for the engine."""
-        while sum(item.num_waiting for item in self.live) > MAX_BACKLOG_S * SAMPLE_RATE:
+        """Back-pressure: the client is not read from while too much waits for the engine."""
+        while not self._has_room():
             self.room.clear()
-            await self.room.wait()
+            with suppress(asyncio.TimeoutError):  # other sessions and recordings make room, too
+                await asyncio.wait_for(self.room.wait(), ROOM_POLL_S)
+
+    def _has_room(self) -> bool:
+        """Whether what waits is little enough for a session, and for the server with all others."""
+        waiting_s = sum(item.num_waiting for item in self.live) / SAMPLE_RATE
+        try:
+            self.place.hold(max(0.0, waiting_s - FREE_BACKLOG_S))
+        except Busy:
+            return False
+        return waiting_s <= MAX_BACKLOG_S
+
+    def _make_room(self) -> None:
+        self._has_room()  # holds less from now on
+        self.room.set()
 
     async def _commit(self, event: dict[str, Any]) -> None:
         self._check_known_model()
@@ -599,7 +619,7 @@ class Session:
     def _open_item(self) -> Item:
         wanted = self.config.audio.input.transcription
         stream = self.shared.stream(wanted)
-        self.item = Item(stream, model=wanted.model, on_taken=self.room.set)
+        self.item = Item(stream, model=wanted.model, on_taken=self._make_room)
         self.live.append(self.item)
         self.items.put_nowait(self.item)
         return self.item
@@ -626,7 +646,7 @@ class Session:
     def _forget(self, item: Item) -> None:
         if item in self.live:
             self.live.remove(item)
-        self.room.set()
+        self._make_room()
 
     # --- worker -----------------------------------------------------------------------------------
 

@@ -11,12 +11,13 @@ import http.client
 import io
 import json
 import os
+import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import closing, suppress
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -26,6 +27,7 @@ from .geometry import SAMPLE_RATE
 from .transcript import Transcript, read_verbose_json
 
 NUM_CONNECTIONS = 32  # recordings that are sent at once: enough to keep a server's batch full
+CONNECT_S = 10
 TIMEOUT_S = 3600  # without a byte: a slow server is silent while it hears four hours
 RETRY_DELAYS_S = (0.5, 2, 8, 30)  # before each further attempt
 _BUSY = (429, 502, 503, 504)
@@ -58,6 +60,8 @@ class Server:
         self._path = urlsplit(self.url).path
         self._timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._connections: set[http.client.HTTPConnection] = set()  # open ones
+        self._given_up = Event()
         self.model = model or self._first_model()
 
     def get(self, path: str) -> bytes:
@@ -103,6 +107,7 @@ class Server:
         next_index = num_done = 0
         seconds = 0.0
         pool = ThreadPoolExecutor(num_connections, thread_name_prefix="transcribe")
+        self._given_up.clear()
         try:
             while True:
                 while len(running) + len(finished) < 2 * num_connections:
@@ -125,23 +130,31 @@ class Server:
                     if in_order:
                         ready.append(next_index)
         finally:
+            self._give_up()
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _give_up(self) -> None:
+        """End what still waits for the server, which may hear a recording for an hour."""
+        self._given_up.set()
+        for connection in list(self._connections):
+            with suppress(OSError, AttributeError):  # it has just ended
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _transcribe(self, recording: Any, fields: list[tuple[str, str]]) -> Transcript:
         """Send one recording, again where the server is busy or the connection breaks."""
-        for delay in (*RETRY_DELAYS_S, None):
-            try:
-                status, body = self._send(recording, fields)
-            except (http.client.HTTPException, ConnectionError) as error:
-                status, body = 503, str(error).encode()
-            if status not in _BUSY or delay is None:
-                break
-            time.sleep(delay)
+        with _open(recording) as file:
+            for delay in (*RETRY_DELAYS_S, None):
+                try:
+                    status, body = self._send(file, _filename(recording), fields)
+                except (http.client.HTTPException, ConnectionError) as error:
+                    status, body = 503, str(error).encode()
+                if status not in _BUSY or delay is None or self._given_up.wait(delay):
+                    break
         if status != 200:
             raise ValueError(f"{_name(recording)}: {_message(status, body)}")
         return read_verbose_json(json.loads(body))
 
-    def _send(self, recording: Any, fields: list[tuple[str, str]]) -> tuple[int, bytes]:
+    def _send(self, file: BinaryIO, name: str, fields: list[tuple[str, str]]) -> tuple[int, bytes]:
         boundary = uuid4().hex
         fields = [("model", self.model), ("response_format", "verbose_json"), *fields]
         head = "".join(
@@ -150,33 +163,37 @@ class Server:
         )
         head += (
             f'--{boundary}\r\nContent-Disposition: form-data; name="file"; '
-            f'filename="{_filename(recording)}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+            f'filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
         )
         tail = f"\r\n--{boundary}--\r\n".encode()
-        with ExitStack() as stack:
-            file = stack.enter_context(_open(recording))
-            size = file.seek(0, io.SEEK_END)
-            file.seek(0)
-            headers = {
-                "Content-Type": f"multipart/form-data; boundary={boundary}",
-                "Content-Length": str(len(head.encode()) + size + len(tail)),
-            }
-            body = _blocks(head.encode(), file, tail)
-            return self._exchange("POST", "/v1/audio/transcriptions", body=body, headers=headers)
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        headers = {
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+            "Content-Length": str(len(head.encode()) + size + len(tail)),
+        }
+        body = _blocks(head.encode(), file, tail)
+        return self._exchange("POST", "/v1/audio/transcriptions", body=body, headers=headers)
 
     def _exchange(self, method: str, path: str, **request: Any) -> tuple[int, bytes]:
         headers = self._headers | request.pop("headers", {})
-        with closing(self._connection_type(self._netloc, timeout=self._timeout_s)) as connection:
+        with closing(self._connection_type(self._netloc, timeout=CONNECT_S)) as connection:
             try:
                 connection.connect()
             except OSError as error:
                 raise ConnectionError(f"no server answers at {self.url} ({error}).") from error
+            connection.sock.settimeout(self._timeout_s)
+            self._connections.add(connection)
             try:
-                connection.request(method, self._path + path, headers=headers, **request)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # a server that refuses an upload answers before it has read it all
-            response = connection.getresponse()
-            return response.status, response.read()
+                if self._given_up.is_set():
+                    raise ConnectionError("nobody waits for the answer.")
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    # a server that refuses an upload answers before it has read it all
+                    connection.request(method, self._path + path, headers=headers, **request)
+                response = connection.getresponse()
+                return response.status, response.read()
+            finally:
+                self._connections.discard(connection)
 
 
 def _blocks(head: bytes, file: BinaryIO, tail: bytes) -> Iterator[bytes]:

@@ -339,6 +339,8 @@ class Stream:
     Raises ValueError for an unknown language or lengths that do not fit.
     """
 
+    _is_silence: bool  # all of the clip so far
+
     def __init__(
         self,
         *,
@@ -379,8 +381,10 @@ class Stream:
             return
         check_waveform(samples)
         self._clip.append(samples)
-        if not self._asked and not self._is_running and is_silent(self._clip.samples):
+        if self._is_silence and is_silent(samples):
             self._begin(self._clip.samples[-round(PAUSE_S * SAMPLE_RATE) :].copy(), self._carried)
+        else:
+            self._is_silence = False
 
     def finish(self) -> None:
         """There is no more audio. What ``request`` gives from now on completes the text."""
@@ -417,6 +421,11 @@ class Stream:
         return Update(delta, self._seam(tentative) + tentative)
 
     @property
+    def num_waiting(self) -> int:
+        """Samples that no request has taken yet."""
+        return self._clip.num_samples - self._asked
+
+    @property
     def is_done(self) -> bool:
         return self._is_finished and not self._is_running and not self._clip.num_samples
 
@@ -424,6 +433,7 @@ class Stream:
 
     def _begin(self, samples: np.ndarray, context: str) -> None:
         """A new clip with these samples."""
+        self._is_silence = not len(samples) or is_silent(samples)
         self._clip = self._new_clip(samples)
         self._draft = self._new_draft()
         self._carried = context

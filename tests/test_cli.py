@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: quick help, exit codes, files written, and what reaches vLLM."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from importlib.metadata import packages_distributions
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 import soundfile
 
 from qwen3_asr_vllm import cli
-from qwen3_asr_vllm.corpus import Result
+from qwen3_asr_vllm.corpus import Progress, Result
 from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript, Word
 
@@ -149,6 +152,33 @@ def test_wishes_reach_the_model_under_the_names_that_fingers_know(model, files, 
         "max_clip_s": 30.0,
         "confidences": False,
     }
+
+
+def test_a_terminal_has_a_bar_with_the_speed(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with cli._bar(4, hidden=False) as show:
+        show(Progress(2, 1, 20.0, 10.0))
+        time.sleep(0.2)
+        show(Progress(4, 2, 40.0, 30.0))
+    shown = terminal.getvalue()
+    assert re.search(r"75% \|.*\| 2/4 \d+\.\dx real time, \d\d:\d\d left", shown)
+    with cli._bar(4, hidden=True) as show:
+        show(Progress(2, 1, 20.0, 10.0))
+    assert terminal.getvalue() == shown
+
+
+@pytest.mark.parametrize("error", [ImportError("no vLLM"), OSError("the engine died")])
+def test_what_ends_a_run_is_told_in_a_line(files, monkeypatch, capsys, error):
+    def load(name, options):
+        raise error
+
+    monkeypatch.setattr(cli, "_load_model", load)
+    assert cli.main(["transcribe", files[0]]) == 1
+    assert capsys.readouterr().err == f"qwen3-asr: {error}\n"
 
 
 def test_json_is_one_document(model, files, capsys):

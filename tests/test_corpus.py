@@ -212,6 +212,13 @@ def test_a_recording_is_done_when_all_its_formats_are_there(tmp_path):
     assert {p.name for p in (tmp_path / "x").iterdir()} == {"a.txt", "a.srt"}
 
 
+def test_a_line_of_a_manifest_may_hold_any_other_separator(tmp_path):
+    path, text = tmp_path / "a.jsonl", "a\u2028b\u2029c\x85d"
+    row = json.dumps({"audio_filepath": "a.wav", "text": text}, ensure_ascii=False)
+    path.write_text(f"{row}\r\n{row.replace('a.wav', 'b.wav')}", encoding="utf-8")
+    assert [found.row["text"] for found in find_recordings([str(path)])] == [text, text]
+
+
 def test_a_manifest_keeps_its_rows_survives_a_torn_line_and_ends_in_order(tmp_path):
     rows = [{"audio_filepath": f"{n}.wav", "text": n} for n in "abc"]
     recordings = [Recording(f"/data/{row['audio_filepath']}", row["text"], row) for row in rows]

@@ -284,11 +284,38 @@ def test_lora_adapts_decoder_and_tower(llm, reference, tmp_path, part):
         (np.zeros(0, np.float32), "empty"),
         (np.array([0.1] * 9000 + [np.nan], np.float32), "NaN"),
         (np.zeros(1201 * 16_000, np.float32), r"1201\.0 s; the model takes at most 1200 s"),
+        (np.zeros(9000, np.int64), "array of int64; pass float"),
     ],
 )
 def test_bad_audio_is_refused(llm, audio, message):
     with pytest.raises(ValueError, match=message):
         generate(llm, [request(audio)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths", "message"),
+    [
+        ((80, 123), [123], r"\(80, 123\) for audio_feature_lengths \[123\]"),
+        ((128, 123), [500], r"give \(128, 500\)"),
+        ((2, 128, 123), [123, 124], r"\(2, 128, 123\)"),
+        ((2, 128, 123), [123], r"\(2, 128, 123\)"),
+    ],
+)
+def test_features_that_fit_nothing_are_refused(llm, shape, lengths, message):
+    audio = {
+        "input_audio_features": torch.zeros(shape),
+        "audio_feature_lengths": torch.tensor(lengths),
+    }
+    prompt = build_prompt(num_audios=len(lengths))
+    with pytest.raises(ValueError, match=message):
+        generate(llm, [{"prompt": prompt, "multi_modal_data": {"audio": audio}}])
+
+
+def test_integers_are_scaled(llm):
+    waveform = noise(1.3)
+    samples = np.round(waveform * 32_768).astype(np.int16)
+    scaled, floats = generate(llm, [request(samples), request(samples / np.float32(32_768))])
+    assert scaled.outputs[0].token_ids == floats.outputs[0].token_ids
 
 
 def test_an_option_of_the_front_end_is_refused(llm):
@@ -359,6 +386,8 @@ def test_a_missing_tensor_is_named(reference):
     missing = "model.audio_tower.layers.1.self_attn.k_proj.weight"
     with pytest.raises(ValueError, match=missing):
         check_fused_parts(names - {missing}, architecture.packed_modules_mapping)
+    scale = "model.language_model.layers.0.self_attn.k_proj.k_scale"  # of an FP8 KV cache
+    check_fused_parts(names | {scale}, architecture.packed_modules_mapping)
 
 
 def test_the_tower_takes_the_quantization_of_the_checkpoint(reference, vllm_parallel):

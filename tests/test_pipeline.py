@@ -103,7 +103,7 @@ def test_the_longest_of_what_is_loaded_goes_first():
 def test_the_engine_is_full_and_no_more_than_queued_a_little():
     engine = CountingEngine(num_seats=8)
     list(run_slowly([1] * 100, engine, num_workers=8))
-    assert 8 <= engine.most <= 10
+    assert 8 <= engine.most <= 14
 
 
 def test_clips_of_a_long_recording_come_back_in_their_order():

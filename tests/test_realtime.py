@@ -265,6 +265,29 @@ def test_an_utterance_from_the_first_event_to_the_last(server, hello):
 
 
 @pytest.mark.vllm
+def test_two_turns_of_one_session_are_two_utterances(server, hello):
+    silence, speech = np.zeros(3 * 24_000, np.float32), samples_of(HELLO, 24_000)
+    samples = np.concatenate([silence, speech, silence, speech, silence])
+
+    async def session():
+        turns = {"type": "server_vad", "silence_duration_ms": 2_000}
+        async with connected(server, turn_detection=turns) as client:
+            await client.append(encoded(samples))
+            for _ in range(2):
+                await client.until("conversation.item.input_audio_transcription.completed")
+            return client.events
+
+    events = run(session())
+    turns = [e for e in events if e.type.startswith("input_audio_buffer.speech")]
+    times_ms = [getattr(e, "audio_start_ms", None) or e.audio_end_ms for e in turns]
+    assert times_ms == sorted(times_ms) and len(set(times_ms)) == 4
+    said = [e for e in events if e.type.endswith("completed")]
+    assert [e.item_id for e in said] == [turns[0].item_id, turns[2].item_id]
+    assert said[0].item_id != said[1].item_id
+    assert all(jiwer.wer(hello.lower(), e.transcript.lower()) < 0.4 for e in said)
+
+
+@pytest.mark.vllm
 @pytest.mark.parametrize("kind", RATES)
 def test_every_format_is_heard(server, hello, kind):
     async def session():

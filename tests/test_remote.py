@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import email
 import http.server
+import io
 import json
+import sys
 import threading
 from collections import Counter
 from email import policy
@@ -16,6 +18,7 @@ from email import policy
 import numpy as np
 import pytest
 import soundfile
+from conftest import eventually
 
 from qwen3_asr_vllm import remote
 from qwen3_asr_vllm.corpus import Recording
@@ -39,6 +42,8 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.server.forms.append((self.headers, form))
         content = form[-1][1]
         self.server.asked[content] += 1
+        if content == b"slow":
+            self.server.is_over.wait(60)
         if content == b"busy" and self.server.asked[content] < 3:
             self.answer(503, {"error": {"message": "later"}})
         elif content == b"bad":
@@ -61,10 +66,11 @@ class Echo(http.server.BaseHTTPRequestHandler):
 def echo(monkeypatch):
     monkeypatch.setattr(remote, "RETRY_DELAYS_S", (0.01, 0.01, 0.01))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    server.forms, server.asked = [], Counter()
+    server.forms, server.asked, server.is_over = [], Counter(), threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
+    server.is_over.set()
     server.shutdown()
     server.server_close()
 
@@ -97,6 +103,20 @@ def test_results_come_in_order_and_a_refusal_is_one(echo):
 def test_as_they_are_done_each_comes_once(echo):
     results = Server(echo.url, model="m").transcribe([b"busy", *[b"y"] * 50], in_order=False)
     assert sorted(r.index for r in results) == list(range(51))
+
+
+def test_standard_input_is_sent_again_where_a_server_is_busy(echo, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"busy")))
+    (result,) = Server(echo.url).transcribe([Recording("-", "stdin")])
+    assert result.transcript == SAID and echo.asked == {b"busy": 3}
+
+
+def test_who_gives_up_does_not_wait_for_the_server(echo):
+    results = Server(echo.url).transcribe([b"y", *[b"slow"] * 8], in_order=False)
+    assert next(results).transcript == SAID
+    eventually(lambda: echo.asked[b"slow"] == 8)
+    results.close()
+    eventually(lambda: not [t for t in threading.enumerate() if "transcribe" in t.name], seconds=30)
 
 
 def test_a_part_of_a_recording_is_sent_as_its_samples(echo, tmp_path):

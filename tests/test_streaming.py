@@ -14,6 +14,8 @@ from conftest import DATA, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen3_asr_vllm import streaming
+from qwen3_asr_vllm.audio import is_silent
 from qwen3_asr_vllm.geometry import SAMPLE_RATE, Geometry, num_frames
 from qwen3_asr_vllm.prompt import parse_output
 from qwen3_asr_vllm.streaming import (
@@ -396,6 +398,23 @@ def test_silence_is_not_sent_and_does_not_pile_up():
     assert "".join(u.delta for u in updates) == "W1. W2. W3. W4."
     assert len(engine.requests) <= 8
     assert max(sum(w.num_frames for w in r.windows) for r in engine.requests) <= 500
+
+
+def test_what_was_looked_at_for_silence_is_not_looked_at_again(monkeypatch):
+    """Ten minutes in pieces of 20 ms, before the first request."""
+    looked_at = []
+    monkeypatch.setattr(streaming, "is_silent", lambda w: looked_at.append(len(w)) or is_silent(w))
+    stream, samples = stream_of(), np.full(600 * SAMPLE_RATE, 0.1, np.float32)
+    for start in range(0, len(samples), 320):
+        stream.push(samples[start : start + 320])
+    assert stream.num_waiting == len(samples)
+    assert sum(looked_at) <= len(samples)
+
+
+def test_what_no_request_has_taken_waits():
+    stream = stream_of(clip_s=60, max_clip_s=60)
+    stream.push(np.full(600 * SAMPLE_RATE, 0.1, np.float32))
+    assert stream.request() and 540 <= stream.num_waiting / SAMPLE_RATE < 542  # it cut near 60 s
 
 
 def test_nothing_at_all_is_no_text():
