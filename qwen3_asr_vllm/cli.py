@@ -51,6 +51,7 @@ INTERRUPTED = 130  # what a shell expects after Ctrl-C
 TRANSCRIBE_ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TORCH_LOGS": "-all",
     "TRANSFORMERS_VERBOSITY": "error",

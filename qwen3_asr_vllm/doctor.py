@@ -23,6 +23,7 @@ SERVE_ENVIRONMENT = {
     "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "1024",  # instead of 25
     "VLLM_MAX_AUDIO_DECODE_DURATION_S": "14400",  # 4 h instead of 10 min
     "VLLM_MAX_AUDIO_DECODE_BYTES": str(4 << 30),  # 3 h of 44.1 kHz stereo instead of 12 min
+    "VLLM_NO_USAGE_STATS": "1",  # a start asks the network for nothing but a model
 }
 
 
