@@ -197,7 +197,7 @@ class Transcriber(AudioServing):
             slot_ids=self.slot_ids,
             in_pool=self.in_pool,
             seats=asyncio.Semaphore(self.max_parallel_clips),
-            on_end=partial(count_transcript, model=model, started=started),
+            on_end=partial(count_transcript, model=model, started=started, request_id=request_id),
             is_live=form.stream,
         )
 

@@ -13,8 +13,11 @@ import time
 from fastapi.routing import APIRoute
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import Message, Receive, Scope, Send
+from vllm.logger import init_logger
 
 from .transcript import Transcript
+
+logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
 CLIENT_CLOSED = 499  # nginx's status for a client that hung up before its answer was whole
 
@@ -55,19 +58,31 @@ def observe_decoding(seconds: float, model: str) -> None:
     DECODING.labels(model).observe(seconds)
 
 
-def count_transcript(transcript: Transcript, *, num_clips: int, model: str, started: float) -> None:
-    """One recording was transcribed; ``started`` is when its upload was complete."""
+def count_transcript(
+    transcript: Transcript, *, num_clips: int, model: str, started: float, request_id: str
+) -> None:
+    """One recording was transcribed; ``started`` is when its upload was complete.
+
+    The log gets a line of it, which says nothing of what was said.
+    """
     AUDIO.labels(model).inc(transcript.duration)
     CLIPS.labels(model).inc(num_clips)
     LOOPS.labels(model).inc(transcript.loops)
     seconds = time.perf_counter() - started
     REAL_TIME_FACTOR.labels(model).observe(seconds / transcript.duration)
+    logger.info(
+        "transcribed id=%s model=%s audio_s=%.1f clips=%d loops=%d seconds=%.2f",
+        *(request_id, model, transcript.duration, num_clips, transcript.loops, seconds),
+    )
 
 
-def count_utterance(seconds: float, *, delay_s: float, model: str) -> None:
-    """One utterance of a realtime session was transcribed."""
+def count_utterance(seconds: float, *, delay_s: float, model: str, item_id: str) -> None:
+    """One utterance of a realtime session was transcribed. The log gets a line of it, too."""
     AUDIO.labels(model).inc(seconds)
     REALTIME_DELAY.labels(model).observe(delay_s)
+    logger.info(
+        "utterance id=%s model=%s audio_s=%.1f delay_s=%.2f", item_id, model, seconds, delay_s
+    )
 
 
 class CountedRoute(APIRoute):

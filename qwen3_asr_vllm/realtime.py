@@ -683,7 +683,9 @@ class Session:
         await self._send_completed(item)
         delay_s = time.perf_counter() - item.committed_at
         model = self.shared.models.model_name()
-        count_utterance(item.num_samples / SAMPLE_RATE, delay_s=delay_s, model=model)
+        count_utterance(
+            item.num_samples / SAMPLE_RATE, delay_s=delay_s, model=model, item_id=item.id
+        )
 
     # --- server events ----------------------------------------------------------------------------
 

@@ -37,8 +37,9 @@ from qwen3_asr_vllm.metrics import SESSIONS, count_transcript, count_utterance, 
 from qwen3_asr_vllm.transcript import Transcript
 observe_decoding(0.02, "asr")
 made = Transcript("Hi.", duration=36_000.0, loops=1)  # ten hours, so that seconds do not matter
-count_transcript(made, num_clips=3, model="asr", started=time.perf_counter() - 1_440)
-count_utterance(3.0, delay_s=0.6, model="asr")
+ended = dict(num_clips=3, model="asr", request_id="a", started=time.perf_counter() - 1_440)
+count_transcript(made, **ended)
+count_utterance(3.0, delay_s=0.6, model="asr", item_id="b")
 SESSIONS.labels("asr").inc()
 """
 

@@ -27,6 +27,7 @@ import psutil
 import pytest
 import soundfile
 from conftest import CHECKPOINT, DATA, Server, eventually, reserved_port, serving, speak
+from websockets.exceptions import InvalidStatus
 
 from qwen3_asr_vllm.audio import load_audio
 
@@ -80,11 +81,11 @@ def listens(port: int) -> bool:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Iterator[Server]:
     """A server of two engines with few places, little room for audio, and a key."""
-    engines = "--data-parallel-size 2 --api-server-count 1".split()
+    options = "--data-parallel-size 2 --api-server-count 1 --allowed-media-domains example.org"
     limits = {"QWEN3_ASR_MAX_RECORDINGS": str(PLACES), "QWEN3_ASR_MAX_AUDIO_S": "1800"}
     folder = tmp_path_factory.mktemp("small")
     env = {"VLLM_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with serving(folder, *engines, **env, **limits) as made:
+    with serving(folder, *options.split(), **env, **limits) as made:
         yield made
 
 
@@ -170,6 +171,26 @@ def test_no_route_answers_without_the_key(small, path, key):
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     connection.request("POST", f"/v1/audio/{path}", b"", headers)
     assert connection.getresponse().status == 401
+
+
+@pytest.mark.parametrize("key", ["wrong", KEY + " "])
+def test_no_session_begins_without_the_key(small, key):
+    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key=key, max_retries=0)
+    with pytest.raises(InvalidStatus, match="401"):
+        speak(client, np.zeros(16_000, np.float32))
+
+
+def test_chat_asks_no_host_that_is_not_allowed(small):
+    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key=KEY, max_retries=0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(1)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.wav"
+        part = {"type": "audio_url", "audio_url": {"url": url}}
+        message = {"role": "user", "content": [part]}
+        with pytest.raises(openai.BadRequestError, match="example.org"):
+            client.chat.completions.create(model=str(CHECKPOINT), messages=[message])
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 # ---- crowds ----
@@ -295,6 +316,9 @@ def test_what_happened_so_far_is_not_in_the_logs(server, small, hello):
         assert transcribe(each).text == hello
         log = each.log.read_text()
         assert "/v1/audio/transcriptions" in log  # it does say who asked for what
+        assert re.search(
+            r"transcribed id=transcribe-\S+ model=\S+ audio_s=10\.4 clips=1 loops=0 ", log
+        )
         assert KEY not in log
         assert hello not in log and not set(hello.split()) & {"London"} & set(log.split())
 
