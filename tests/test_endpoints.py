@@ -1016,7 +1016,8 @@ def test_a_loop_is_stopped_and_asked_again(server, client, hello, stream):
     """A reward for what was said already, so the engine really loops, every time (V11)."""
     counted = "request_success_total", 'finished_reason="repetition"'
     loops = metric(server, *counted)
-    fields = {"extra_body": {"frequency_penalty": -2, "presence_penalty": -2}}
+    reward = {"frequency_penalty": -2, "presence_penalty": -2, "repetition_penalty": 0.5}
+    fields = {"extra_body": reward}
     if stream:
         *deltas, answer = transcribe(client, stream=True, **fields)
         assert "".join(delta.delta for delta in deltas) == answer.text

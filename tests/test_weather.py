@@ -173,9 +173,8 @@ def test_no_route_answers_without_the_key(small, path, key):
     assert connection.getresponse().status == 401
 
 
-@pytest.mark.parametrize("key", ["wrong", KEY + " "])
-def test_no_session_begins_without_the_key(small, key):
-    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key=key, max_retries=0)
+def test_no_session_begins_without_the_key(small):
+    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key="wrong", max_retries=0)
     with pytest.raises(InvalidStatus, match="401"):
         speak(client, np.zeros(16_000, np.float32))
 
