@@ -10,7 +10,7 @@ of every answer as it comes. The first fifth is warm-up and is left out. ``an ho
 much a line through the samples would rise in an hour, ``give or take`` how well that is known, from
 the ``spread`` of the samples around the line: flat is a rise that is smaller than that. The second
 table is that of ``load.py``: ``lost`` and ``wrong`` must be 0, or the exit code is 1. The KV cache
-is small, so that all of it has been written to when the warm-up ends.
+is small, for as long as blocks of it are written to for the first time the engine's pages grow.
 """
 
 from __future__ import annotations

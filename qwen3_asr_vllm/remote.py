@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Any, BinaryIO
@@ -60,8 +60,6 @@ class Server:
         self._path = urlsplit(self.url).path
         self._timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._connections: set[http.client.HTTPConnection] = set()  # open ones
-        self._given_up = Event()
         self.model = model or self._first_model()
 
     def get(self, path: str) -> bytes:
@@ -107,13 +105,13 @@ class Server:
         next_index = num_done = 0
         seconds = 0.0
         pool = ThreadPoolExecutor(num_connections, thread_name_prefix="transcribe")
-        self._given_up.clear()
+        uploads = _Uploads()
         try:
             while True:
                 while len(running) + len(finished) < 2 * num_connections:
                     if (item := next(source, None)) is None:
                         break
-                    running[pool.submit(self._transcribe, item[1], given)] = item
+                    running[pool.submit(self._transcribe, item[1], given, uploads)] = item
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -130,31 +128,28 @@ class Server:
                     if in_order:
                         ready.append(next_index)
         finally:
-            self._give_up()
+            uploads.give_up()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _give_up(self) -> None:
-        """End what still waits for the server, which may hear a recording for an hour."""
-        self._given_up.set()
-        for connection in list(self._connections):
-            with suppress(OSError, AttributeError):  # it has just ended
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-    def _transcribe(self, recording: Any, fields: list[tuple[str, str]]) -> Transcript:
+    def _transcribe(
+        self, recording: Any, fields: list[tuple[str, str]], uploads: _Uploads
+    ) -> Transcript:
         """Send one recording, again where the server is busy or the connection breaks."""
         with _open(recording) as file:
             for delay in (*RETRY_DELAYS_S, None):
                 try:
-                    status, body = self._send(file, _filename(recording), fields)
+                    status, body = self._send(file, _filename(recording), fields, uploads)
                 except (http.client.HTTPException, ConnectionError) as error:
                     status, body = 503, str(error).encode()
-                if status not in _BUSY or delay is None or self._given_up.wait(delay):
+                if status not in _BUSY or delay is None or uploads.given_up.wait(delay):
                     break
         if status != 200:
             raise ValueError(f"{_name(recording)}: {_message(status, body)}")
         return read_verbose_json(json.loads(body))
 
-    def _send(self, file: BinaryIO, name: str, fields: list[tuple[str, str]]) -> tuple[int, bytes]:
+    def _send(
+        self, file: BinaryIO, name: str, fields: list[tuple[str, str]], uploads: _Uploads
+    ) -> tuple[int, bytes]:
         boundary = uuid4().hex
         fields = [("model", self.model), ("response_format", "verbose_json"), *fields]
         head = "".join(
@@ -172,10 +167,12 @@ class Server:
             "Content-Type": f"multipart/form-data; boundary={boundary}",
             "Content-Length": str(len(head.encode()) + size + len(tail)),
         }
-        body = _blocks(head.encode(), file, tail)
-        return self._exchange("POST", "/v1/audio/transcriptions", body=body, headers=headers)
+        request = {"body": _blocks(head.encode(), file, tail), "headers": headers}
+        return self._exchange("POST", "/v1/audio/transcriptions", uploads, **request)
 
-    def _exchange(self, method: str, path: str, **request: Any) -> tuple[int, bytes]:
+    def _exchange(
+        self, method: str, path: str, uploads: _Uploads | None = None, **request: Any
+    ) -> tuple[int, bytes]:
         headers = self._headers | request.pop("headers", {})
         with closing(self._connection_type(self._netloc, timeout=CONNECT_S)) as connection:
             try:
@@ -183,17 +180,37 @@ class Server:
             except OSError as error:
                 raise ConnectionError(f"no server answers at {self.url} ({error}).") from error
             connection.sock.settimeout(self._timeout_s)
-            self._connections.add(connection)
-            try:
-                if self._given_up.is_set():
-                    raise ConnectionError("nobody waits for the answer.")
+            with (uploads or _Uploads()).over(connection):
                 with suppress(BrokenPipeError, ConnectionResetError):
                     # a server that refuses an upload answers before it has read it all
                     connection.request(method, self._path + path, headers=headers, **request)
                 response = connection.getresponse()
                 return response.status, response.read()
-            finally:
-                self._connections.discard(connection)
+
+
+class _Uploads:
+    """The connections of one run, which can be ended together."""
+
+    def __init__(self) -> None:
+        self._connections: set[http.client.HTTPConnection] = set()
+        self.given_up = Event()
+
+    @contextmanager
+    def over(self, connection: http.client.HTTPConnection) -> Iterator[None]:
+        self._connections.add(connection)
+        try:
+            if self.given_up.is_set():
+                raise ConnectionError("nobody waits for the answer.")
+            yield
+        finally:
+            self._connections.discard(connection)
+
+    def give_up(self) -> None:
+        """End what still waits for the server, which may hear a recording for an hour."""
+        self.given_up.set()
+        for connection in list(self._connections):
+            with suppress(OSError, AttributeError):  # it has just ended
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _blocks(head: bytes, file: BinaryIO, tail: bytes) -> Iterator[bytes]:

@@ -119,6 +119,15 @@ def test_who_gives_up_does_not_wait_for_the_server(echo):
     eventually(lambda: not [t for t in threading.enumerate() if "transcribe" in t.name], seconds=30)
 
 
+def test_a_run_that_ended_leaves_the_server_and_other_runs_alone(echo):
+    server = Server(echo.url)
+    first, second = (server.transcribe([b"y"] * 3, num_connections=1) for _ in range(2))
+    assert next(first).transcript == next(second).transcript == SAID
+    first.close()
+    assert [result.transcript for result in second] == [SAID] * 2
+    assert json.loads(server.get("/v1/models"))["data"]
+
+
 def test_a_part_of_a_recording_is_sent_as_its_samples(echo, tmp_path):
     samples = np.linspace(-0.5, 0.5, 16_000, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
