@@ -24,6 +24,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -87,13 +88,18 @@ def clip(seconds: float, *, seed: int = 0) -> np.ndarray:
 
 def speech(seconds: float, *, seed: int) -> np.ndarray:
     """Speech from a place of its own in a test recording, with a little noise: a waveform."""
-    import soundfile
-
-    recording, _ = soundfile.read(RECORDING, dtype="float32")
+    recording = _recording()
     rng = np.random.default_rng(seed)
     samples = np.roll(recording, -int(rng.integers(len(recording))))
     samples = np.resize(samples, round(seconds * SAMPLE_RATE))
-    return samples + 1e-3 * rng.standard_normal(len(samples)).astype(np.float32)
+    return samples + 1e-3 * rng.standard_normal(len(samples), dtype=np.float32)
+
+
+@cache
+def _recording() -> np.ndarray:
+    import soundfile
+
+    return soundfile.read(RECORDING, dtype="float32")[0]
 
 
 def speech_clip(seconds: float, seed: int) -> bytes:
@@ -174,7 +180,14 @@ class Side:
         theirs.close()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.start(function, *arguments)
+        return self.result()
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Does not wait; ``result`` does."""
         self._connection.send((function, arguments))
+
+    def result(self) -> Any:
         answer = self._connection.recv()
         if isinstance(answer, BaseException):
             raise answer

@@ -5,13 +5,17 @@
     python benchmarks/serve.py --model 0.6B --max-tokens 32      # real dimensions, dummy weights
     python benchmarks/serve.py --model 1.7B --concurrency 512 --requests 2048 \\
         --server-args="--api-server-count 8"
+    python benchmarks/serve.py --together --clients 4 ...        # both servers on one large GPU
     python benchmarks/serve.py --client vllm                     # needs pandas
 
 Starts ``qwen3-asr serve`` of in-tree (with ``VLLM_PLUGINS=""``), then of ours (the same command),
 and posts clips to ``/v1/audio/transcriptions``, streamed, so many at a time. No two requests hold
 the same clip, so caches cannot flatter either; both sides get the same clips, and ``same text``
 says whether they answered alike (random weights have near ties, so there it means little). All
-requests carry a context, because the two build different prompts without one.
+requests carry a context, because the two build different prompts without one. ``--together``
+starts both servers at once and has them take turns at each level; each must leave the other room
+(``--server-args="--gpu-memory-utilization 0.45 --kv-cache-memory-bytes 28G"``). ``--clients``
+are processes that ask, for one can be slower than a server.
 ``ttft`` is the time to the first event of the stream; ``api`` and ``engine`` are CPU milliseconds
 per request of the HTTP process and of everything below it. ``ratio`` is requests per second, ours
 over in-tree; ``cpu ratio`` is the CPU time of a request, in-tree over ours, which is what to read
@@ -32,7 +36,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +48,7 @@ from common import (
     AUDIO_SIZES,
     CHECKPOINT,
     SIDES,
+    Side,
     checkpoint_like,
     percentile,
     print_result,
@@ -192,26 +201,84 @@ def cpu_by_process(pid: int) -> dict[str, float]:
     return seconds
 
 
-def run_side(
-    side: str, model: Path, args: argparse.Namespace
-) -> tuple[list[dict[str, Any]], list[list[str]]]:
+@cache
+def clips_of(seeds: range, clip_s: float) -> list[bytes]:
+    return [speech_clip(clip_s, seed) for seed in seeds]
+
+
+def drive_share(
+    address: str, seeds: range, concurrency: int, args: argparse.Namespace
+) -> list[Answer]:
+    """Runs in a process of its own, which has made the clips before."""
+    return asyncio.run(drive(address, clips_of(seeds, args.clip_s), concurrency, args))[1]
+
+
+def drive_by_processes(
+    address: str, seeds: range, concurrency: int, args: argparse.Namespace
+) -> tuple[float, list[Answer]]:
+    """As ``drive``, with every n-th clip asked by one of n processes."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(Side("ours"))) for _ in range(args.clients)]
+        shares = [seeds[i :: args.clients] for i in range(args.clients)]
+        for client, share in zip(clients, shares, strict=True):
+            client.start(clips_of, share, args.clip_s)
+        for client in clients:
+            client.result()
+        start = time.perf_counter()
+        for client, share in zip(clients, shares, strict=True):
+            client.start(drive_share, address, share, concurrency // args.clients, args)
+        answers = [client.result() for client in clients]
+        seconds = time.perf_counter() - start
+    return seconds, [answers[i % args.clients][i // args.clients] for i in range(len(seeds))]
+
+
+@contextmanager
+def started(side: str, model: Path, args: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """A server that has answered some requests: its address and process id."""
     arguments = [*default_arguments(args), *shlex.split(args.server_args)]
-    rows, texts = [], []
     with server(side, model, arguments) as (address, pid):
-        warm_up = [speech_clip(args.clip_s, 10**6 + i) for i in range(args.warm_up)]
-        asyncio.run(drive(address, warm_up, 8, args))
-        for level, concurrency in enumerate(args.concurrency):
-            num_requests = args.requests or max(8, 2 * concurrency)
-            seeds = range(10_000 * level, 10_000 * level + num_requests)
-            clips = [speech_clip(args.clip_s, seed) for seed in seeds]
-            before = cpu_by_process(pid)
-            if args.client == "vllm":
-                seconds, answers = drive_with_vllm(address, clips, concurrency, args)
-            else:
-                seconds, answers = asyncio.run(drive(address, clips, concurrency, args))
-            after = cpu_by_process(pid)
-            rows.append(row(side, args, concurrency, seconds, answers, before, after))
-            texts.append([answer.text for answer in answers])
+        seeds = range(10**6, 10**6 + args.warm_up)
+        asyncio.run(drive(address, clips_of(seeds, args.clip_s), 8, args))
+        yield address, pid
+
+
+def measure(
+    side: str, address: str, pid: int, level: int, args: argparse.Namespace
+) -> tuple[dict[str, Any], list[str]]:
+    """One level of concurrency: what it took, and the texts."""
+    concurrency = args.concurrency[level]
+    num_requests = args.requests or max(8, 2 * concurrency)
+    seeds = range(10_000 * level, 10_000 * level + num_requests)
+    before = cpu_by_process(pid)
+    if args.client == "vllm":
+        clips = clips_of(seeds, args.clip_s)
+        seconds, answers = drive_with_vllm(address, clips, concurrency, args)
+    elif 1 < args.clients <= concurrency:
+        seconds, answers = drive_by_processes(address, seeds, concurrency, args)
+    else:
+        clips = clips_of(seeds, args.clip_s)
+        seconds, answers = asyncio.run(drive(address, clips, concurrency, args))
+    after = cpu_by_process(pid)
+    texts = [answer.text for answer in answers]
+    return row(side, args, concurrency, seconds, answers, before, after), texts
+
+
+def run_sides(
+    model: Path, args: argparse.Namespace
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[list[str]]]]:
+    """Rows and texts of each side, level by level."""
+    rows: dict[str, list[dict]] = {side: [] for side in args.sides}
+    texts: dict[str, list[list[str]]] = {side: [] for side in args.sides}
+    for group in [args.sides] if args.together else [[side] for side in args.sides]:
+        with ExitStack() as stack:
+            with ThreadPoolExecutor() as pool:
+                contexts = [started(side, model, args) for side in group]
+                servers = dict(zip(group, pool.map(stack.enter_context, contexts), strict=True))
+            for level in range(len(args.concurrency)):
+                for side, (address, pid) in servers.items():
+                    measured, said = measure(side, address, pid, level, args)
+                    rows[side].append(measured)
+                    texts[side].append(said)
     return rows, texts
 
 
@@ -273,18 +340,17 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--warm-up", type=int, default=4, help="requests before the first level")
     parser.add_argument("--client", choices=["own", "vllm"], default="own", help="who asks")
+    parser.add_argument("--clients", type=int, default=1, help="processes of the own client")
+    parser.add_argument("--together", action="store_true", help="both servers at once")
     parser.add_argument("--whole", action="store_true", help="do not stream: no ttft")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--server-args", default="", help="more options of vllm serve, one string")
     args = parser.parse_args()
-    rows: dict[str, list[dict]] = {}
-    texts: dict[str, list[list[str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = CHECKPOINT if args.model == "tiny" else Path(args.model)
         if args.model in AUDIO_SIZES:
             model = checkpoint_like(args.model, Path(folder))
-        for side in args.sides:
-            rows[side], texts[side] = run_side(side, model, args)
+        rows, texts = run_sides(model, args)
     compare(rows, texts)
     table = [row for side in rows.values() for row in side]
     print_table(table)

@@ -31,11 +31,13 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.triton_utils import HAS_TRITON
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from .config import Qwen3ASRAudioEncoderConfig
 from .geometry import Geometry
+from .kernels import bias_gelu_, first_conv
 from .log_mel import LogMel
 
 MAX_TIMESCALE = 10_000.0
@@ -294,11 +296,26 @@ class AudioEncoder(nn.Module):
 
     def stem(self, log_mel: torch.Tensor) -> torch.Tensor:
         """(C, M, F) -> (C, t, channels * M / 8); each chunk on its own."""
+        x = self._convolve_by_kernels(log_mel) if self._has_kernels else self._convolve(log_mel)
+        # (C, channels, M / 8, t)
+        return x.permute(0, 3, 1, 2).flatten(2)  # the order that conv_out was trained on
+
+    def _convolve(self, log_mel: torch.Tensor) -> torch.Tensor:
         x = log_mel.to(self.dtype).unsqueeze(1)
         for conv in (self.conv2d1, self.conv2d2, self.conv2d3):
             x = torch.ops.aten.gelu_(conv(x))  # in place: conv2d1 gives 3 MB per chunk in bf16
-        # (C, channels, M / 8, t)
-        return x.permute(0, 3, 1, 2).flatten(2)  # the order that conv_out was trained on
+        return x
+
+    def _convolve_by_kernels(self, log_mel: torch.Tensor) -> torch.Tensor:
+        x = first_conv(log_mel, *self.conv2d1.parameters())
+        for conv in (self.conv2d2, self.conv2d3):
+            weight, bias = conv.parameters()
+            x = bias_gelu_(F.conv2d(x, weight, stride=2, padding=1), bias)
+        return x
+
+    @property
+    def _has_kernels(self) -> bool:
+        return HAS_TRITON and self.device.type == "cuda"
 
     def transform(self, x: torch.Tensor, calls: AttentionCalls) -> torch.Tensor:
         """(T, D) -> (T, output_dim)."""

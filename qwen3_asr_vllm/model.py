@@ -70,7 +70,8 @@ from .prompt import AUDIO_PLACEHOLDER, NO_TRANSLATION, OutputStream, build_promp
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-GRAPH_CHUNKS = (4, 256)  # slots of the smallest and largest CUDA graph of the encoder
+# Slots of the CUDA graphs of the encoder: what a batch lacks of the next larger is computed, too.
+GRAPH_CHUNKS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
 SPLIT_SEARCH_S = 10  # seconds before a clip's limit in which vLLM's own route looks for silence
 CLASSIFIED_AT_ONCE = 1024  # rows of time classes: 20 MB of float32 for 5000 classes
 # Methods that store no list of unquantized modules: their makers leave the audio tower alone.
@@ -112,9 +113,12 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
                 keep_order=vllm_config.lora_config is not None,  # adapters go by row
                 prefix=maybe_prefix(prefix, "audio_tower"),
             )
+        compilation = vllm_config.compilation_config
         if obstacle := graph_obstacle(self.audio_tower, vllm_config):
-            vllm_config.compilation_config.cudagraph_mm_encoder = False
+            compilation.cudagraph_mm_encoder = False
             logger.info("No CUDA graphs of the audio encoder: %s.", obstacle)
+        elif not compilation.encoder_cudagraph_token_budgets:  # vLLM's are powers of two
+            compilation.encoder_cudagraph_token_budgets = self.graph_budgets(vllm_config)
         with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = self.decoder(
                 vllm_config=vllm_config.with_hf_config(
@@ -193,11 +197,16 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
     def get_max_frames_per_video(self) -> int:
         return 1
 
-    def get_encoder_cudagraph_budget_range(self, vllm_config: VllmConfig) -> tuple[int, int]:
+    def graph_budgets(self, vllm_config: VllmConfig) -> list[int]:
+        """Tokens of each graph, of those that a step can fill."""
         chunk_tokens = self.audio_tower.geometry.chunk_tokens
-        fewest, most = GRAPH_CHUNKS
-        in_a_step = vllm_config.scheduler_config.max_num_batched_tokens // chunk_tokens
-        return fewest * chunk_tokens, max(fewest, min(most, in_a_step)) * chunk_tokens
+        budgets = [num_chunks * chunk_tokens for num_chunks in GRAPH_CHUNKS]
+        in_a_step = vllm_config.scheduler_config.max_num_batched_tokens
+        return [budget for budget in budgets if budget <= in_a_step] or budgets[:1]
+
+    def get_encoder_cudagraph_budget_range(self, vllm_config: VllmConfig) -> tuple[int, int]:
+        budgets = self.graph_budgets(vllm_config)
+        return budgets[0], budgets[-1]
 
     def get_encoder_cudagraph_item_specs(self, mm_kwargs: dict[str, Any]) -> list[EncoderItemSpec]:
         kind, clips, frames = self._clips(mm_kwargs)

@@ -254,8 +254,6 @@ class _Engines:
             self._to_align[request_id] = request, deliver
             return request_id
         prompt, params = engine_prompt(request), sampling_params(request.decoding, self._slot_ids)
-        # No clip comes twice, so none is hashed to be known again.
-        prompt["multi_modal_uuids"] = {"audio": [f"qwen3-asr-{next(self._numbers)}"]}
         try:
             (internal_id,) = self._llm.enqueue(prompt, params, use_tqdm=False)
         except VLLMValidationError as error:  # such as a clip that is longer than max_model_len

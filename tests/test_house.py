@@ -35,6 +35,7 @@ ORDER = (
     "evaluation",
     "streaming",
     "aligner",
+    "kernels",
     "encoder",
     "processor",
     "model",
@@ -54,6 +55,7 @@ ORDER = (
 WITH_TORCH = {
     "config",
     "log_mel",
+    "kernels",
     "encoder",
     "processor",
     "model",
