@@ -5,6 +5,7 @@
     python benchmarks/encoder.py --memory                              # peak memory
     python benchmarks/encoder.py --device cuda --clips 1 8 32 --dtypes bfloat16
     python benchmarks/encoder.py --graph                               # needs CUDA
+    python benchmarks/encoder.py --profile --clips 32                  # needs CUDA
 
 Both encoders have the dimensions of a published checkpoint and equal random weights, get the same
 log-mel spectrograms, and take turns in processes of their own. On a GPU, time is wall time; on a
@@ -13,7 +14,8 @@ in-tree over ours; ``with log-mel`` is ours from the samples, which is what a wo
 computes the spectrogram in the API server instead (``processor.py``). ``max |d|`` compares the
 audio tokens, relative to the largest.
 
-``--graph`` times ours eagerly and as one CUDA graph over the same samples, bfloat16.
+``--graph`` times ours eagerly and as one CUDA graph over the same samples, bfloat16. ``--profile``
+lists the kernels of one such call, by the time that the device spends in them.
 
 Peak memory is what one call adds to a fresh process, weights not counted. It does not depend on
 the number of layers, so ``--memory`` builds two.
@@ -243,6 +245,33 @@ def graph_row(size: str, num_clips: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def profile_rows(size: str, num_clips: int) -> list[dict[str, Any]]:
+    """Device time of one call of ours from the samples, by kernel. Runs in a process with CUDA."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    tower = encoder("ours", size, "bfloat16", "cuda")
+    chunks, _, frames = inputs(num_clips, CLIP_S, "cuda")
+    with torch.inference_mode():
+        tower.encode_waveforms(chunks, frames)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            tower.encode_waveforms(chunks, frames)
+            torch.cuda.synchronize()
+    kernels = [event for event in profiler.key_averages() if event.self_device_time_total]
+    total = sum(kernel.self_device_time_total for kernel in kernels)
+    return [
+        {
+            "size": size,
+            "clips of 30 s": num_clips,
+            "ms": kernel.self_device_time_total / 1e3,
+            "share": kernel.self_device_time_total / total,
+            "calls": kernel.count,
+            "kernel": kernel.key[:100],
+        }
+        for kernel in sorted(kernels, key=lambda kernel: -kernel.self_device_time_total)[:20]
+    ]
+
+
 def milliseconds(call: Callable[[], Any], rounds: int) -> float:
     """Wall time of one call, device included: the median."""
     import torch
@@ -262,6 +291,14 @@ def graph_rows(args: argparse.Namespace) -> list[dict]:
     for size in args.sizes:
         with closing(Side("ours")) as side:
             rows += [side.run(graph_row, size, clips, args.rounds) for clips in args.clips]
+    return rows
+
+
+def profiled_rows(args: argparse.Namespace) -> list[dict]:
+    rows = []
+    for size in args.sizes:
+        with closing(Side("ours")) as side:
+            rows += [row for clips in args.clips for row in side.run(profile_rows, size, clips)]
     return rows
 
 
@@ -303,12 +340,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--graph", action="store_true", help="CUDA graph against eager, ours")
+    parser.add_argument("--profile", action="store_true", help="the kernels of ours")
     args = parser.parse_args()
     name, run = "encoder", time_rows
     if args.memory:
         name, run = "encoder memory", memory_rows
     elif args.graph:
         name, run = "encoder graph", graph_rows
+    elif args.profile:
+        name, run = "encoder profile", profiled_rows
     rows = run(args)
     print_table(rows)
     print_result(name, rows, threads=args.threads)

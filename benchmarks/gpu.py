@@ -5,15 +5,17 @@
     python benchmarks/gpu.py --out results --steps encoder graph
     python benchmarks/gpu.py --list
 
-A step is one command of at most ten minutes. Its output goes to OUT/STEP.txt and its last line,
-the JSON object, to OUT/STEP.json, as soon as it ends; a step whose JSON is there already is not
-run again, so an interrupted run goes on where it stopped. The goals that the numbers are held
-against are in ``README.md``. Without CUDA nothing runs and the exit code is 0.
+A step is one command of at most a few minutes, the most telling first. Its output goes to
+OUT/STEP.txt and its last line, the JSON object, to OUT/STEP.json, as soon as it ends; a step whose
+JSON is there already is not run again, so an interrupted run goes on where it stopped. The goals
+that the numbers are held against are in ``README.md``. Without CUDA nothing runs and the exit code
+is 0.
 
-In-tree is measured as it comes and as well as it can be tuned (eight API servers, and vLLM's
-Rust front end is a third way that has no transcription route). Weights are random at the real
-dimensions, which times everything but the text: every answer has ``MAX_TOKENS`` tokens, about
-what 30 s of speech take.
+In-tree is measured as it comes and with more API servers; vLLM's Rust front end is a third way,
+which has no transcription route. Its server and ours run side by side and take turns, each with
+``KV_BYTES`` for its KV cache, so that both fit into 80 GB and start at once. Weights are random at
+the real dimensions, which times everything but the text: every answer has ``MAX_TOKENS`` tokens,
+about what 30 s of speech take.
 """
 
 from __future__ import annotations
@@ -30,56 +32,54 @@ HERE = Path(__file__).resolve().parent
 STEP_TIMEOUT_S = 540
 STOP_S = 50
 MAX_TOKENS = 103
-LOAD = (
-    "--concurrency",
-    "512",
-    "--requests",
-    "1536",
-    "--warm-up",
-    "64",
-    "--clip-s",
-    "30",
-    "--whole",
-)
-GRAPH = """--compilation-config='{"cudagraph_mm_encoder": true}'"""
-SERVERS = "--api-server-count 8"
+KV_BYTES = 24 << 30
+CLIENTS = 4  # one process that asks cannot keep up with several API servers
 
 
 def serve(
-    size: str, side: str, server_args: str = "", load: tuple[str, ...] = LOAD
+    size: str,
+    *options: str,
+    sides: str = "in-tree ours",
+    concurrency: int = 512,
+    requests: int = 1024,
+    clip_s: int = 30,
+    max_tokens: int = MAX_TOKENS,
 ) -> tuple[str, ...]:
-    command = ("serve.py", "--model", size, "--sides", side, *load)
-    options = f"--max-num-seqs 512 --no-enable-prefix-caching {server_args}"
-    return (*command, "--max-tokens", str(MAX_TOKENS), f"--server-args={options}")
+    room = f"--gpu-memory-utilization 0.35 --kv-cache-memory-bytes {KV_BYTES}"
+    server_args = " ".join(("--max-num-seqs 512 --no-enable-prefix-caching", room, *options))
+    return (
+        *("serve.py", "--model", size, "--sides", *sides.split(), "--together"),
+        *("--whole", "--clients", str(CLIENTS), "--warm-up", "64"),
+        *("--concurrency", str(concurrency), "--requests", str(requests)),
+        *("--clip-s", str(clip_s), "--max-tokens", str(max_tokens)),
+        f"--server-args={server_args}",
+    )
 
 
-LATENCY = ("--concurrency", "1", "--requests", "64", "--warm-up", "8", "--clip-s", "5")
+def one_short_clip(size: str) -> tuple[str, ...]:
+    return serve(size, concurrency=1, requests=64, clip_s=5, max_tokens=18)
+
+
+SERVERS = "--api-server-count 4"
+BF16 = ("--device", "cuda", "--dtypes", "bfloat16")
+CLIPS = ("--clips", "1", "8", "32", "--rounds", "21")
 
 STEPS: dict[str, tuple[str, ...]] = {
+    "serve-0.6B": serve("0.6B"),
+    "serve-0.6B-servers": serve("0.6B", SERVERS),
+    "serve-0.6B-servers-fp8": serve("0.6B", SERVERS, "--kv-cache-dtype fp8", sides="ours"),
+    "encoder": ("encoder.py", *BF16, *CLIPS),
+    "graph": ("encoder.py", "--graph", *CLIPS),
+    "serve-1.7B-servers": serve("1.7B", SERVERS),
+    "latency-0.6B": one_short_clip("0.6B"),
+    "latency-1.7B": one_short_clip("1.7B"),
+    "profile": ("encoder.py", "--profile", "--clips", "1", "32"),
+    "memory": ("encoder.py", "--memory", *BF16),
+    "offline": ("offline.py", "--model", "0.6B", "--dtype", "bfloat16", "--clips", "256"),
+    "serve-1.7B": serve("1.7B"),
+    "serve-1.7B-servers-fp8": serve("1.7B", SERVERS, "--kv-cache-dtype fp8", sides="ours"),
     "processor": ("processor.py",),
     "decode": ("decode.py", "--files", "64"),
-    "encoder": (
-        *("encoder.py", "--device", "cuda", "--dtypes", "bfloat16"),
-        *("--clips", "1", "8", "32", "--rounds", "21"),
-    ),
-    "graph": ("encoder.py", "--graph", "--clips", "1", "8", "32", "--rounds", "21"),
-    "memory": ("encoder.py", "--memory", "--device", "cuda", "--dtypes", "bfloat16"),
-    "offline": ("offline.py", "--model", "0.6B", "--dtype", "bfloat16", "--clips", "256"),
-} | {
-    f"{name}-{size}": command
-    for size in ("0.6B", "1.7B")
-    for name, command in {
-        "serve-ours": serve(size, "ours"),
-        "serve-ours-graph": serve(size, "ours", GRAPH),
-        "serve-ours-graph-servers": serve(size, "ours", f"{GRAPH} {SERVERS}"),
-        "serve-ours-graph-servers-fp8": serve(
-            size, "ours", f"{GRAPH} {SERVERS} --kv-cache-dtype fp8"
-        ),
-        "serve-in-tree": serve(size, "in-tree"),
-        "serve-in-tree-servers": serve(size, "in-tree", SERVERS),
-        "latency-ours-graph": serve(size, "ours", GRAPH, LATENCY),
-        "latency-in-tree": serve(size, "in-tree", load=LATENCY),
-    }.items()
 }
 
 
