@@ -48,7 +48,7 @@ class Admission:
         try:
             yield place
         finally:
-            place.hold(0.0)
+            place.give_back()
             with self._lock:
                 self.num_recordings -= 1
 
@@ -66,11 +66,25 @@ class Place:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._seconds = 0.0
+        self._is_given_back = False
+        self._lock = Lock()
 
     def hold(self, seconds: float) -> None:
-        """It holds so many seconds of audio now. Raises Busy where all hold too many then."""
-        self._admission.change(seconds - self._seconds)
-        self._seconds = seconds
+        """It holds so many seconds of audio now.
+
+        Raises Busy where all hold too many then, and RuntimeError once the place is given back:
+        a thread may still decode what its client has left.
+        """
+        with self._lock:
+            if self._is_given_back:
+                raise RuntimeError("the recording was given up.")
+            self._admission.change(seconds - self._seconds)
+            self._seconds = seconds
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._admission.change(-self._seconds)
+            self._is_given_back = True
 
 
 def _told(load: str) -> str:

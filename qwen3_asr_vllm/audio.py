@@ -126,6 +126,17 @@ def decodable_formats() -> tuple[str, ...]:
     )
 
 
+def decoders() -> tuple[str, ...]:
+    """What is installed of the two that read audio, with their versions."""
+    soundfile, av = _installed("soundfile"), _installed("av")
+    found = []
+    if soundfile:
+        found.append(f"libsndfile {soundfile.__libsndfile_version__}")
+    if av:
+        found.append(f"FFmpeg through PyAV {av.__version__}")
+    return tuple(found)
+
+
 class PcmStream:
     """Raw audio in pieces of any number of bytes -> pieces of its waveform.
 

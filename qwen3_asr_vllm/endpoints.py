@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from argparse import Namespace
 from collections.abc import (
@@ -47,6 +48,7 @@ from .audio import (
     SILENT_PEAK,
     ChannelError,
     decodable_formats,
+    decoders,
     load_audio,
     load_channels,
 )
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
 MODEL_TYPE = "qwen3_asr"
+MAX_HEADER = 2000  # characters of warnings: no proxy takes headers of any length
 CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
 
 
@@ -163,6 +166,7 @@ class Transcriber(AudioServing):
         return page.About(
             models=tuple(model.name for model in self.models.base_model_paths),
             decodes=decodable_formats(),
+            decoders=decoders(),
             max_upload_mb=limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB),
             max_duration_s=limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S),
             max_clip_s=self.max_clip_s,
@@ -389,9 +393,8 @@ class Recording:
             to_align = [r for r in requests if isinstance(r, AlignmentRequest)]
             to_hear = [r for r in requests if not isinstance(r, AlignmentRequest)]
             clips = [Clip(request, self.slot_ids) for request in to_hear]
-            decode = map(self._decode, to_hear, clips)
-            tasks = [asyncio.create_task(coroutine) for coroutine in decode]
-            times = asyncio.gather(*map(self._align, to_align))
+            tasks = list(map(asyncio.create_task, map(self._decode, to_hear, clips)))
+            timing = list(map(asyncio.create_task, map(self._align, to_align)))
             try:
                 for clip in clips:
                     if not is_live:
@@ -402,14 +405,16 @@ class Recording:
                         num_tokens += len(delta.tokens)
                         yield delta
                     is_live = clip.is_settled
-                timed = iter(await times)
+                timed = iter(await asyncio.gather(*timing))
             finally:
-                times.cancel()
-                for task in tasks:
+                for task in tasks + timing:
                     task.cancel()
             heard = (clip.output for clip in clips)
             outputs = [next(timed if isinstance(r, AlignmentRequest) else heard) for r in requests]
-            await self.in_pool(self.steps.send, outputs)
+            if len(requests) == 1:  # a clip takes less than the way to a thread and back
+                self.steps.send(outputs)
+            else:
+                await self.in_pool(self.steps.send, outputs)
             is_live = False
             num_clips += len(to_hear)
         self.on_end(self.steps.result, num_clips=num_clips)
@@ -474,8 +479,11 @@ async def create_transcription(
         )
     async for _ in recording.deltas():
         pass
+    transcript = recording.steps.result
+    if transcript.duration <= transcriber.max_clip_s:
+        return _response(transcript, form)
     # The subtitles of four hours take half a second, in which nobody else would be heard.
-    response: Response = await recording.in_pool(_response, recording.steps.result, form)
+    response: Response = await recording.in_pool(_response, transcript, form)
     return response
 
 
@@ -484,7 +492,18 @@ def _response(transcript: Transcript, form: Form) -> Response:
     if media_type == "application/json":
         return JSONResponse(_document(transcript, form), headers=form.headers)
     name = "txt" if form.response_format == "text" else form.response_format
-    return Response(FORMATS[name](transcript), media_type=media_type, headers=form.headers)
+    headers = form.headers | _warning_headers(transcript.warnings)
+    return Response(FORMATS[name](transcript), media_type=media_type, headers=headers)
+
+
+def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """Where the body has no room for them; in ASCII, as headers are."""
+    if not warnings:
+        return {}
+    text = re.sub(r"[^ -~]", "?", " ".join(warnings))
+    if len(text) > MAX_HEADER:
+        text = f"{text[:MAX_HEADER]}... ({len(warnings)} in all)"
+    return {"X-Warnings": text}
 
 
 def _document(transcript: Transcript, form: Form) -> dict[str, Any]:

@@ -42,8 +42,13 @@ REFUSED = (
     ("known_speaker_references", None, "Qwen3-ASR does not know voices; leave it out."),
     ("use_beam_search", None, "there is no beam search; leave it out."),
     ("n", None, "there is one answer; leave it out."),
+    ("max_tokens", None, "its name is max_completion_tokens."),
+    ("initial_prompt", None, "its name is prompt."),
+    ("word_timestamps", None, "ask for timestamp_granularities[]=word, in verbose_json."),
+    ("stop", None, "an answer ends where the model ends it; leave it out."),
+    ("logit_bias", None, "tokens are not weighted; give keywords[], or leave it out."),
 )
-HARMLESS = {"use_beam_search": "false", "n": "1"}
+HARMLESS = {"use_beam_search": "false", "word_timestamps": "false", "n": "1"}
 SPEAKERS = ("A", "B")  # of the left and the right channel, as OpenAI calls who has no name
 _VAD_FIELD = re.compile(r"chunking_strategy\[(\w+)\]")
 _NOT_IN_HEADERS = re.compile(r"[^\w.\[\]-]", re.ASCII)
@@ -344,14 +349,19 @@ def load_posted(
 
     ``longest_s`` is the most that the server holds; vLLM's own limit may be less.
     """
-    max_duration_s = min(limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S), longest_s)
+    limits = {
+        "QWEN3_ASR_MAX_AUDIO_S": longest_s,
+        "VLLM_MAX_AUDIO_DECODE_DURATION_S": limit(
+            "VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S
+        ),
+    }
+    lower = min(limits, key=limits.__getitem__)
     try:
-        return load(file.file, *options, max_duration_s=max_duration_s, on_progress=place.hold)
+        return load(file.file, *options, max_duration_s=limits[lower], on_progress=place.hold)
     except ImportError as error:
         raise ApiError(501, f"the server cannot decode this audio: {error}") from error
     except ValueError as error:
-        advice = "VLLM_MAX_AUDIO_DECODE_DURATION_S on the server"
-        message = str(error).replace("max_duration_s", advice)
+        message = str(error).replace("max_duration_s", f"{lower} on the server")
         raise ApiError(400, message, param="file") from error
 
 

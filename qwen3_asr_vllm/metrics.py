@@ -117,5 +117,6 @@ class CountedRoute(APIRoute):
             raise
         finally:
             status = scope["state"].get("failed_with", status)
-            model = scope["app"].state.qwen3_asr.models.model_name()
-            REQUESTS.labels(model, self.path, str(status)).inc()
+            state = scope["app"].state
+            serving = getattr(state, "qwen3_asr", None) or state.qwen3_asr_aligner
+            REQUESTS.labels(serving.models.model_name(), self.path, str(status)).inc()

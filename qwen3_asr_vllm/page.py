@@ -28,6 +28,7 @@ class About:
 
     models: tuple[str, ...]
     decodes: tuple[str, ...]  # formats
+    decoders: tuple[str, ...]  # what reads them
     max_upload_mb: int  # MiB
     max_duration_s: float
     max_clip_s: float
@@ -36,8 +37,9 @@ class About:
 
     def __str__(self) -> str:
         return (
-            f"reads {', '.join(self.decodes)}; takes {self.max_upload_mb} MiB and "
-            f"{self.max_duration_s:g} s in a recording, {self.max_clip_s:g} s in a clip; "
+            f"reads {', '.join(self.decodes)} by {' and '.join(self.decoders)}; "
+            f"takes {self.max_upload_mb} MiB and {self.max_duration_s:g} s in a recording, "
+            f"{self.max_clip_s:g} s in a clip; "
             f"aligner: {'yes' if self.words else 'none'}"
         )
 

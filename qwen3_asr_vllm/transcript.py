@@ -395,7 +395,7 @@ def _verbose_json(transcript: Transcript, *, temperature: float = 0.0) -> str:
         {
             "task": "transcribe",
             "language": (transcript.language or "").lower(),
-            "languages": [{"code": language_code(name)} for name in transcript.languages],
+            "languages": [{"code": language_code(name) or name} for name in transcript.languages],
             "duration": transcript.duration,
             "text": transcript.text,
             "segments": [_verbose_segment(i, s, temperature) for i, s in enumerate(segments)],

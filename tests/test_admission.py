@@ -38,6 +38,15 @@ def test_audio_that_would_be_too_much_is_refused_and_the_rest_stays():
     assert (admission.num_recordings, admission.audio_s) == (0, 0)
 
 
+def test_a_thread_that_goes_on_decoding_holds_nothing():
+    admission = Admission()
+    with admission.place() as place:
+        place.hold(90)
+    with pytest.raises(RuntimeError, match="given up"):
+        place.hold(120)
+    assert (admission.num_recordings, admission.audio_s) == (0, 0)
+
+
 def test_threads_never_hold_more_than_the_limits_and_leave_nothing():
     admission = Admission(max_recordings=5, max_audio_s=50)
     all_have_asked = Barrier(16)  # who has a place keeps it until then

@@ -337,6 +337,11 @@ def test_decoding_is_greedy_and_bounded_by_the_duration(serve, fields):
         ({"known_speaker_references[]": "x"}, "known_speaker_references", "voices"),
         ({"use_beam_search": "true"}, "use_beam_search", "beam search"),
         ({"n": "3"}, "n", "one answer"),
+        ({"max_tokens": "9"}, "max_tokens", "max_completion_tokens"),
+        ({"initial_prompt": "Ada"}, "initial_prompt", "prompt"),
+        ({"word_timestamps": "true"}, "word_timestamps", "timestamp_granularities"),
+        ({"stop": "."}, "stop", "leave it out"),
+        ({"logit_bias": "{}"}, "logit_bias", "keywords"),
         ({"vllm_xargs": "{"}, "vllm_xargs", "JSON"),
         ({"file": None}, "file", "required"),
     ],
@@ -353,6 +358,7 @@ def test_what_is_ignored_is_named(post):
         **{"vad_filter": "true", "x \xe9": "1"},
         n="1",
         use_beam_search="False",
+        word_timestamps="false",
         chunking_strategy="auto",
     )
     assert response.status_code == 200
@@ -541,6 +547,24 @@ def test_a_stream_that_reached_the_token_limit_says_so(serve, monkeypatch):
     *_, finish, done = events(serve(Engine("language English<asr_text>Hi."))(stream="true"))
     assert finish["choices"][0]["finish_reason"] == "length"
     assert "token limit" in done["warnings"][0]
+
+
+@pytest.mark.parametrize("response_format", ["text", "srt", "vtt"])
+def test_a_format_without_warnings_has_them_in_a_header(serve, monkeypatch, response_format):
+    monkeypatch.setattr("test_endpoints.STOP", "length")
+    post = serve(Engine("language English<asr_text>Hi."))
+    assert "token limit" in post(response_format=response_format).headers["X-Warnings"]
+    prompt = "Zürich " * 3000  # what is cut off is named
+    header = post(response_format=response_format, prompt=prompt).headers["X-Warnings"]
+    assert "token limit" in header and "rich Z?rich" in header
+    assert "X-Warnings" not in post(response_format="json").headers
+
+
+def test_a_header_does_not_grow_with_the_warnings():
+    from qwen3_asr_vllm.endpoints import _warning_headers
+
+    header = _warning_headers(["The clip at 0:30 looped."] * 500)["X-Warnings"]
+    assert len(header) < 2100 and header.endswith("(500 in all)")
 
 
 def test_text_that_begins_like_a_header_is_streamed_at_once(serve):

@@ -259,9 +259,9 @@ def test_errors_of_the_api_are_shown_as_they_are(visit):
 @pytest.mark.vllm
 def test_what_is_said_lights_up_and_a_click_goes_there(visit):
     page = visit()
-    words = [
+    words = [  # put together, they are the text
         {"word": word, "start": 0.5 * i, "end": 0.5 * i + 0.5}
-        for i, word in enumerate("One two Three four Five six".split())
+        for i, word in enumerate(["One", " two.", " Three", " four.", " Five", " six."])
     ]
     answer(page, text="One two. Three four. Five six.", words=words)
     page.set_input_files("#file", HELLO)
@@ -269,7 +269,8 @@ def test_what_is_said_lights_up_and_a_click_goes_there(visit):
     wait_until(page, "audio.readyState >= 2")
     page.evaluate("audio.pause(); audio.currentTime = 1.7; audio.playbackRate = 1 / 16")
     expect(page.locator("#text li.lit p")).to_have_text("Three four.")
-    expect(page.locator("#text span.lit")).to_have_text("four")
+    expect(page.locator("#text span.lit")).to_have_text("four.")
+    expect(page.locator("#text span")).to_have_count(6)
     lines.nth(2).get_by_role("button", name="Play from 0:02").press("Enter")
     expect(page.locator("#text li.lit p")).to_have_text("Five six.")
     wait_until(page, "!audio.paused && audio.currentTime > 2")

@@ -40,6 +40,7 @@ WATCHED = {
     "vllm.logger.configure_logging_from_args": "test_server.py",
     "vllm.utils.argparse_utils": "test_cli.py",
     "vllm.utils.torch_utils": "test_encoder_graph.py",
+    "vllm.triton_utils": "test_gpu.py",
     "vllm.model_executor.layers": "test_encoder.py",
     "vllm.model_executor.models.qwen3": "test_model.py",
     "vllm.model_executor.models.utils": "test_model.py",
