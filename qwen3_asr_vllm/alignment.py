@@ -277,13 +277,16 @@ def _spans(waveform: np.ndarray, units: list[str]) -> _Rounds[list[Span]]:
         request = AlignmentRequest(asked, waveform[start : start + size])
         (output,) = yield [request]
         if sure := _sure(_read(output, request)):
+            sure = yield from _set_apart(sure, request)
             spans += _shifted(sure, start / SAMPLE_RATE)
             start = round(spans[-1][1] * SAMPLE_RATE)
         else:  # nothing of it is said here
             start += size // 2
     if rest := units[len(spans) :]:
         start = max(0, min(start, len(waveform) - MIN_SAMPLES))  # words may outlast the audio
-        last = yield from _last_window(AlignmentRequest(rest, waveform[start:]))
+        request = AlignmentRequest(rest, waveform[start:])
+        (output,) = yield [request]
+        last = yield from _set_apart(_read(output, request), request)
         told = spans[-1][1] if spans else 0.0
         spans += [
             (max(told, begin), max(told, end)) for begin, end in _shifted(last, start / SAMPLE_RATE)
@@ -291,11 +294,9 @@ def _spans(waveform: np.ndarray, units: list[str]) -> _Rounds[list[Span]]:
     return _spread(spans, len(waveform) / SAMPLE_RATE)
 
 
-def _last_window(request: AlignmentRequest) -> _Rounds[list[Span]]:
-    """The times of units that are all in this audio; where they pile up, it is asked again."""
+def _set_apart(spans: list[Span], request: AlignmentRequest) -> _Rounds[list[Span]]:
+    """The times of the first units of a request, asked about again where they pile up."""
     duration = len(request.waveform) / SAMPLE_RATE
-    (output,) = yield [request]
-    spans = _read(output, request)
     tried: set[tuple[int, int]] = set()
     for _ in range(_MAX_ROUNDS):
         piles = [pile for pile in _piles(spans, duration) if pile[:2] not in tried]
@@ -406,10 +407,15 @@ def _piles(spans: Sequence[Span], duration: float) -> Iterator[tuple[int, int, f
 
 
 def _sure(spans: list[Span]) -> list[Span]:
-    """The first words of a window: up to where words pile up or the window is about to end."""
-    piles = [first for first, end, *_ in _runs(spans) if end - first >= _PILE_UP]
+    """The first words of a window: up to where it is about to end, or the model lost its place.
+
+    Then all words to the last pile up; after a pile in between it found its place again.
+    """
     late = (i for i, (_, end) in enumerate(spans) if end > MAX_WINDOW_S - _MARGIN_S)
-    return spans[: min(next(late, len(spans)), *piles[:1] or [len(spans)])]
+    spans = spans[: next(late, len(spans))]
+    lasting = max((i for i, span in enumerate(spans) if not _is_empty(span)), default=-1)
+    piles = (first for first, end, *_ in _runs(spans) if end - first >= _PILE_UP)
+    return spans[: next((first for first in piles if first > lasting), len(spans))]
 
 
 def _shifted(spans: Sequence[Span], offset: float) -> list[Span]:

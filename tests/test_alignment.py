@@ -303,6 +303,25 @@ def test_a_long_recording_goes_by_windows(pause):
     assert_ordered(transcript)
 
 
+@pytest.mark.parametrize("is_found_again", [True, False])
+def test_words_that_pile_up_in_a_long_recording_cost_no_others(is_found_again):
+    """Five at 50 s, told apart or not when they are asked about by themselves."""
+    spans = said(1400)
+    pile = range(120, 125)
+    oracle = Oracle(spans)
+
+    def stumbling(request):
+        if is_found_again and len(request.units) <= len(pile):
+            return oracle(request)
+        heard = Oracle([(spans[120][0],) * 2 if i in pile else s for i, s in enumerate(spans)])
+        return heard(request)
+
+    transcript = run(600, " ".join(map(str, range(1400))), stumbling)
+    kept = [i for i in range(1400) if is_found_again or i not in range(119, 126)]
+    assert furthest([transcript.words[i] for i in kept], [spans[i] for i in kept]) < 0.13
+    assert_ordered(transcript)
+
+
 def test_more_words_than_a_recording_holds_stay_inside_it():
     """Told at the very end of each window, as an aligner does with words that it cannot find."""
     ends = lambda r: AlignmentOutput([1000 * len(r.waveform) / 16_000 - 6000] * 2 * len(r.units))  # noqa: E731
