@@ -13,9 +13,11 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Any, BinaryIO
@@ -29,9 +31,24 @@ from .transcript import Transcript, read_verbose_json
 NUM_CONNECTIONS = 32  # recordings that are sent at once: enough to keep a server's batch full
 CONNECT_S = 10
 TIMEOUT_S = 3600  # without a byte: a slow server is silent while it hears four hours
-RETRY_DELAYS_S = (0.5, 2, 8, 30)  # before each further attempt
-_BUSY = (429, 502, 503, 504)
+RETRY_DELAYS_S = (0.5, 2, 8, 30)  # before each further attempt, where a connection fails
+BUSY_DELAY_S = 5  # where a busy server does not say when to come again
+MOST_BUSY_S = 2 * TIMEOUT_S  # without any answer: what fills a server may take TIMEOUT_S
+MOST_RETRY_AFTER_S = 60  # more is asked for by mistake
+_BUSY = (429, 503)
+_BROKEN = (0, 502, 504)  # 0: not even an answer of a proxy
 _BLOCK_BYTES = 1 << 18
+
+
+class NoServerError(ConnectionError):
+    """Nothing answers, so that no recording can be heard."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int  # 0: there is none, and the body says why
+    body: bytes
+    retry_after_s: float = BUSY_DELAY_S
 
 
 class Server:
@@ -64,17 +81,17 @@ class Server:
 
     def get(self, path: str) -> bytes:
         """What is at a path. Raises ValueError where that is an error; OSError for no answer."""
-        status, body = self._exchange("GET", path)
-        if status != 200:
-            raise ValueError(f"{self.url}{path} answers {status}: {_message(status, body)}.")
-        return body
+        answer = self._exchange("GET", path)
+        if answer.status != 200:
+            raise ValueError(f"{self.url}{path} answers {answer.status}: {_message(answer)}.")
+        return answer.body
 
     def _first_model(self) -> str:
-        status, body = self._exchange("GET", "/v1/models")
+        answer = self._exchange("GET", "/v1/models")
         try:
-            return str(json.loads(body)["data"][0]["id"])
+            return str(json.loads(answer.body)["data"][0]["id"])
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{self.url}/v1/models: {_message(status, body)}") from error
+            raise ValueError(f"{self.url}/v1/models: {_message(answer)}") from error
 
     def transcribe(
         self,
@@ -88,10 +105,14 @@ class Server:
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
         num_connections: int = NUM_CONNECTIONS,
+        most_busy_s: float = MOST_BUSY_S,
     ) -> Iterator[Result]:
         """As ``Qwen3ASR.transcribe`` of many; how clips are cut is the server's choice.
 
-        Recordings are paths, URLs, bytes, or of a corpus. ``progress`` is called after each.
+        Recordings are paths, URLs, bytes, or of a corpus. ``progress`` is called after each. A
+        busy server is asked again, until it has answered nothing at all for ``most_busy_s``.
+
+        Raises NoServerError, a ConnectionError, where that is so or where nothing connects.
         """
         fields = [("language", language), ("prompt", context)]
         fields += [("languages[]", name) for name in languages]
@@ -105,7 +126,7 @@ class Server:
         next_index = num_done = 0
         seconds = 0.0
         pool = ThreadPoolExecutor(num_connections, thread_name_prefix="transcribe")
-        uploads = _Uploads()
+        uploads = _Uploads(most_busy_s)
         try:
             while True:
                 while len(running) + len(finished) < 2 * num_connections:
@@ -134,22 +155,40 @@ class Server:
     def _transcribe(
         self, recording: Any, fields: list[tuple[str, str]], uploads: _Uploads
     ) -> Transcript:
-        """Send one recording, again where the server is busy or the connection breaks."""
         with _open(recording) as file:
-            for delay in (*RETRY_DELAYS_S, None):
-                try:
-                    status, body = self._send(file, _filename(recording), fields, uploads)
-                except (http.client.HTTPException, ConnectionError) as error:
-                    status, body = 503, str(error).encode()
-                if status not in _BUSY or delay is None or uploads.given_up.wait(delay):
-                    break
-        if status != 200:
-            raise ValueError(f"{_name(recording)}: {_message(status, body)}")
-        return read_verbose_json(json.loads(body))
+            name = _filename(recording)
+            answer = self._ask(lambda: self._send(file, name, fields, uploads), uploads)
+        if answer.status != 200:
+            raise ValueError(f"{_name(recording)}: {_message(answer)}")
+        return read_verbose_json(json.loads(answer.body))
+
+    def _ask(self, send: Callable[[], _Answer], uploads: _Uploads) -> _Answer:
+        """Send, and again where the server is busy, as it says, or where the connection fails."""
+        asked_at = unreached_since = time.monotonic()
+        delays = iter(RETRY_DELAYS_S)
+        while True:
+            try:
+                answer = send()
+            except (http.client.HTTPException, ConnectionError) as error:
+                answer = _Answer(0, str(error).encode())
+            if answer.status in _BUSY:
+                if time.monotonic() - max(asked_at, uploads.answered_at) > uploads.most_busy_s:
+                    raise NoServerError(f"{self.url} only says: {_message(answer)}")
+                unreached_since, delays = time.monotonic(), iter(RETRY_DELAYS_S)
+                delay: float | None = answer.retry_after_s
+            elif answer.status in _BROKEN:
+                delay = next(delays, None)
+            else:
+                uploads.answered_at = time.monotonic()
+                return answer
+            if delay is None and uploads.connected_at < unreached_since:
+                raise NoServerError(_message(answer))
+            if delay is None or uploads.given_up.wait(delay):
+                return answer
 
     def _send(
         self, file: BinaryIO, name: str, fields: list[tuple[str, str]], uploads: _Uploads
-    ) -> tuple[int, bytes]:
+    ) -> _Answer:
         boundary = uuid4().hex
         fields = [("model", self.model), ("response_format", "verbose_json"), *fields]
         head = "".join(
@@ -172,7 +211,7 @@ class Server:
 
     def _exchange(
         self, method: str, path: str, uploads: _Uploads | None = None, **request: Any
-    ) -> tuple[int, bytes]:
+    ) -> _Answer:
         headers = self._headers | request.pop("headers", {})
         with closing(self._connection_type(self._netloc, timeout=CONNECT_S)) as connection:
             try:
@@ -185,19 +224,23 @@ class Server:
                     # a server that refuses an upload answers before it has read it all
                     connection.request(method, self._path + path, headers=headers, **request)
                 response = connection.getresponse()
-                return response.status, response.read()
+                after = response.headers["Retry-After"]
+                return _Answer(response.status, response.read(), _retry_after_s(after))
 
 
 class _Uploads:
-    """The connections of one run, which can be ended together."""
+    """The connections of one run, which can be ended together, and when they last got on."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_busy_s: float = MOST_BUSY_S) -> None:
         self._connections: set[http.client.HTTPConnection] = set()
+        self.most_busy_s = most_busy_s
         self.given_up = Event()
+        self.connected_at = self.answered_at = time.monotonic()
 
     @contextmanager
     def over(self, connection: http.client.HTTPConnection) -> Iterator[None]:
         self._connections.add(connection)
+        self.connected_at = time.monotonic()
         try:
             if self.given_up.is_set():
                 raise ConnectionError("nobody waits for the answer.")
@@ -223,6 +266,8 @@ def _blocks(head: bytes, file: BinaryIO, tail: bytes) -> Iterator[bytes]:
 def _result(index: int, source: Any, future: Future[Transcript]) -> Result:
     try:
         return Result(index, source, transcript=future.result())
+    except NoServerError:
+        raise
     except Exception as error:  # whatever is wrong with one recording is its result
         return Result(index, source, error=error)
 
@@ -257,11 +302,21 @@ def _name(recording: Any) -> str:
     return os.fspath(recording) if isinstance(recording, str | os.PathLike) else "audio"
 
 
-def _message(status: int, body: bytes) -> str:
+def _message(answer: _Answer) -> str:
     """What a server says is wrong."""
     try:
-        document = json.loads(body)
+        document = json.loads(answer.body)
         error = document.get("error", document)
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, LookupError, AttributeError):
-        return f"HTTP {status}: {body[:200].decode(errors='replace')}"
+        text = answer.body[:200].decode(errors="replace")
+        return f"HTTP {answer.status}: {text}" if answer.status else text
+
+
+def _retry_after_s(header: str | None) -> float:
+    """Seconds, at most a minute; a date, which HTTP allows too, counts as nothing said."""
+    try:
+        stated = float(header or 0)
+    except ValueError:
+        stated = 0
+    return min(stated, MOST_RETRY_AFTER_S) if stated > 0 else BUSY_DELAY_S

@@ -10,9 +10,12 @@ import email
 import http.server
 import io
 import json
+import socket
 import sys
 import threading
+import time
 from collections import Counter
+from contextlib import suppress
 from email import policy
 
 import numpy as np
@@ -29,7 +32,7 @@ SAID = Transcript("Hi.", 1.0, (Segment(0.0, 0.5, "Hi.", "English"),), ("loop",))
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Notes each form; is busy at first for a file named busy, and refuses one named bad."""
+    """Notes each form; is busy at first for a file of "busy", and refuses one of "bad"."""
 
     def do_GET(self):
         self.answer(200, {"data": [{"id": "tiny"}]})
@@ -44,19 +47,24 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.server.asked[content] += 1
         if content == b"slow":
             self.server.is_over.wait(60)
-        if content == b"busy" and self.server.asked[content] < 3:
-            self.answer(503, {"error": {"message": "later"}})
+        if content == b"busy" and self.server.asked[content] <= self.server.times_busy:
+            self.answer(503, {"error": {"message": "later"}}, **self.server.when)
+        elif content == b"cut":
+            self.close_connection = True
         elif content == b"bad":
             self.answer(400, {"error": {"message": "not audio"}})
         else:
             self.answer(200, json.loads(FORMATS["verbose_json"](SAID)))
 
-    def answer(self, status, document):
+    def answer(self, status, document, **headers):
         body = json.dumps(document).encode()
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(BrokenPipeError):  # who asked has gone
+            self.wfile.write(body)
 
     def log_message(self, *_):
         pass
@@ -65,8 +73,10 @@ class Echo(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def echo(monkeypatch):
     monkeypatch.setattr(remote, "RETRY_DELAYS_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(remote, "BUSY_DELAY_S", 0.01)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     server.forms, server.asked, server.is_over = [], Counter(), threading.Event()
+    server.times_busy, server.when = 2, {}
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -109,6 +119,51 @@ def test_standard_input_is_sent_again_where_a_server_is_busy(echo, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"busy")))
     (result,) = Server(echo.url).transcribe([Recording("-", "stdin")])
     assert result.transcript == SAID and echo.asked == {b"busy": 3}
+
+
+def test_a_busy_server_is_asked_again_when_it_says(echo):
+    echo.when = {"Retry_After": "0.5"}
+    start = time.monotonic()
+    (result,) = Server(echo.url).transcribe([b"busy"])
+    assert result.transcript == SAID and 1 <= time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("stated", [None, "Wed, 21 Oct 2026 07:28:00 GMT", "nan", "-1", "0"])
+def test_what_says_no_time_to_come_again_counts_as_nothing_said(stated):
+    assert remote._retry_after_s(stated) == remote.BUSY_DELAY_S
+    assert remote._retry_after_s("86400") == 60
+
+
+def test_a_busy_server_is_waited_for_longer_than_a_broken_one(echo):
+    echo.times_busy = 30
+    busy, cut, other = Server(echo.url).transcribe([b"busy", b"cut", b"y"])
+    assert busy.transcript == other.transcript == SAID
+    assert "closed connection" in str(cut.error)
+    assert echo.asked == {b"busy": 31, b"cut": 4, b"y": 1}
+
+
+def test_a_server_that_hears_nobody_ends_the_run(echo):
+    echo.times_busy = 10**6
+    results = Server(echo.url).transcribe([b"busy"] * 100, most_busy_s=0.2)
+    with pytest.raises(ConnectionError, match="only says: later"):
+        list(results)
+
+
+def test_a_dead_server_ends_the_run_and_not_each_recording(echo):
+    read = 0
+
+    def sources():
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield b"y"
+
+    with socket.socket() as nobody:  # who does not listen
+        nobody.bind(("127.0.0.1", 0))
+        server = Server(f"http://127.0.0.1:{nobody.getsockname()[1]}", model="m")
+        with pytest.raises(ConnectionError, match="no server answers"):
+            list(server.transcribe(sources(), num_connections=2))
+    assert read < 20
 
 
 def test_who_gives_up_does_not_wait_for_the_server(echo):
