@@ -23,8 +23,10 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+import srt
+import webvtt
 from conftest import CHECKPOINT, DATA, eventually, noise, on_a_port
-from openai.types.audio import Transcription, TranscriptionVerbose
+from openai.types.audio import Transcription, TranscriptionDiarized, TranscriptionVerbose
 from prometheus_client import REGISTRY
 
 from qwen3_asr_vllm.languages import LANGUAGES
@@ -915,9 +917,33 @@ def test_all_formats_say_the_same(client, hello):
     )
     assert verbose.text == hello.text == "".join(segment.text for segment in verbose.segments)
     assert verbose.duration == hello.usage.seconds
-    for response_format in ("srt", "vtt"):
-        subtitles = transcribe(client, response_format=response_format)
-        assert subtitles.count(" --> ") >= len(verbose.segments)
+    (as_srt, srt_type), (as_vtt, vtt_type) = (typed(client, name) for name in ("srt", "vtt"))
+    assert srt_type.startswith("application/x-subrip") and vtt_type.startswith("text/vtt")
+    cues = [cue.content for cue in srt.parse(as_srt, ignore_errors=False)]
+    captions = [caption.text for caption in webvtt.from_string(as_vtt)]
+    assert " ".join(" ".join(cues).split()) == " ".join(" ".join(captions).split()) == hello.text
+
+
+def typed(client, response_format):
+    """A body and its media type."""
+    raw = client.audio.transcriptions.with_raw_response.create(
+        model=str(CHECKPOINT), file=HELLO, response_format=response_format
+    )
+    return raw.text, raw.headers["content-type"]
+
+
+def test_channels_are_the_speakers_that_openai_knows(client, hello):
+    left, rate = soundfile.read(HELLO, dtype="float32")
+    right = np.concatenate([np.zeros(len(left), np.float32), left])
+    stereo = np.stack([np.resize(np.append(left, np.zeros(len(left))), len(right)), right], axis=1)
+    body = transcribe(client, wav(stereo, rate), response_format="diarized_json")
+    answer = TranscriptionDiarized.model_validate(body.model_dump(), strict=True)
+    said = {
+        speaker: "".join(s.text for s in answer.segments if s.speaker == speaker).strip()
+        for speaker in ("A", "B")
+    }
+    assert said == {"A": hello.text, "B": hello.text}
+    assert answer.duration == pytest.approx(2 * hello.usage.seconds, abs=0.01)
 
 
 def test_events_are_those_of_openai(client, hello):
@@ -1039,7 +1065,7 @@ def test_languages_to_choose_from(client, hello):
 def test_a_loop_is_stopped_and_asked_again(server, client, hello, stream):
     """A reward for what was said already, so the engine really loops, every time (V11)."""
     counted = "request_success_total", 'finished_reason="repetition"'
-    loops = metric(server, *counted)
+    loops, told = metric(server, *counted), loops_told(server)
     reward = {"frequency_penalty": -2, "presence_penalty": -2, "repetition_penalty": 0.5}
     fields = {"extra_body": reward}
     if stream:
@@ -1047,7 +1073,7 @@ def test_a_loop_is_stopped_and_asked_again(server, client, hello, stream):
         assert "".join(delta.delta for delta in deltas) == answer.text
     else:
         answer = transcribe(client, **fields)
-    assert metric(server, *counted) > loops
+    assert metric(server, *counted) > loops and loops_told(server) > told
     assert answer.text and len(answer.text) < 2 * len(hello.text)
 
 
@@ -1122,18 +1148,31 @@ def test_integrations_get_what_they_read(server, hello, tmp_path, name):
 
 
 def test_64_requests_at_once_good_and_bad(client, hello):
+    kinds = (
+        {},
+        {"stream": True},
+        {"response_format": "text"},
+        {"file": ("notes.wav", b"words" * 1000)},
+        {},
+        {"model": "whisper-9"},
+        {"stream": True},
+        {"language": "klingon"},
+    )
+    refusals = {3: openai.BadRequestError, 5: openai.NotFoundError, 7: openai.BadRequestError}
+
     def ask(index):
-        if index % 4 == 3:
-            with pytest.raises(openai.BadRequestError):
-                transcribe(client, ("notes.wav", b"words" * 1000))
-            return None
-        if index % 4 == 2:
-            return list(transcribe(client, stream=True))[-1].text
-        return transcribe(client).text
+        wanted = {"model": str(CHECKPOINT), "file": HELLO} | kinds[index % 8]
+        try:
+            answer = client.audio.transcriptions.create(**wanted)
+        except openai.APIStatusError as error:
+            return type(error)
+        if "stream" in wanted:
+            return list(answer)[-1].text
+        return answer.strip() if isinstance(answer, str) else answer.text
 
     with ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(ask, range(64)))
-    assert answers == [None if index % 4 == 3 else hello.text for index in range(64)]
+    assert answers == [refusals.get(index % 8, hello.text) for index in range(64)]
 
 
 def metrics(server):
@@ -1142,8 +1181,17 @@ def metrics(server):
 
 def hung_up(server):
     """How many clients did so."""
-    lines = (line for line in metrics(server) if line.startswith("qwen3_asr_requests_total{"))
-    return sum(float(line.split()[-1]) for line in lines if 'status="499"' in line)
+    return our_metric(server, "requests", 'status="499"')
+
+
+def loops_told(server):
+    return our_metric(server, "loops")
+
+
+def our_metric(server, name, label=""):
+    """The sum over all labels of a counter of ours."""
+    lines = [line for line in metrics(server) if line.startswith(f"qwen3_asr_{name}_total{{")]
+    return sum(float(line.split()[-1]) for line in lines if label in line)
 
 
 def metric(server, name, label=""):

