@@ -100,6 +100,12 @@ def test_japanese_is_cut_by_nagisa():
     )
 
 
+@pytest.mark.parametrize("text", ["卡尔・马克思", "啊ー", "卡尔·马克思"])
+def test_marks_that_chinese_shares_make_no_japanese(monkeypatch, text):
+    monkeypatch.setitem(sys.modules, "nagisa", None)
+    assert units(text) == [char for char in text if char not in "・·"]
+
+
 def test_japanese_without_nagisa_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "nagisa", None)
     with pytest.raises(ImportError, match=r"pip install 'qwen3-asr-vllm\[ja\]'"):
