@@ -44,6 +44,7 @@ _FILL = 0.8  # of its share of the words, what a window of a long recording is a
 _MARGIN_S = 5.0  # words that end this close to the end of such a window are asked for again
 _PILE_UP = 4  # words at one instant: nobody speaks so fast, so the model lost its place
 _SHORTEST_S = CLASS_MS / 1000  # what a word of no length is given
+_LEAST_S = 0.002  # that a word lasts: it still does when its times are rounded to milliseconds
 _MAX_ROUNDS = 4  # of asking again for words that piled up
 
 Span: TypeAlias = tuple[float, float]  # start and end in seconds
@@ -109,8 +110,8 @@ def align_words(
 ) -> _Rounds[list[Word]]:
     """When the words of sentences are said, with the spaces and the punctuation around them.
 
-    Put together, they are the text. Each lasts longer than nothing, begins where the one before
-    ends or later, and lies inside the audio.
+    Put together, they are the text. Each lasts longer than nothing, rounded to milliseconds too,
+    begins where the one before ends or later, and lies inside the audio.
     """
     units = list(_units(sentences, language))
     spans = yield from _spans(waveform, [unit.spoken for unit in units])
@@ -291,7 +292,8 @@ def _spans(waveform: np.ndarray, units: list[str]) -> _Rounds[list[Span]]:
         spans += [
             (max(told, begin), max(told, end)) for begin, end in _shifted(last, start / SAMPLE_RATE)
         ]
-    return _spread(spans, len(waveform) / SAMPLE_RATE)
+    duration = len(waveform) / SAMPLE_RATE
+    return _lasting(_spread(spans, duration), duration)
 
 
 def _set_apart(spans: list[Span], request: AlignmentRequest) -> _Rounds[list[Span]]:
@@ -444,6 +446,21 @@ def _spread(spans: list[Span], duration: float) -> list[Span]:
             spans[end] = (stop, spans[end][1])
         edges = np.linspace(start, stop, end - first + 1).tolist()
         spans[first:end] = list(pairwise(edges))
+    return spans
+
+
+def _lasting(spans: list[Span], duration: float) -> list[Span]:
+    """The same times, with the shortest words given 2 ms, or what there is, by moving others."""
+    least = min(_LEAST_S, duration / max(1, len(spans)))
+    low, high = 0.0, duration
+    for i, (start, end) in enumerate(spans):
+        start = max(start, low)
+        low = max(end, start + least)
+        spans[i] = start, low
+    for i, (start, end) in reversed(list(enumerate(spans))):
+        end = min(end, high)
+        high = max(0.0, min(start, end - least))
+        spans[i] = high, end
     return spans
 
 

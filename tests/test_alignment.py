@@ -7,12 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import lines_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm import alignment
 from qwen3_asr_vllm.alignment import AlignmentOutput, align, repair, split_units
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
+from qwen3_asr_vllm.transcript import rounded
 
 # Any text, rich in what units and punctuation are made of.
 TEXTS = st.text(
@@ -247,13 +249,32 @@ def test_repair_is_that_of_qwen_asr(times):
     assert repair(repaired) == repaired
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        lambda n: np.random.default_rng(0).integers(0, 2250, n),
+        np.arange,
+        lambda n: -np.arange(n),
+        np.zeros,
+    ],
+    ids=["random", "rising", "falling", "equal"],
+)
+def test_repair_of_twice_as_many_times_costs_little_more_than_twice(times):
+    def cost(n):
+        return lines_run(lambda: repair(times(n).tolist()))
+
+    assert cost(8000) < 2.2 * cost(4000)
+
+
 def assert_ordered(transcript):
-    end = 0.0
-    for segment in transcript.segments:
-        assert segment.start == segment.words[0].start and segment.end == segment.words[-1].end
-        for word in segment.words:
-            assert end <= word.start < word.end <= transcript.duration
-            end = word.end
+    """Also when its times are written, to the millisecond."""
+    for written in (transcript, rounded(transcript)):
+        end = 0.0
+        for segment in written.segments:
+            assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
+            for word in segment.words:
+                assert end <= word.start < word.end <= written.duration
+                end = word.end
 
 
 @given(st.data())
@@ -270,6 +291,16 @@ def test_every_word_lasts_and_stays_in_order_inside_the_recording(data):
     transcript = run(seconds, " ".join(map(str, range(count))), answer)
     assert len(transcript.words) == count
     assert_ordered(transcript)
+
+
+@given(st.integers(0, 10**6), st.integers(100, 300), st.integers(1, 3))
+def test_words_by_the_hundred_in_a_second_last_a_millisecond(seed, count, last):
+    random = np.random.default_rng(seed)
+
+    def answer(request):
+        return AlignmentOutput((80 * random.integers(0, last + 1, 2 * len(request.units))).tolist())
+
+    assert_ordered(run(1, " ".join(map(str, range(count))), answer))
 
 
 def test_words_without_length_at_the_start_take_nothing_from_the_last():
