@@ -75,7 +75,7 @@ class AlignmentOutput:
 
 
 class AlignmentError(Exception):
-    """The aligner gave no times."""
+    """The aligner gave no times that can be used, or it cannot be asked for any."""
 
 
 _Result = TypeVar("_Result")
@@ -90,9 +90,10 @@ def align(waveform: np.ndarray, text: str, *, language: str | None = None) -> Al
     are cut alike. Any length: requests hold at most 180 s. A text of punctuation alone has no
     words.
 
-    Raises ValueError on the first step for a language that the aligner does not know, and
-    ImportError, which says what to install, where Japanese cannot be cut into words;
-    AlignmentError where the aligner does not answer.
+    Raises ValueError on the first step for a language that the aligner does not know; there too
+    ImportError, which says what to install, where Japanese cannot be cut into words, and
+    AlignmentError where the dictionary of Korean cannot be read. AlignmentError where the aligner
+    does not answer, or not with two times a word.
     """
     if (language := resolve_language(language)) is not None:
         check_language(language)
@@ -102,6 +103,7 @@ def align(waveform: np.ndarray, text: str, *, language: str | None = None) -> Al
         text="".join(sentences),
         duration=len(waveform) / SAMPLE_RATE,
         segments=tuple(timed_segments(sentences, words, language)),
+        warnings=cut_warnings(text, language),
     )
 
 
@@ -123,6 +125,12 @@ def check_language(language: str) -> None:
     if language not in ALIGNER_LANGUAGES:
         known = ", ".join(sorted(f"{language_code(name)} {name}" for name in ALIGNER_LANGUAGES))
         raise ValueError(f"the forced aligner does not know {language}; it times words of: {known}")
+
+
+def cut_warnings(text: str, language: str | None) -> tuple[str, ...]:
+    """What who reads the words of a text should know of how it was cut."""
+    is_korean = (language or _script_language(text)) == "Korean"
+    return (NO_DICTIONARY,) if is_korean and not korean_dictionary() else ()
 
 
 def timed_segments(
@@ -165,6 +173,10 @@ _CJK = re.compile(
 )
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")  # without ・ and ー, which Chinese writes too
 _HANGUL = re.compile("[\uac00-\ud7a3]")
+NO_DICTIONARY = (
+    "Korean is cut at its spaces only, not before endings: there is no dictionary. "
+    "pip install --no-deps qwen-asr, or name one with QWEN3_ASR_KOREAN_DICT."
+)
 _NOT_SPACE = re.compile(r"\S+")
 _PIECE = re.compile(f"{_CJK.pattern}|(?:(?!{_CJK.pattern}).)+", re.DOTALL)
 
@@ -175,8 +187,7 @@ def split_units(text: str, language: str | None = None) -> list[Unit]:
     Between spaces lie words, and in these every Chinese character is its own. Japanese is cut by
     nagisa, Korean before the endings that follow a word of the dictionary.
     """
-    if language is None:
-        language = "Japanese" if _KANA.search(text) else "Korean" if _HANGUL.search(text) else None
+    language = language or _script_language(text)
     cut: Callable[[str], Iterator[tuple[int, int]]] = {
         "Japanese": _cut_japanese,
         "Korean": _cut_korean,
@@ -184,6 +195,11 @@ def split_units(text: str, language: str | None = None) -> list[Unit]:
     normal = partial(normalize, "NFKC" if language == "Japanese" else "NFC")
     spoken = ((start, end, _spoken(normal(text[start:end]))) for start, end in cut(text))
     return [Unit(*unit) for unit in spoken if unit[2]]
+
+
+def _script_language(text: str) -> str | None:
+    """The language that a script tells, of those that are cut otherwise than at spaces."""
+    return "Japanese" if _KANA.search(text) else "Korean" if _HANGUL.search(text) else None
 
 
 def _units(sentences: Sequence[str], language: str | None) -> Iterator[Unit]:
@@ -249,6 +265,8 @@ def korean_dictionary() -> frozenset[str]:
 
     Else of the file in the package qwen-asr, where it is installed (``pip install --no-deps
     qwen-asr`` will do). Without either it is empty, and Korean is cut at its spaces only.
+
+    Raises AlignmentError for a file that cannot be read.
     """
     given = os.environ.get("QWEN3_ASR_KOREAN_DICT")
     spec = None if given else find_spec("qwen_asr")
@@ -256,7 +274,13 @@ def korean_dictionary() -> frozenset[str]:
         given = str(Path(spec.origin).parent / "inference/assets/korean_dict_jieba.dict")
     if not given:
         return frozenset()
-    lines = Path(given).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(given).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise AlignmentError(
+            f"Korean cannot be cut into words by the file {given} ({error}); set "
+            "QWEN3_ASR_KOREAN_DICT to one in UTF-8 with a word to a line, or unset it"
+        ) from error
     return frozenset(line.split()[0] for line in lines if line.strip())
 
 
@@ -327,9 +351,9 @@ def _read(output: AlignmentOutput, request: AlignmentRequest) -> list[Span]:
     if output.error:
         raise AlignmentError(output.error)
     if len(output.times) != 2 * len(request.units):
-        raise ValueError(
+        raise AlignmentError(
             f"the aligner gave {len(output.times)} times for {len(request.units)} words, not two "
-            f"each; use the tokenizer that came with the checkpoint: {TIMESTAMP} is one token."
+            f"each; use the tokenizer that came with the checkpoint: {TIMESTAMP} is one token"
         )
     duration = len(request.waveform) / SAMPLE_RATE
     times = [min(time / 1000, duration) for time in repair(output.times)]

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from .alignment import AlignmentError, align_words, shifted, timed_segments
+from .alignment import AlignmentError, align_words, cut_warnings, shifted, timed_segments
 from .audio import (
     Pauses,
     halve_at_silence,
@@ -383,7 +383,12 @@ def _time_words(part: _Part) -> Rounds[_Part]:
         words = yield from align_words(part.request.waveform, sentences, language)
     except (AlignmentError, ImportError) as error:
         return _without_words(part, str(error))
-    return replace(part, words=tuple(shifted(words, part.request.start)))
+    said = (_warn(part.request, warning) for warning in cut_warnings(part.parsed.text, language))
+    return replace(
+        part,
+        words=tuple(shifted(words, part.request.start)),
+        warnings=(*part.warnings, *said),
+    )
 
 
 def _without_words(part: _Part, reason: str) -> _Part:

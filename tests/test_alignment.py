@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm import alignment
-from qwen3_asr_vllm.alignment import AlignmentOutput, align, repair, split_units
+from qwen3_asr_vllm.alignment import AlignmentError, AlignmentOutput, align, repair, split_units
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
 from qwen3_asr_vllm.transcript import rounded
+from qwen3_asr_vllm.transcription import EngineOutput, transcribe
 
 # Any text, rich in what units and punctuation are made of.
 TEXTS = st.text(
@@ -142,12 +143,51 @@ def test_korean_is_cut_as_by_soynlp(text):
     assert cut == expected
 
 
-def test_korean_without_a_dictionary_is_cut_at_spaces(monkeypatch):
+@pytest.fixture
+def no_korean(monkeypatch):
     monkeypatch.delenv("QWEN3_ASR_KOREAN_DICT", raising=False)
     monkeypatch.setattr(alignment, "find_spec", lambda name: None)
     alignment.korean_dictionary.cache_clear()
-    assert units("나는 학교에서, 친구를") == ["나는", "학교에서", "친구를"]
+    yield
     alignment.korean_dictionary.cache_clear()
+
+
+def heard(text):
+    """As an engine that hears this, in Korean, and times it at nothing in particular."""
+    return lambda r: nothing(r) if hasattr(r, "units") else EngineOutput(f"language {text}")
+
+
+@pytest.mark.parametrize("language", ["Korean", None])
+def test_korean_without_a_dictionary_is_cut_at_spaces_and_says_so(no_korean, language):
+    text = "나는 학교에서, 친구를"
+    transcript = run(5, text, nothing, language=language)
+    assert [word.word for word in transcript.words] == ["나는", " 학교에서,", " 친구를"]
+    (warning,) = transcript.warnings
+    for advice in ("pip install --no-deps qwen-asr", "QWEN3_ASR_KOREAN_DICT"):
+        assert advice in warning
+    answer = heard(f"Korean<asr_text>{text}")
+    clip = drive(transcribe(counting(5), word_timestamps=True), answer)
+    assert clip.warnings == (f"0.0-5.0 s: {warning}",) and len(clip.words) == 3
+
+
+def test_no_other_cutting_needs_to_be_said(korean):
+    for text in (KOREAN, "Guten Tag.", "你好"):
+        assert run(5, text, nothing).warnings == ()
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_dictionary_that_cannot_be_read_costs_the_words_only(
+    no_korean, monkeypatch, tmp_path, content
+):
+    path = tmp_path / "korean"
+    if content:
+        path.write_bytes(content)
+    monkeypatch.setenv("QWEN3_ASR_KOREAN_DICT", str(path))
+    with pytest.raises(AlignmentError, match=f"by the file {path} .*QWEN3_ASR_KOREAN_DICT"):
+        run(5, "친구를", nothing)
+    answer = heard("Korean<asr_text>친구를")
+    transcript = drive(transcribe(counting(5), word_timestamps=True), answer)
+    assert transcript.text == "친구를" and "no words are timed" in transcript.warnings[0]
 
 
 # words --------------------------------------------------------------------------------------
@@ -207,7 +247,7 @@ def test_a_language_that_the_aligner_does_not_know_is_refused():
 
 
 def test_another_number_of_times_than_words_is_an_error():
-    with pytest.raises(ValueError, match="3 times for 2 words.*tokenizer"):
+    with pytest.raises(AlignmentError, match="3 times for 2 words.*tokenizer"):
         run(5, "a b", lambda request: AlignmentOutput([1, 2, 3]))
 
 
