@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import http.client
 import io
 import json
 import os
@@ -135,7 +136,7 @@ def is_url(source: str) -> bool:
 
 
 def fetch(url: str) -> bytes:
-    """What a URL holds, at most 1 GiB. Raises OSError or ValueError, naming the URL."""
+    """All that a URL holds, at most 1 GiB. Raises OSError or ValueError, naming the URL."""
     is_url(url)
     opener = urllib.request.OpenerDirector()  # without the handlers for file and ftp
     for handler in (
@@ -151,10 +152,13 @@ def fetch(url: str) -> bytes:
     try:
         with opener.open(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except OSError as error:
+            num_missing = response.length or 0  # read() with a size takes a cut for the end
+    except (OSError, http.client.HTTPException) as error:
         raise OSError(f"{url}: {error}") from error
     if len(data) > MAX_DOWNLOAD_BYTES:
         raise ValueError(f"{url}: larger than 1 GiB. Download it and pass the path.")
+    if num_missing:
+        raise OSError(f"{url}: the connection was cut {num_missing} bytes before the end.")
     return data
 
 

@@ -119,17 +119,28 @@ def test_two_recordings_never_have_one_name(tmp_path):
 
 
 class Files(http.server.BaseHTTPRequestHandler):
+    """Has hello.flac, whole, and cut off in two ways."""
+
     def do_GET(self):
+        content = self.server.content
+        cut = {
+            "/length.flac": {"Content-Length": str(2 * len(content))},
+            "/chunk.flac": {"Transfer-Encoding": "chunked"},
+        }
         if self.path.startswith("/to-file"):
-            self.send_response(302)
-            self.send_header("Location", "file:///etc/hostname")
-        elif self.path == "/hello.flac":
-            self.send_response(200)
+            self.answer(302, b"", {"Location": "file:///etc/hostname"})
+        elif self.path == "/hello.flac" or self.path in cut:
+            size = b"%x\r\n" % (2 * len(content)) if self.path == "/chunk.flac" else b""
+            self.answer(200, size + content, cut.get(self.path, {}))
         else:
-            self.send_response(404)
+            self.answer(404, b"", {})
+
+    def answer(self, status, body, headers):
+        self.send_response(status)
+        for header in headers.items():
+            self.send_header(*header)
         self.end_headers()
-        if self.path == "/hello.flac":
-            self.wfile.write(self.server.content)
+        self.wfile.write(body)
 
     def log_message(self, *_):
         pass
@@ -152,6 +163,12 @@ def test_a_url_is_loaded_and_what_is_wrong_with_it_named(web):
         load_recording(f"{web}/none.flac")
     with pytest.raises(OSError, match="to-file"):
         load_recording(f"{web}/to-file.wav")
+
+
+@pytest.mark.parametrize("name", ["length.flac", "chunk.flac"])
+def test_a_download_that_is_cut_off_is_an_error_and_no_shorter_recording(web, name):
+    with pytest.raises(OSError, match=name):
+        load_recording(f"{web}/{name}")
 
 
 # ---- outputs ----
