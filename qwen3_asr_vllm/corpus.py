@@ -19,10 +19,12 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 MAX_DOWNLOAD_BYTES = 1 << 30
 MAX_SECONDS = 1e9  # of an offset: 30 years
 DOWNLOAD_TIMEOUT_S = 60  # without a byte
+MAX_WHOLES = 2  # recordings that are kept for their parts; 0.9 GB for one of four hours
 
 # What a folder is searched for: recordings, and films for their sound.
 AUDIO_SUFFIXES = frozenset(
@@ -75,16 +78,18 @@ class Recording:
 
     def load(self) -> np.ndarray:
         """Its waveform. Raises what ``load_audio`` and ``fetch`` raise."""
+        waveform = self.load_whole()
+        return self.part_of(waveform) if self.is_part else waveform
+
+    def load_whole(self) -> np.ndarray:
+        """The waveform of all that it is a part of."""
         from .audio import load_audio
 
         if self.source == "-":
-            waveform = load_audio(sys.stdin.buffer.read())
-        elif is_url(self.source):
-            waveform = _load_url(self.source)
-        else:
-            waveform = load_audio(self.source)
-        if not self.is_part:
-            return waveform
+            return load_audio(sys.stdin.buffer.read())
+        return _load_url(self.source) if is_url(self.source) else load_audio(self.source)
+
+    def part_of(self, waveform: np.ndarray) -> np.ndarray:
         start = round(self.offset_s * SAMPLE_RATE)
         end = None if self.duration_s is None else start + round(self.duration_s * SAMPLE_RATE)
         if len(part := waveform[start:end]) == 0:
@@ -111,6 +116,43 @@ class Progress:
     recordings_done: int
     seconds_read: float
     seconds_done: float
+
+
+class Loader:
+    """``load_recording`` for one run: parts that follow each other decode their recording once.
+
+    Threads may share it; those that want parts of what is being decoded wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._wholes: OrderedDict[str, Future[np.ndarray]] = OrderedDict()  # by source
+        self._lock = Lock()
+
+    def __call__(self, source: Any) -> np.ndarray:
+        if isinstance(source, Recording) and source.is_part:
+            return source.part_of(self._whole(source))
+        return load_recording(source)
+
+    def _whole(self, part: Recording) -> np.ndarray:
+        with self._lock:
+            is_new = part.source not in self._wholes
+            whole = self._wholes.setdefault(part.source, Future())
+            self._wholes.move_to_end(part.source)
+            if len(self._wholes) > MAX_WHOLES:
+                self._wholes.popitem(last=False)
+        if is_new:
+            try:
+                whole.set_result(part.load_whole())
+            except BaseException as error:
+                whole.set_exception(error)
+                self._forget(part.source, whole)
+        return whole.result()
+
+    def _forget(self, source: str, failed: Future[np.ndarray]) -> None:
+        """So that the next part tries again: it may have been the network."""
+        with self._lock:
+            if self._wholes.get(source) is failed:
+                del self._wholes[source]
 
 
 def load_recording(source: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from .aligner import UTILIZATION, ForcedAligner, split_memory
 from .alignment import AlignmentOutput, AlignmentRequest
 from .audio import AudioSource
-from .corpus import Progress, Recording, Result, load_recording
+from .corpus import Loader, Progress, Recording, Result
 from .decoding import DEFAULT_CLIP_S
 from .engine import Answer, engine_prompt, gpu_bytes, load_engine, sampling_params, slot_ids
 from .geometry import SAMPLE_RATE
@@ -156,7 +156,7 @@ class Qwen3ASR:
         pipeline = Pipeline(
             [audio] if is_one(audio) else audio,
             self._engine,
-            load=load_recording,
+            load=Loader(),
             begin=begin,
             in_order=in_order,
             progress=progress,

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from .corpus import Progress, Recording, Result, fetch, is_url
+from .corpus import Loader, Progress, Recording, Result, fetch, is_url
 from .geometry import SAMPLE_RATE
 from .transcript import Transcript, read_verbose_json
 
@@ -126,13 +126,13 @@ class Server:
         next_index = num_done = 0
         seconds = 0.0
         pool = ThreadPoolExecutor(num_connections, thread_name_prefix="transcribe")
-        uploads = _Uploads(most_busy_s)
+        uploads, load = _Uploads(most_busy_s), Loader()
         try:
             while True:
                 while len(running) + len(finished) < 2 * num_connections:
                     if (item := next(source, None)) is None:
                         break
-                    running[pool.submit(self._transcribe, item[1], given, uploads)] = item
+                    running[pool.submit(self._transcribe, item[1], given, uploads, load)] = item
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -153,9 +153,9 @@ class Server:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _transcribe(
-        self, recording: Any, fields: list[tuple[str, str]], uploads: _Uploads
+        self, recording: Any, fields: list[tuple[str, str]], uploads: _Uploads, load: Loader
     ) -> Transcript:
-        with _open(recording) as file:
+        with _open(recording, load) as file:
             name = _filename(recording)
             answer = self._ask(lambda: self._send(file, name, fields, uploads), uploads)
         if answer.status != 200:
@@ -272,13 +272,13 @@ def _result(index: int, source: Any, future: Future[Transcript]) -> Result:
         return Result(index, source, error=error)
 
 
-def _open(recording: Any) -> BinaryIO:
+def _open(recording: Any, load: Loader) -> BinaryIO:
     """The bytes to send: the file itself, or the samples of a part of one."""
     if isinstance(recording, Recording) and recording.is_part:
         import soundfile
 
         file = io.BytesIO()
-        soundfile.write(file, recording.load(), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+        soundfile.write(file, load(recording), SAMPLE_RATE, format="WAV", subtype="FLOAT")
         return file
     source = recording.source if isinstance(recording, Recording) else recording
     if source == "-":

@@ -6,6 +6,8 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.corpus import (
+    Loader,
     OutputFolder,
     OutputManifest,
     Recording,
@@ -95,6 +99,44 @@ def test_a_manifest_s_row_may_be_a_part_of_a_recording(tmp_path):
     assert np.array_equal(second.load(), samples[20_000:28_000])
     with pytest.raises(ValueError, match="lasts 2.0 s; there is none at .* 7 s"):
         beyond.load()
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How often each file was decoded."""
+    times = Counter()
+
+    def load_audio(source):
+        times[source] += 1
+        return real(source)
+
+    real = audio.load_audio
+    monkeypatch.setattr(audio, "load_audio", load_audio)
+    return times
+
+
+def test_parts_that_follow_each_other_decode_their_recording_once(tmp_path, decoded):
+    """Four recordings of 50 s, in a hundred parts each; eight threads load these in turn."""
+    samples = np.linspace(-0.5, 0.5, 50 * 16_000, dtype=np.float32)
+    paths = [str(tmp_path / f"{name}.wav") for name in "abcd"]
+    for path in paths:
+        soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    parts = [Recording(p, p, offset_s=0.5 * i, duration_s=0.5) for p in paths for i in range(100)]
+    loader = Loader()
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(loader, parts))
+    assert np.array_equal(np.concatenate(loaded), np.tile(samples, 4))
+    assert decoded == dict.fromkeys(paths, 1)
+    assert len(loader._wholes) == 2  # and the others are forgotten
+
+
+def test_a_recording_that_cannot_be_read_is_tried_again_for_its_next_part(tmp_path):
+    path = tmp_path / "a.wav"
+    load, part = Loader(), Recording(str(path), "a", duration_s=1.0)
+    with pytest.raises(FileNotFoundError, match="a.wav"):
+        load(part)
+    soundfile.write(path, np.zeros(32_000), 16_000)
+    assert load(part).shape == (16_000,)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import pytest
 import soundfile
 from conftest import eventually
 
-from qwen3_asr_vllm import remote
+from qwen3_asr_vllm import audio, remote
 from qwen3_asr_vllm.corpus import Recording
 from qwen3_asr_vllm.remote import Server
 from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript, read_verbose_json, rounded
@@ -183,11 +183,16 @@ def test_a_run_that_ended_leaves_the_server_and_other_runs_alone(echo):
     assert json.loads(server.get("/v1/models"))["data"]
 
 
-def test_a_part_of_a_recording_is_sent_as_its_samples(echo, tmp_path):
+def test_parts_of_a_recording_are_sent_as_samples_and_it_is_decoded_once(
+    echo, tmp_path, monkeypatch
+):
     samples = np.linspace(-0.5, 0.5, 16_000, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     part = Recording(str(tmp_path / "a.wav"), "a", offset_s=0.25, duration_s=0.5)
-    list(Server(echo.url).transcribe([part]))
+    decoded, load_audio = [], audio.load_audio
+    monkeypatch.setattr(audio, "load_audio", lambda path: decoded.append(path) or load_audio(path))
+    list(Server(echo.url).transcribe([part] * 100))
+    assert len(decoded) == 1
     (tmp_path / "sent.wav").write_bytes(echo.forms[0][1][-1][1])
     sent, rate = soundfile.read(tmp_path / "sent.wav", dtype="float32")
     assert rate == 16_000 and np.array_equal(sent, samples[4000:12_000])
