@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 from common import (
+    ALIGNER,
     AUDIO_SIZES,
     AUDIO_TOKEN,
-    CHECKPOINT,
     RECORDING,
     TEXT_SIZES,
     Reference,
@@ -40,7 +40,6 @@ from common import (
     resized,
 )
 
-ALIGNER = CHECKPOINT.parent / "aligner"
 ARCHITECTURE = "Qwen3ASRForcedAlignerForTokenClassification"
 TIMESTAMP = "<timestamp>"
 

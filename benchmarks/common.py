@@ -35,6 +35,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE.parent / "tests" / "checkpoints" / "asr"
+ALIGNER = CHECKPOINT.with_name("aligner")
 RECORDING = HERE.parent / "tests" / "data" / "three_languages.flac"
 HELDOUT = RECORDING.parent / "heldout"  # recordings and their manifest
 SIDES = ("in-tree", "ours")

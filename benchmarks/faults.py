@@ -14,12 +14,17 @@ all was as before. ``left`` is what is still there in the end.
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -32,17 +37,30 @@ from typing import Any
 
 import openai
 import psutil
-from common import CHECKPOINT, HELDOUT, QUIET, print_result, print_table, server, speech_clip
+from common import (
+    ALIGNER,
+    CHECKPOINT,
+    HELDOUT,
+    QUIET,
+    print_result,
+    print_table,
+    server,
+    speech_clip,
+)
 
 ARGUMENTS = ["--enforce-eager", "--max-model-len", "2048"]
 CLIENTS = 8
 CLIP_S = 60.0  # of their recordings
 PATIENCE_S = 120.0  # after which what is still there is left
+SLOW_READERS = 64
+PAUSE_S = 10.0  # before they read
 
 
-def ask(address: str, file: bytes, *, stream: bool = False) -> str:
+def ask(address: str, file: bytes, *, stream: bool = False, words: bool = False) -> str:
     """What one client saw, in a word or two."""
     form: dict[str, Any] = {"model": "model", "file": ("a.wav", file), "stream": stream}
+    if words:
+        form |= {"response_format": "verbose_json", "timestamp_granularities": ["word"]}
     options: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": 600}
     with openai.OpenAI(base_url=f"{address}/v1", **options) as client:
         events = None
@@ -222,6 +240,186 @@ def is_whole(path: Path) -> bool:
     return not is_hidden and path.read_text().endswith(("}\n", "\n\n", ".\n", "。\n"))
 
 
+def aligner_killed() -> dict[str, Any]:
+    """Half of the clients need word times when the aligner dies; the supervisor starts it again."""
+    options = ["--aligner", str(ALIGNER), "--aligner-options=--enforce-eager"]
+    with (
+        ThreadPoolExecutor(CLIENTS) as pool,
+        server("ours", CHECKPOINT, options + ARGUMENTS) as (
+            address,
+            pid,
+        ),
+    ):
+        asked = [
+            pool.submit(ask, address, speech_clip(CLIP_S, seed), words=seed % 2 == 1)
+            for seed in range(CLIENTS)
+        ]
+        while not running(address):
+            time.sleep(0.05)
+        begin = time.monotonic()
+        kill([each for each in processes(pid) if str(ALIGNER) in each.cmdline()])
+        saw = seen(asked)
+        told = time.monotonic() - begin
+        late = ask(address, speech_clip(2, 99), words=True)
+        while ask(address, speech_clip(2, 98), words=True) != "text":
+            time.sleep(0.5)
+        again = time.monotonic() - begin
+    return {
+        "clients saw": saw,
+        "told within s": told,
+        "next client": f"wants words: {late}",
+        "recovery": f"words again after {again:.0f} s",
+        "left": None,
+    }
+
+
+def slow_readers() -> dict[str, Any]:
+    """Streams whose readers take nothing for ten seconds, and then all of it."""
+    with ThreadPoolExecutor(SLOW_READERS) as pool:
+        with server("ours", CHECKPOINT, ARGUMENTS) as (address, pid):
+            short_request(address)
+            api = psutil.Process(pid)
+            before = api.memory_info().rss
+            asked = [pool.submit(read_late, address, seed) for seed in range(SLOW_READERS)]
+            time.sleep(PAUSE_S / 2)
+            begin = time.monotonic()
+            late = short_request(address)
+            waited = time.monotonic() - begin
+            saw = seen(asked)
+            grown = (api.memory_info().rss - before) >> 20
+    return {
+        "clients saw": saw,
+        "told within s": None,
+        "next client": late,
+        "recovery": f"the next client waited {waited:.1f} s",
+        "left": f"{grown} MiB more in the HTTP process",
+    }
+
+
+def read_late(address: str, seed: int) -> str:
+    head = b"--b\r\nContent-Disposition: form-data; name=stream\r\n\r\ntrue\r\n"
+    head += b"--b\r\nContent-Disposition: form-data; name=file; filename=a.wav\r\n\r\n"
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=600)
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    body = head + speech_clip(CLIP_S, seed) + b"\r\n--b--\r\n"
+    connection.request("POST", "/v1/audio/transcriptions", body, headers)
+    time.sleep(PAUSE_S)
+    with connection.getresponse() as response:
+        return "text" if b"[DONE]" in response.read() else "a cut stream"
+
+
+def sessions() -> dict[str, Any]:
+    """Realtime sessions in the middle of an utterance, whose engine is killed."""
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        with server("ours", CHECKPOINT, ARGUMENTS) as (address, pid):
+            asked = [pool.submit(speak, address, seed) for seed in range(CLIENTS)]
+            while not running(address):
+                time.sleep(0.05)
+            begin = time.monotonic()
+            kill(processes(pid)[1:])
+            saw = seen(asked)
+            told = time.monotonic() - begin
+            late = speak(address, 99)
+            left = num_alive(processes(pid)) if psutil.pid_exists(pid) else 0
+    return {
+        "clients saw": saw,
+        "told within s": told,
+        "next client": late,
+        "recovery": "as when the engine is killed",
+        "left": f"{left} processes",
+    }
+
+
+def speak(address: str, seed: int) -> str:
+    """What a session of a minute saw, which is said faster than it can be heard."""
+    pcm = speech_clip(CLIP_S, seed)[44:]
+    audio = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        try:
+            with client.realtime.connect(extra_query={"intent": "transcription"}) as session:
+                wanted = {"type": "transcription", "audio": {"input": audio}}
+                session.session.update(session=wanted)
+                session.input_audio_buffer.append(audio=base64.b64encode(pcm).decode())
+                session.input_audio_buffer.commit()
+                for event in session:
+                    if event.type.endswith("transcription.completed"):
+                        return "text"
+                    if "error" in event.model_dump():
+                        return f"error event: {event.error.code or event.error.message[:60]}"
+        except Exception as error:  # whatever ends a session is what its client saw
+            return type(error).__name__
+    return "closed without an event"
+
+
+def changing_files() -> dict[str, Any]:
+    """A batch whose recordings are cut, grown and put back all the while."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recordings = [Path(shutil.copy(path, folder)) for path in sorted(HELDOUT.glob("*.flac"))]
+        is_over = threading.Event()
+
+        def change() -> None:
+            rng = random.Random(0)
+            while not is_over.is_set():
+                path = rng.choice(recordings)
+                whole = (HELDOUT / path.name).read_bytes()
+                for content in (whole[: len(whole) // 2], whole + whole, whole):
+                    path.write_bytes(content)
+
+        changer = threading.Thread(target=change)
+        changer.start()
+        try:
+            result = batch(recordings, folder / "out")
+        finally:
+            is_over.set()
+            changer.join()
+        outputs = list((folder / "out").iterdir())
+        cut = sum(not is_whole(path) for path in outputs)
+        again = batch(recordings, folder / "out")
+    return {
+        "clients saw": f"exit code {result.returncode}, {len(outputs)} of {len(recordings)} done",
+        "told within s": None,
+        "next client": None,
+        "recovery": f"run again when they stay: exit code {again.returncode}",
+        "left": f"{cut} cut files",
+    }
+
+
+def corrupt_state() -> dict[str, Any]:
+    """A batch that goes on from a manifest with a torn line and bytes that are no text."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recordings = sorted(HELDOUT.glob("*.flac"))[:20]
+        manifest = folder / "out.jsonl"
+        options = ["--manifest-out", str(manifest)]
+        batch(recordings[:10], folder / "out", *options)
+        lines = manifest.read_bytes().splitlines(keepends=True)
+        manifest.write_bytes(b"".join(lines[:8]) + b"\xff\x00{\n" + lines[8] + lines[9][:20])
+        result = batch(recordings, folder / "out", *options)
+        rows = [line for line in manifest.read_bytes().splitlines() if is_row(line)]
+    last = (result.stderr.strip().splitlines() or [""])[-1]
+    return {
+        "clients saw": f"exit code {result.returncode}: {last[-100:]}",
+        "told within s": None,
+        "next client": None,
+        "recovery": f"{len(rows)} of {len(recordings)} recordings in the manifest",
+        "left": None,
+    }
+
+
+def is_row(line: bytes) -> bool:
+    try:
+        return "pred_text" in json.loads(line)
+    except ValueError:
+        return False
+
+
+def batch(recordings: list[Path], folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "transcribe", *map(str, recordings)]
+    command += ["--model", str(CHECKPOINT), "-f", "json", "-o", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | QUIET)
+
+
 FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "engine-killed": engine_killed,
     "all-killed": all_killed,
@@ -229,6 +427,11 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "stopped-gently": stopped_gently,
     "storm": storm,
     "disk-full": disk_full,
+    "aligner-killed": aligner_killed,
+    "slow-readers": slow_readers,
+    "sessions": sessions,
+    "changing-files": changing_files,
+    "corrupt-state": corrupt_state,
 }
 
 

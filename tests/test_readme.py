@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-READMES = ("README.md", "docker/README.md")
-PROGRAMS = ("qwen3-asr", "vllm", "curl", "python3", "pip", "docker", "VLLM_PLUGINS=")
+READMES = ("README.md", "docker/README.md", "benchmarks/accuracy.md")
+PROGRAMS = ("qwen3-asr", "vllm", "curl", "python3", "pip", "docker", "arecord", "VLLM_PLUGINS=")
 
 # Beginnings of commands, and why they are not run here.
 ELSEWHERE = {
@@ -28,6 +28,7 @@ ELSEWHERE = {
     "qwen3-asr serve Qwen/": "needs a GPU and a download; the tests serve the tiny checkpoint",
     "qwen3-asr eval ": "test_evaluation.py",
     "qwen3-asr stream ": "test_offline.py",
+    "arecord ": "needs a microphone; test_offline.py has samples come from a pipe",
     "qwen3-asr transcribe corpus.jsonl --ray": "test_cluster.py",
     "qwen3-asr align ": "test_offline.py aligns with the same checkpoint, test_cli.py calls it",
     "qwen3-asr transcribe talk.mp3 --word_timestamps": "as align, and needs a download",
