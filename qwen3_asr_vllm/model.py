@@ -491,6 +491,8 @@ class TimestampPooler(Pooler):
             is_marked = prompt[end - len(hidden) : end] == self.timestamp_token_id
             rows = hidden[async_tensor_h2d(is_marked.nonzero().flatten(), hidden.device)]
             parts = state.hidden_states_cache
+            if end == len(hidden):  # also a prompt that was preempted: it starts again
+                parts.clear()
             parts.append(self.logits(rows) if params.use_activation is False else self.best(rows))
             outputs.append(torch.cat(parts) if is_finished else None)
             if is_finished:

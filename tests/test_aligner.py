@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import engine, noise, reference_config, reference_model, save_flat, save_nested
@@ -56,6 +57,34 @@ def test_many_clips_in_one_batch_are_classified_as_by_transformers(aligner):
         torch.testing.assert_close(scored.outputs.data, expected, atol=1e-4, rtol=0)
         assert output.outputs.data.tolist() == expected.argmax(-1).tolist()
     assert len(best[-1].prompt_token_ids) > 256
+
+
+def classified(pooler, hidden, prompt, cuts):
+    """What the pooler makes of one prompt of which these stretches are computed in turn."""
+    from vllm import PoolingParams
+    from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
+
+    params, state = PoolingParams(task="token_classify"), PoolingStates()
+    for start, end in cuts:
+        metadata = PoolingMetadata(
+            torch.tensor([len(prompt)]), None, prompt[None], [params], [state]
+        )
+        metadata.build_pooling_cursor(np.array([end - start]), torch.tensor([end]), hidden.device)
+        (output,) = pooler(hidden[start:end], metadata)
+    return output.tolist()
+
+
+@torch.inference_mode()
+def test_a_prompt_that_starts_again_keeps_nothing_of_its_first_run():
+    from qwen3_asr_vllm.model import TimestampPooler
+
+    torch.manual_seed(0)
+    pooler = TimestampPooler(8, 500, bias=False, timestamp_token_id=1, dtype=torch.float32)
+    hidden, prompt = torch.randn(20, 8), torch.arange(20) % 2
+    whole = classified(pooler, hidden, prompt, [(0, 20)])
+    assert len(whole) == 10
+    assert classified(pooler, hidden, prompt, [(0, 7), (7, 20)]) == whole
+    assert classified(pooler, hidden, prompt, [(0, 7), (7, 12), (0, 9), (9, 20)]) == whole
 
 
 def test_memory_is_shared_between_two_models():
