@@ -6,12 +6,13 @@
 
 Two ordinary servers, each in a process group of its own. The aligner starts first, for both size
 their memory at the start. One that dies is started again, and requests for words get a 503 until
-it is back. When the transcriber ends, or a signal comes, both end.
+it is back. When the transcriber ends, a signal comes or the supervisor is killed, both end.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
 import shlex
@@ -25,15 +26,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
+from . import _PR_SET_PDEATHSIG
 from .aligner import CPU_KV_CACHE_BYTES, UTILIZATION, split_memory
 from .engine import gpu_bytes
 
 logger = logging.getLogger(__name__)
+_LIBC = ctypes.CDLL(None)  # here, for little may be done between fork and exec
 
 POLL_S = 0.5
 STOP_S = 30.0  # that a server has to finish what it does, when it is asked to end
 MAX_PAUSE_S = 30.0  # before an aligner that dies again and again is started once more
 STEADY_S = 60.0  # after which it counts as well again
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a terminal closes
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,9 @@ class Supervisor:
         self._started_at = 0.0
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self._stop)
         try:
             return self._run()
         finally:
@@ -148,7 +153,20 @@ class Supervisor:
 
 def _start(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", f"{__package__}.cli", "serve", *argv]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_end_with_supervisor if sys.platform == "linux" else None,
+    )
+
+
+def _end_with_supervisor() -> None:
+    """In a server, before it starts: be asked to end when the supervisor is killed.
+
+    Asked, and not killed as an engine is with its server: it has engines of its own to end.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _exit_code(server: subprocess.Popen[bytes] | None) -> int | None:

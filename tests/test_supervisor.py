@@ -8,9 +8,11 @@ import re
 import secrets
 import signal
 import subprocess
+import sys
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -65,13 +67,74 @@ def test_an_aligner_that_cannot_start_ends_both(monkeypatch):
         return subprocess.Popen(["false"], start_new_session=True)
 
     monkeypatch.setattr(supervisor, "_start", false)
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(number) for number in supervisor.SIGNALS]
     try:
         assert supervisor.Supervisor(made).run() == 1
     finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+        for number, handler in zip(supervisor.SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
     assert started == [made.aligner]
+
+
+SUPERVISES_STAND_INS = """
+import sys
+from qwen3_asr_vllm import supervisor
+
+supervisor._is_healthy = lambda url: True
+supervisor.sys.executable = sys.argv[1]
+sys.exit(supervisor.Supervisor(supervisor.Plan([], [], "")).run())
+"""
+
+
+LIVES = """#!{} -S
+import os, time
+os.write(1, b"It lives.\\n")
+time.sleep(60)
+os.write(1, b"It lives on.\\n")
+"""
+
+
+@contextmanager
+def supervised(folder, *before):
+    """A supervisor of two servers that say that they live, and do until they are asked to end."""
+    server = folder / "server"
+    server.write_text(LIVES.format(sys.executable))
+    server.chmod(0o755)
+    command = [*before, sys.executable, "-c", SUPERVISES_STAND_INS, str(server)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        for _ in range(2):
+            assert process.stdout.readline() == b"It lives.\n"
+        yield process
+        if process.poll() is None:
+            process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 0),
+        (signal.SIGHUP, 0),
+        pytest.param(
+            signal.SIGKILL,
+            -signal.SIGKILL,
+            marks=pytest.mark.skipif(
+                sys.platform != "linux", reason="Linux ends children with their parents"
+            ),
+        ),
+    ],
+)
+def test_both_end_with_their_supervisor(tmp_path, number, code):
+    with supervised(tmp_path) as process:
+        process.send_signal(number)
+        assert process.stdout.read() == b""  # it ends when all have that could write there
+        assert process.wait() == code
+
+
+def test_a_closed_terminal_ends_nothing_under_nohup(tmp_path):
+    with supervised(tmp_path, "nohup") as process:
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
 
 
 # ---- both, for real ----
