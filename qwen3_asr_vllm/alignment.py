@@ -67,11 +67,13 @@ class AlignmentRequest:
 class AlignmentOutput:
     """Start and end of each unit in turn, as the model says them, in milliseconds.
 
-    ``error`` says why there are none: a distant aligner may be down.
+    ``error`` says why there are none: a distant aligner may be down, or, where ``is_permanent``,
+    refuses and would again.
     """
 
     times: Sequence[float]
     error: str = ""
+    is_permanent: bool = False
 
 
 class AlignmentError(Exception):

@@ -27,7 +27,7 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancell
 from vllm.pooling_params import PoolingParams
 
 from .aligner import class_ms, read_times
-from .alignment import AlignmentOutput, AlignmentRequest, align
+from .alignment import AlignmentError, AlignmentOutput, AlignmentRequest, align
 from .audio import check_waveform
 from .engine import engine_prompt
 from .form import ApiError, RecordingForm, load_posted, posted, validate
@@ -42,6 +42,7 @@ ALIGNMENTS = "/v1/audio/alignments"
 TIMES = f"{ALIGNMENTS}/times"
 ANSWER_S = 600.0  # in which an aligner must have answered, its queue included
 RETRY_DELAYS_S = (0.5, 1, 2, 4)  # before each further attempt, where it is full
+PASSING = (408, 425, 429)  # the refusals, from 400 to 499, that are not for good
 CONNECT_S = 2.0  # in which its machine must take a connection, however busy the server is
 HEALTH_S = 20.0  # in which it must say that it is there
 
@@ -132,7 +133,7 @@ class AlignerServing(AudioServing):
         waveform = load_posted(form.file, form._place, longest_s=self.admission.max_audio_s)
         try:
             return Steps(align(waveform, form.text, language=form.language))
-        except ImportError as error:
+        except (AlignmentError, ImportError) as error:
             raise ApiError(501, f"the server cannot cut this text: {error}") from error
         except ValueError as error:
             raise ApiError(400, f"language: {error}", param="language") from error
@@ -174,7 +175,10 @@ async def create_times(
 
 
 def summary(transcript: Transcript) -> dict[str, Any]:
-    """What /v1/audio/alignments answers; times in seconds, to the millisecond."""
+    """What /v1/audio/alignments answers; times in seconds, to the millisecond.
+
+    ``warnings`` only where there are any.
+    """
     transcript = rounded(transcript)
     return {
         "task": "align",
@@ -187,6 +191,7 @@ def summary(transcript: Transcript) -> dict[str, Any]:
             for i, s in enumerate(transcript.segments)
         ],
         "usage": {"type": "duration", "seconds": transcript.duration},
+        **({"warnings": transcript.warnings} if transcript.warnings else {}),
     }
 
 
@@ -230,24 +235,29 @@ class RemoteAligner:
     async def answer(
         self, request: AlignmentRequest, headers: Mapping[str, str] | None = None
     ) -> AlignmentOutput:
-        """The aligner's answer; if it gives none, its ``error`` says why."""
-        error, url = "", self.url + TIMES
+        """The aligner's answer; if it gives none, its ``error`` says why. One that is full is asked
+        again."""
+        status, error, url = 0, "", self.url + TIMES
         for delay in (*RETRY_DELAYS_S, None):
             try:
                 data = self._form(request)
                 async with self._open().post(url, data=data, headers=headers) as answer:
                     if answer.status == 200:
                         return AlignmentOutput((await answer.json())["times"])
-                    error = f"{answer.status}: {(await answer.text())[:300]}"
+                    status, error = answer.status, (await answer.text())[:300]
             except (aiohttp.ClientError, asyncio.TimeoutError) as failure:
                 return self._no_answer(str(failure) or type(failure).__name__)
-            if answer.status != 503 or delay is None:
+            if status != 503 or delay is None:
                 break
             await asyncio.sleep(delay)  # it is full
-        return self._no_answer(error)
+        if 400 <= status < 500 and status not in PASSING:
+            return self._no_answer(f"{status}, and would be again: {error}", is_permanent=True)
+        return self._no_answer(f"{status}: {error}")
 
-    def _no_answer(self, error: str) -> AlignmentOutput:
-        return AlignmentOutput((), error=f"the aligner at {self.url} gives no answer ({error})")
+    def _no_answer(self, reason: str, *, is_permanent: bool = False) -> AlignmentOutput:
+        does = "refuses" if is_permanent else "gives no answer"
+        error = f"the aligner at {self.url} {does} ({reason})"
+        return AlignmentOutput((), error=error, is_permanent=is_permanent)
 
     def _form(self, request: AlignmentRequest) -> aiohttp.FormData:
         form = aiohttp.FormData()

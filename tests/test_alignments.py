@@ -126,6 +126,20 @@ def test_what_is_wrong_is_named(post, fields, status, param, message):
     assert error["param"] == param and message in error["message"]
 
 
+def test_how_korean_is_cut_is_said(post, monkeypatch, tmp_path):
+    from qwen3_asr_vllm import alignment
+
+    monkeypatch.setattr(alignment, "find_spec", lambda name: None)
+    monkeypatch.delenv("QWEN3_ASR_KOREAN_DICT", raising=False)
+    alignment.korean_dictionary.cache_clear()
+    assert post(text="친구를").json()["warnings"] == [alignment.NO_DICTIONARY]
+    assert "warnings" not in post(text=TEXT).json()
+    alignment.korean_dictionary.cache_clear()
+    monkeypatch.setenv("QWEN3_ASR_KOREAN_DICT", str(tmp_path))
+    response = post(text="친구를")
+    assert response.status_code == 501 and "QWEN3_ASR_KOREAN_DICT" in response.text
+
+
 def test_fields_that_change_nothing_are_named(post):
     assert post(text=TEXT, speed="2", a="b").headers["X-Ignored-Params"] == "speed, a"
     assert "X-Ignored-Params" not in post(text=TEXT, response_format="srt").headers
@@ -181,6 +195,52 @@ def test_an_aligner_that_is_down_says_so():
         assert ask(url, lambda aligner: aligner.is_up()) is False
         answer = ask(url, lambda aligner: aligner.answer(REQUEST))
     assert answer.times == () and f"the aligner at {url} gives no answer" in answer.error
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """An aligner that answers with these statuses in turn, and then with times."""
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
+
+    from qwen3_asr_vllm import alignments
+
+    monkeypatch.setattr(alignments, "RETRY_DELAYS_S", (0.01,) * 4)
+    app, answers = FastAPI(), []
+
+    @app.post(alignments.TIMES)
+    async def times():
+        status = answers.pop(0) if answers else 200
+        body = {"times": [0, 80, 80, 160]} if status == 200 else {"error": "no units"}
+        return JSONResponse(body, status)
+
+    def answer_to(*statuses):
+        answers[:] = statuses
+        return ask(url, lambda aligner: aligner.answer(REQUEST)), answers
+
+    with on_a_port(app) as url:
+        yield answer_to
+
+
+def test_an_aligner_that_is_full_is_asked_again(stub):
+    answer, _ = stub(503, 503, 200)
+    assert (answer.times, answer.error) == ([0, 80, 80, 160], "")
+    answer, left = stub(*[503] * 6)
+    assert left == [503] and not answer.is_permanent
+    assert "gives no answer (503: " in answer.error and "no units" in answer.error
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413])
+def test_an_aligner_that_refuses_is_not_asked_again(stub, status):
+    answer, left = stub(status, 200)
+    assert left == [200] and answer.times == () and answer.is_permanent
+    assert f"refuses ({status}, and would be again: " in answer.error and "no units" in answer.error
+
+
+@pytest.mark.parametrize("status", [429, 500, 502])
+def test_what_may_pass_is_no_refusal_for_good(stub, status):
+    answer, left = stub(status, 200)
+    assert left == [200] and not answer.is_permanent and f"({status}: " in answer.error
 
 
 def test_what_is_no_address_is_refused(monkeypatch):
