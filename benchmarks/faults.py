@@ -137,10 +137,7 @@ def death(break_it: Callable[[int], None], *options: str) -> dict[str, Any]:
             saw = seen(asked)
             told = time.monotonic() - begin
             late = short_request(address)
-            while num_alive(members) and time.monotonic() - begin < PATIENCE_S:
-                time.sleep(0.2)
-            ended = time.monotonic() - begin
-            left = num_alive(members)
+            ended, left = end_of(members, begin)
     begin = time.monotonic()
     with server("ours", CHECKPOINT, ARGUMENTS) as (address, _):
         again = short_request(address)
@@ -152,6 +149,13 @@ def death(break_it: Callable[[int], None], *options: str) -> dict[str, Any]:
         "recovery": f"ended after {ended:.1f} s; the next server: {again} after {started:.0f} s",
         "left": f"{left} processes",
     }
+
+
+def end_of(members: list[psutil.Process], begin: float) -> tuple[float, int]:
+    """Seconds from ``begin`` until all have ended, or patience has; how many are left."""
+    while num_alive(members) and time.monotonic() - begin < PATIENCE_S:
+        time.sleep(0.2)
+    return time.monotonic() - begin, num_alive(members)
 
 
 def engine_killed() -> dict[str, Any]:
@@ -257,7 +261,7 @@ def aligner_killed() -> dict[str, Any]:
         while not running(address):
             time.sleep(0.05)
         begin = time.monotonic()
-        kill([each for each in processes(pid) if str(ALIGNER) in each.cmdline()])
+        subprocess.run(["pkill", "-KILL", "-f", f"serve {ALIGNER}"], check=True)
         saw = seen(asked)
         told = time.monotonic() - begin
         late = ask(address, speech_clip(2, 99), words=True)
@@ -315,17 +319,18 @@ def sessions() -> dict[str, Any]:
             asked = [pool.submit(speak, address, seed) for seed in range(CLIENTS)]
             while not running(address):
                 time.sleep(0.05)
+            members = processes(pid)
             begin = time.monotonic()
-            kill(processes(pid)[1:])
+            kill(members[1:])
             saw = seen(asked)
             told = time.monotonic() - begin
             late = speak(address, 99)
-            left = num_alive(processes(pid)) if psutil.pid_exists(pid) else 0
+            ended, left = end_of(members, begin)
     return {
         "clients saw": saw,
         "told within s": told,
         "next client": late,
-        "recovery": "as when the engine is killed",
+        "recovery": f"ended after {ended:.1f} s",
         "left": f"{left} processes",
     }
 
