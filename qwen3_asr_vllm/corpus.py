@@ -19,12 +19,13 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from threading import Lock
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -164,6 +165,49 @@ def load_recording(source: Any) -> np.ndarray:
     from .audio import load_audio
 
     return load_audio(source)
+
+
+class SourceReader:
+    """Reads sources in a thread of its own, so that nobody but it waits for the next one.
+
+    A source may take long, or wait for the results of those before it.
+    """
+
+    def __init__(self, sources: Iterable[Any]) -> None:
+        self._sources = enumerate(sources)
+        self._asked: SimpleQueue[Future[tuple[int, Any] | None]] = SimpleQueue()
+        self._thread = Thread(target=self._read, name="read-sources", daemon=True)
+        self.coming: deque[Future[tuple[int, Any] | None]] = deque()  # asked for, not taken
+        self.is_at_end = False
+
+    def ask(self) -> None:
+        """Read one more."""
+        if self._thread.ident is None:
+            self._thread.start()
+        self.coming.append(Future())
+        self._asked.put(self.coming[-1])
+
+    def take(self) -> Iterator[tuple[int, Any]]:
+        """Those that were read, with their index. Raises what a source raised."""
+        while self.coming and self.coming[0].done():
+            if (item := self.coming.popleft().result()) is None:
+                self.close()
+            else:
+                yield item
+
+    def close(self) -> None:
+        """Read no more than what is being read."""
+        self.is_at_end = True
+        self.coming.clear()
+        self._asked.put(Future())  # wakes the thread
+
+    def _read(self) -> None:
+        while not self.is_at_end:
+            future = self._asked.get()
+            try:
+                future.set_result(None if self.is_at_end else next(self._sources, None))
+            except BaseException as error:  # who takes it is told
+                future.set_exception(error)
 
 
 # where it comes from ------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .corpus import Progress, Result
+from .corpus import Progress, Result, SourceReader
 from .geometry import SAMPLE_RATE
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, Steps, Transcription
@@ -64,7 +64,8 @@ class _Job:
 class Pipeline:
     """One run over ``sources``; ``results()`` drives it.
 
-    ``load`` gives the waveform of a source, in a worker thread; ``begin`` its transcription.
+    ``load`` gives the waveform of a source, in a worker thread; ``begin`` its transcription. The
+    sources are read in a thread of their own.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class Pipeline:
         look_ahead_s: float = LOOK_AHEAD_S,
         num_workers: int = NUM_WORKERS,
     ) -> None:
-        self._sources, self._engine = enumerate(sources), engine
+        self._reader, self._engine = SourceReader(sources), engine
         self._load, self._begin = load, begin
         self._in_order, self._progress = in_order, progress
         self._look_ahead_s, self._num_workers = look_ahead_s, num_workers
-        self._is_exhausted = False
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="load-audio")
         self._loading: dict[Future[tuple[float, Steps[Transcript]]], tuple[int, Any]] = {}
         self._waiting: list[tuple[int, float, int, _Job]] = []  # heap; the first goes first
         self._waiting_s = 0.0
@@ -99,43 +100,41 @@ class Pipeline:
 
         Closing this aborts what the engine still decodes.
         """
-        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="load-audio")
         try:
             while True:
-                self._read_ahead(pool)
+                self._read_ahead()
                 self._collect_loaded()
                 self._fill_engine()
                 yield from self._hand_out()
                 if self._num_in_engine:
                     self._engine.step()
-                elif self._loading:
-                    wait(self._loading, return_when=FIRST_COMPLETED)
-                elif self._is_exhausted and not self._finished:
+                elif pending := [*self._loading, *self._reader.coming]:
+                    wait(pending, return_when=FIRST_COMPLETED)
+                elif self._reader.is_at_end and not self._finished:
                     return
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            self._reader.close()
+            self._pool.shutdown(wait=False, cancel_futures=True)
             left = [ticket for job in self._jobs.values() for ticket in job.request_ids]
             if left:
                 self._engine.abort(left)
 
-    def _read_ahead(self, pool: ThreadPoolExecutor) -> None:
-        while not self._is_exhausted and self._has_room():
-            item = next(self._sources, None)
-            if item is None:
-                self._is_exhausted = True
-                return
-            self._loading[pool.submit(self._start, item[1])] = item
+    def _read_ahead(self) -> None:
+        while not self._reader.is_at_end and self._has_room():
+            self._reader.ask()
+        for item in self._reader.take():
+            self._loading[self._pool.submit(self._start, item[1])] = item
             self._num_outstanding += 1
 
     def _has_room(self) -> bool:
-        """Whether another recording, of the mean duration so far, may be loaded."""
+        """Whether another recording, of the mean duration so far, may be read and loaded."""
+        num_coming = len(self._reader.coming) + len(self._loading)
         mean_s = self._seconds_read / max(self._num_read, 1)
-        held_s = self._waiting_s + len(self._loading) * mean_s
-        most_loading = 2 * self._num_workers if self._num_read else self._num_workers
+        most_coming = 2 * self._num_workers if self._num_read else self._num_workers
         return (
-            len(self._loading) < most_loading
-            and held_s < self._look_ahead_s
-            and self._num_outstanding < MAX_OUTSTANDING
+            num_coming < most_coming
+            and self._waiting_s + num_coming * mean_s < self._look_ahead_s
+            and self._num_outstanding + len(self._reader.coming) < MAX_OUTSTANDING
         )
 
     def _start(self, source: Any) -> tuple[float, Steps[Transcript]]:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from .corpus import Loader, Progress, Recording, Result, fetch, is_url
+from .corpus import Loader, Progress, Recording, Result, SourceReader, fetch, is_url
 from .geometry import SAMPLE_RATE
 from .transcript import Transcript, read_verbose_json
 
@@ -120,7 +120,7 @@ class Server:
         granularities = ("segment", "word") if word_timestamps else ()
         fields += [("timestamp_granularities[]", name) for name in granularities]
         given = [(name, value) for name, value in fields if value]
-        source = enumerate(recordings)
+        reader = SourceReader(recordings)
         running: dict[Future[Transcript], tuple[int, Any]] = {}
         finished: dict[int, Result] = {}
         next_index = num_done = 0
@@ -129,13 +129,15 @@ class Server:
         uploads, load = _Uploads(most_busy_s), Loader()
         try:
             while True:
-                while len(running) + len(finished) < 2 * num_connections:
-                    if (item := next(source, None)) is None:
-                        break
+                num_here = len(running) + len(finished) + len(reader.coming)
+                for _ in range(0 if reader.is_at_end else 2 * num_connections - num_here):
+                    reader.ask()
+                for item in reader.take():
                     running[pool.submit(self._transcribe, item[1], given, uploads, load)] = item
-                if not running:
+                if not (pending := [*reader.coming, *running]):
                     return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                wait(pending, return_when=FIRST_COMPLETED)
+                for future in [future for future in running if future.done()]:
                     result = _result(*running.pop(future), future)
                     finished[result.index] = result
                     num_done += 1
@@ -149,6 +151,7 @@ class Server:
                     if in_order:
                         ready.append(next_index)
         finally:
+            reader.close()
             uploads.give_up()
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import tracemalloc
 from collections import deque
 from concurrent.futures import wait
@@ -79,11 +81,13 @@ def test_every_source_has_one_result_and_its_own(sources, in_order):
 
 
 def run_slowly(sources, engine, **options):
-    """As ``run``; but before each step of the engine, all that may be loaded is loaded."""
+    """As ``run``; but before each step of the engine, all that may be read and loaded is."""
     pipeline = Pipeline(sources, engine, load=load, begin=transcribe, **options)
     step = engine.step
 
     def step_after_loading():
+        wait(pipeline._reader.coming)
+        pipeline._read_ahead()
         wait(pipeline._loading)
         step()
 
@@ -164,6 +168,32 @@ def test_progress_grows_to_everything():
     last = seen[-1]
     assert (last.recordings_read, last.recordings_done) == (3, 3)
     assert last.seconds_done == last.seconds_read == pytest.approx(12)
+
+
+def waiting_sources(first_is_out):
+    """The second waits for the result of the first."""
+    yield 1
+    first_is_out.wait(30)
+    yield 2
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_source_that_waits_for_a_result_gets_it(in_order):
+    first_is_out = threading.Event()
+    results = run(waiting_sources(first_is_out), CountingEngine(), in_order=in_order)
+    start = time.monotonic()
+    assert outcome(next(results)) == "1"
+    first_is_out.set()
+    assert list(map(outcome, results)) == ["2"]
+    assert time.monotonic() - start < 20
+
+
+def test_a_source_that_says_nothing_holds_up_neither_results_nor_the_end():
+    results = run(waiting_sources(threading.Event()), CountingEngine())
+    start = time.monotonic()
+    assert outcome(next(results)) == "1"
+    results.close()
+    assert time.monotonic() - start < 20
 
 
 def test_an_error_of_the_source_itself_is_raised():

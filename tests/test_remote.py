@@ -166,6 +166,28 @@ def test_a_dead_server_ends_the_run_and_not_each_recording(echo):
     assert read < 20
 
 
+def test_a_source_that_waits_for_a_result_gets_it(echo):
+    first_is_out = threading.Event()
+
+    def sources():
+        yield b"y"
+        yield b"y" if first_is_out.wait(60) else b"bad"
+
+    results = Server(echo.url).transcribe(sources())
+    assert next(results).transcript == SAID
+    first_is_out.set()
+    assert [result.transcript for result in results] == [SAID]
+
+
+def test_an_error_of_the_source_is_raised(echo):
+    def sources():
+        yield b"y"
+        raise RuntimeError("the list ended early")
+
+    with pytest.raises(RuntimeError, match="ended early"):
+        list(Server(echo.url).transcribe(sources()))
+
+
 def test_who_gives_up_does_not_wait_for_the_server(echo):
     results = Server(echo.url).transcribe([b"y", *[b"slow"] * 8], in_order=False)
     assert next(results).transcript == SAID
