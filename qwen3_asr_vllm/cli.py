@@ -405,6 +405,8 @@ def _transcribe(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         recordings = find_recordings(args.sources)
         outputs = _outputs(args)
+        for output in outputs:
+            output.check_apart(recordings)
         todo = [r for r in recordings if args.overwrite or not _is_done(r, outputs)]
     except (OSError, ValueError) as error:
         return _usage_error(str(error))
@@ -419,14 +421,14 @@ def _transcribe(args: argparse.Namespace, rest: list[str]) -> int:
         for result in results:
             if not _take(result, args, outputs):
                 failed.append(result.source)
+        for output in outputs:
+            output.finish(recordings)
     except KeyboardInterrupt:
         _complain("stopped; the same command goes on from here")
         return INTERRUPTED
     except (ImportError, OSError, ValueError) as error:  # no vLLM, server or engine; a full disk
         _complain(str(error))
         return 1
-    for output in outputs:
-        output.finish(recordings)
     if failed:
         _complain(f"{len(failed)} of {len(todo)} failed: {', '.join(map(str, failed))}")
     return 1 if failed else 0
@@ -523,13 +525,17 @@ def _is_done(recording: Recording, outputs: list[OutputFolder | OutputManifest])
 def _take(
     result: Result, args: argparse.Namespace, outputs: list[OutputFolder | OutputManifest]
 ) -> bool:
-    """Write one result where it is wanted; False where there is none."""
+    """Write one result where it is wanted; False where there is none, or it cannot be."""
     if result.transcript is None:
         _complain(str(result.error))
         return False
     transcript = rounded(result.transcript)
-    for output in outputs:
-        output.write(result.source, transcript)
+    try:
+        for output in outputs:
+            output.write(result.source, transcript)
+    except ValueError as error:
+        _complain(str(error))
+        return False
     if not outputs:
         _print(_writer(args.formats[0], args)(transcript))
     for warning in transcript.warnings:

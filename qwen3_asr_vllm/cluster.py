@@ -19,7 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .corpus import OutputManifest, Recording, find_recordings, output_row, write_whole
+from .corpus import (
+    OutputManifest,
+    Recording,
+    check_apart,
+    find_recordings,
+    output_line,
+    write_whole,
+)
 from .transcript import rounded
 
 BATCH_SIZE = 256  # recordings: an engine runs empty at the end of each
@@ -59,6 +66,7 @@ def transcribe_on_ray(
     Raises ImportError where Ray is not installed, ValueError for sources without recordings.
     """
     recordings = find_recordings(sources)
+    check_apart((recording.key, recording) for recording in recordings)
     done = set(done_keys(folder))
     todo = [recording for recording in recordings if recording.key not in done]
     failed: dict[str, str] = {}
@@ -142,13 +150,11 @@ class Worker:
         for result in self._model.transcribe(recordings, **self._wishes):
             transcript = result.transcript
             if transcript is not None:
-                lines.append(
-                    json.dumps(output_row(result.source, rounded(transcript)), ensure_ascii=False)
-                )
+                lines.append(output_line(result.source, rounded(transcript)))
             seconds = transcript.duration if transcript else 0.0
             error = str(result.error) if result.error else None
             answers.append({"source": str(result.source), "seconds": seconds, "error": error})
         name = hashlib.sha256(batch.encode()).hexdigest()[:16]
         if lines:
-            write_whole(self._folder / f"shard-{name}.jsonl", "\n".join(lines) + "\n")
+            write_whole(self._folder / f"shard-{name}.jsonl", "".join(lines))
         return answers

@@ -11,6 +11,7 @@ of its folder, whatever a manifest calls its recordings. What is there already i
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import http.client
 import io
@@ -19,8 +20,8 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,8 @@ MAX_DOWNLOAD_BYTES = 1 << 30
 MAX_SECONDS = 1e9  # of an offset: 30 years
 DOWNLOAD_TIMEOUT_S = 60  # without a byte
 MAX_WHOLES = 2  # recordings that are kept for their parts; 0.9 GB for one of four hours
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 # What a folder is searched for: recordings, and films for their sound.
 AUDIO_SUFFIXES = frozenset(
@@ -70,7 +73,12 @@ class Recording:
 
     @property
     def is_missing(self) -> bool:
-        return self.source != "-" and not is_url(self.source) and not Path(self.source).exists()
+        if self.source == "-" or is_url(self.source):
+            return False
+        try:
+            return not Path(self.source).exists()
+        except OSError:  # whoever opens it is told why
+            return False
 
     @property
     def key(self) -> tuple[str, float]:
@@ -261,15 +269,9 @@ def _load_url(url: str) -> np.ndarray:
 def find_recordings(sources: Iterable[str]) -> list[Recording]:
     """All recordings that are meant by files, folders, globs, URLs, manifests, and "-".
 
-    Raises ValueError for a source that holds none, for a manifest that cannot be read, and where
-    two recordings would be written to one place.
+    Raises ValueError for a source that holds none and for a manifest that cannot be read.
     """
-    recordings = [recording for source in sources for recording in _find(source)]
-    counts = Counter(recording.name for recording in recordings)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        same = " and ".join(str(r) for r in recordings if r.name == twice[0])
-        raise ValueError(f"{same} would be written to one {twice[0]}; transcribe them apart.")
-    return recordings
+    return [recording for source in sources for recording in _find(source)]
 
 
 def _find(source: str) -> Iterator[Recording]:
@@ -278,11 +280,13 @@ def _find(source: str) -> Iterator[Recording]:
         yield Recording("-", "stdin")
     elif is_url(source):
         yield Recording(source, mirrored_name(PurePosixPath(unquote(urlsplit(source).path)).name))
-    elif path.is_dir():
+    elif os.path.isdir(path):  # unlike is_dir(), no error for a name that is too long
         yield from _below(path, source, sorted(_audio_files(path)))
-    elif path.suffix.lower() in _MANIFEST_SUFFIXES and path.is_file():
-        yield from read_manifest(path)
-    elif glob.has_magic(source) and not path.exists():
+    elif path.suffix.lower() in _MANIFEST_SUFFIXES and os.path.isfile(path):
+        if not (recordings := list(read_manifest(path))):
+            raise ValueError(f"{source}: no recordings found.")
+        yield from recordings
+    elif glob.has_magic(source) and not os.path.exists(path):
         found = sorted(map(Path, glob.glob(source, recursive=True)))
         yield from _below(_fixed_part(path), source, [file for file in found if file.is_file()])
     else:
@@ -339,7 +343,7 @@ def _of_row(folder: Path, row: Mapping[str, Any]) -> Recording:
     if not isinstance(audio, str):
         raise ValueError(f"names no audio; one of {', '.join(PATH_FIELDS)} must be a path.")
     audio.encode()  # half a surrogate pair is no part of a name
-    offset, duration = _seconds(row, "offset"), _seconds(row, "duration")
+    offset = _seconds(row, "offset")
     source = audio if is_url(audio) else str(folder / audio)
     name = audio
     if is_url(audio):
@@ -352,7 +356,7 @@ def _of_row(folder: Path, row: Mapping[str, Any]) -> Recording:
         row,
         offset_s=offset or 0.0,
         # NeMo states the duration of every row; without an offset it is that of the file.
-        duration_s=None if offset is None else duration,
+        duration_s=None if offset is None else _seconds(row, "duration"),
     )
 
 
@@ -416,19 +420,44 @@ class OutputFolder:
                 raise ValueError(f"{path} lies outside of {self.folder}, through a link.")
         return paths
 
+    def check_apart(self, recordings: Iterable[Recording]) -> None:
+        """Raises ValueError where two would be written to one file."""
+        check_apart(
+            (f"{self.folder / recording.name}.{suffix}", recording)
+            for recording in recordings
+            for suffix in self.formats
+        )
+
     def is_done(self, recording: Recording) -> bool:
-        return all(path.is_file() for path in self.paths(recording).values())
+        return all(os.path.isfile(path) for path in self.paths(recording).values())
 
     def write(self, recording: Recording, transcript: Transcript) -> None:
+        """Raises ValueError where it cannot be written, OSError where no other can be either."""
         for suffix, path in self.paths(recording).items():
-            write_whole(path, self.formats[suffix](transcript))
+            try:
+                write_whole(path, self.formats[suffix](transcript))
+            except OSError as error:
+                if error.errno in _OF_THE_DISK:
+                    raise
+                raise ValueError(f"{recording}: {error}") from error
 
     def finish(self, recordings: Iterable[Recording]) -> None:
         """Each file is finished already."""
 
 
+def check_apart(places: Iterable[tuple[Hashable, Recording]]) -> None:
+    """Raises ValueError where two recordings have one place."""
+    first_by_place: dict[Hashable, Recording] = {}
+    for place, recording in places:
+        if (first := first_by_place.setdefault(place, recording)) is not recording:
+            where = place if isinstance(place, str) else "one line of the manifest"
+            raise ValueError(
+                f"{first} and {recording} would both be written to {where}; transcribe them apart."
+            )
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears complete or not at all, in place of any before.
+    """Write a file that appears complete or not at all, in place of any before, come a power cut.
 
     Raises OSError, which names it, where the disk is full.
     """
@@ -436,7 +465,10 @@ def write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.part")  # a later run overwrites what a kill left
     unfinished.unlink(missing_ok=True)  # it may be a link
     try:
-        unfinished.write_text(text, encoding="utf-8", newline="")
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else the name may reach the disk before the text
         unfinished.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)
@@ -450,13 +482,15 @@ class OutputManifest:
 
     Lines are appended as recordings are done, so a run that is killed loses none; ``finish`` puts
     them into the order of the corpus.
+
+    ``overwrite``: the first line that is written takes the place of what is there.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
-        if overwrite:
-            path.unlink(missing_ok=True)
-        self._done = {_key(row): None for row in self._read()} if path.exists() else {}
+        self._is_to_go = overwrite
+        is_read = path.exists() and not overwrite
+        self._done = {_key(row): None for row in self._read()} if is_read else {}
 
     def _read(self) -> Iterator[dict[str, Any]]:
         """The rows; what a killed run left of a line is cut off."""
@@ -477,19 +511,25 @@ class OutputManifest:
         """The ``key`` of each recording that is done."""
         return self._done
 
+    def check_apart(self, recordings: Iterable[Recording]) -> None:
+        """Raises ValueError where two would be one line."""
+        check_apart((recording.key, recording) for recording in recordings)
+
     def is_done(self, recording: Recording) -> bool:
         return recording.key in self._done
 
     def write(self, recording: Recording, transcript: Transcript) -> None:
-        line = json.dumps(output_row(recording, transcript), ensure_ascii=False) + "\n"
+        """Raises ValueError where it cannot be written, OSError where no other can be either."""
+        line = output_line(recording, transcript)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with self.path.open("w" if self._is_to_go else "a", encoding="utf-8", newline="") as file:
             file.write(line)
+        self._is_to_go = False
         self._done[recording.key] = None
 
     def finish(self, recordings: Iterable[Recording]) -> None:
         """Put the lines into the order of the corpus, those of other recordings first."""
-        if not self.path.exists():
+        if self._is_to_go or not self.path.exists():
             return
         order = {recording.key: place for place, recording in enumerate(recordings)}
         row_by_key = {_key(row): row for row in self._read()}  # of two, the later one
@@ -506,6 +546,16 @@ def output_row(recording: Recording, transcript: Transcript) -> dict[str, Any]:
         | dict(recording.row)
         | {"pred_text": transcript.text, "pred_lang": language and language_code(language)}
     )
+
+
+def output_line(recording: Recording, transcript: Transcript) -> str:
+    """That row as a line of JSON. Raises ValueError for a name that is not UTF-8."""
+    line = json.dumps(output_row(recording, transcript), ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{recording}: not UTF-8, as a manifest must be; rename it.") from error
+    return line
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, float]:

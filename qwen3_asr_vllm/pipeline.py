@@ -108,8 +108,9 @@ class Pipeline:
                 yield from self._hand_out()
                 if self._num_in_engine:
                     self._engine.step()
-                elif pending := [*self._loading, *self._reader.coming]:
-                    wait(pending, return_when=FIRST_COMPLETED)
+                elif self._loading or self._reader.coming:
+                    coming: list[Future[Any]] = [*self._loading, *self._reader.coming]
+                    wait(coming, return_when=FIRST_COMPLETED)
                 elif self._reader.is_at_end and not self._finished:
                     return
         finally:

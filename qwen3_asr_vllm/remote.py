@@ -134,7 +134,8 @@ class Server:
                     reader.ask()
                 for item in reader.take():
                     running[pool.submit(self._transcribe, item[1], given, uploads, load)] = item
-                if not (pending := [*reader.coming, *running]):
+                pending: list[Future[Any]] = [*reader.coming, *running]
+                if not pending:
                     return
                 wait(pending, return_when=FIRST_COMPLETED)
                 for future in [future for future in running if future.done()]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: quick help, exit codes, files written, and what reaches vLLM."""
 
+import errno
 import io
 import json
 import os
@@ -36,7 +37,7 @@ class FakeModel:
             self.heard.append(recording.source)
             try:
                 seconds = len(recording.load()) / 16_000
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 yield Result(index, recording, error=error)
             else:
                 yield Result(index, recording, transcript=said(seconds))
@@ -284,8 +285,70 @@ def test_two_files_are_never_written_to_one(model, files, tmp_path, capsys):
     soundfile.write(tmp_path / "a.flac", np.zeros(160), 16_000)
     line = ["transcribe", files[0], str(tmp_path / "a.flac")]
     assert cli.main([*line, "-o", str(tmp_path)]) == 2
-    assert "would be written to one a; transcribe them apart" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"a.wav and {tmp_path}/a.flac would both be written to {tmp_path}/a.txt" in err
     assert not (tmp_path / "a.txt").exists()
+    assert cli.main([*line, "--manifest-out", str(tmp_path / "out.jsonl")]) == 0
+    assert cli.main(line) == 0
+
+
+LONG = 300 * "x" + ".wav"
+
+
+def test_a_name_that_is_too_long_is_one_failed_file(model, files, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text(f"a.wav\n{LONG}\n")
+    for source in (str(tmp_path / LONG), str(tmp_path / "list.txt")):
+        out = tmp_path / f"out-{len(source)}"
+        assert cli.main(["transcribe", source, files[2], "-o", str(out)]) == 1
+        assert (out / "b.txt").exists()
+        err = capsys.readouterr().err
+        assert "too long" in err and re.search(r"1 of \d failed", err)
+
+
+def test_a_result_whose_name_is_too_long_is_one_failed_file(model, files, tmp_path, capsys):
+    name = 249 * "y"
+    os.link(files[0], tmp_path / f"{name}.wav")  # .NAME.txt.part is longer than a name may be
+    line = ["transcribe", str(tmp_path / f"{name}.wav"), files[2], "-o", str(tmp_path / "out")]
+    assert cli.main(line) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.txt"]
+    assert "1 of 2 failed" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf8_is_one_failed_file_of_a_manifest(model, files, tmp_path, capfd):
+    name = os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.wav")
+    os.link(files[0], name)
+    out = tmp_path / "out.jsonl"
+    assert cli.main(["transcribe", name, files[2], "--manifest-out", str(out)]) == 1
+    assert [json.loads(row)["audio_filepath"] for row in out.open()] == [files[2]]
+    err = capfd.readouterr().err
+    assert "not UTF-8, as a manifest must be; rename it" in err and "1 of 2 failed" in err
+    assert cli.main(["transcribe", name, "-o", str(tmp_path)]) == 0
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_in_a_line(
+    model, files, tmp_path, monkeypatch, capsys
+):
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = str(tmp_path / "out.jsonl")
+    assert cli.main(["transcribe", files[0], "--manifest-out", out]) == 1
+    assert capsys.readouterr().err == f"qwen3-asr: [Errno 28] No space left on device: '{out}'\n"
+    assert cli.main(["transcribe", *files, "-o", str(tmp_path / "out")]) == 1
+    assert "Errno 28" in (err := capsys.readouterr().err) and len(err.splitlines()) == 1
+
+
+def test_overwrite_keeps_a_manifest_until_there_is_another(files, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    out.write_text(row := json.dumps({"audio_filepath": "x.wav", "pred_text": "Hi."}) + "\n")
+    line = ["transcribe", files[0], "--manifest-out", str(out), "--overwrite"]
+    assert cli.main([*line, "--server", "localhost:1"]) == 1
+    assert out.read_text() == row
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(cli, "_load_model", lambda *_: FakeModel())
+    assert cli.main(line) == 0
+    assert [json.loads(row)["audio_filepath"] for row in out.open()] == [files[0]]
 
 
 @pytest.mark.vllm

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,9 +157,33 @@ def test_a_broken_manifest_is_refused_with_the_line(tmp_path, content, message):
         names([tmp_path / "m.jsonl"])
 
 
-def test_two_recordings_never_have_one_name(tmp_path):
-    with pytest.raises(ValueError, match="a.wav and .*a.mp3 would be written to one a"):
-        names([tmp_path / "a.wav", tmp_path / "a.mp3"])
+def test_recordings_are_refused_only_where_they_would_be_written_to_one_file(tmp_path):
+    same = find_recordings(["one/a.wav", "two/a.mp3"])
+    verbose = find_recordings(["one/a.wav", "one/a.verbose.wav"])
+    out = OutputFolder(tmp_path, {name: str for name in ("json", "verbose.json")})
+    for recordings, name in (same, "a.json"), (verbose, "a.verbose.json"):
+        with pytest.raises(ValueError, match=f"one/a.wav and .* would both be .*/{name}; trans"):
+            out.check_apart(recordings)
+    OutputFolder(tmp_path, {"json": str}).check_apart(verbose)
+    manifest = OutputManifest(tmp_path / "out.jsonl")
+    manifest.check_apart(same)
+    with pytest.raises(ValueError, match="one/a.wav and one/a.wav would both be .* one line"):
+        manifest.check_apart(find_recordings(["one/a.wav", "one/a.wav"]))
+
+
+@pytest.mark.parametrize("duration", [-1, "00:03:20", None])
+def test_a_duration_that_is_not_used_is_not_read(tmp_path, duration):
+    row = {"audio_filepath": "a.wav", "duration": duration}
+    path = write_lines(tmp_path / "m.jsonl", json.dumps(row))
+    (recording,) = find_recordings([str(path)])
+    assert recording.row == row and not recording.is_part
+
+
+@pytest.mark.parametrize(("name", "content"), [("m.jsonl", "\n"), ("m.csv", "path\n")])
+def test_an_empty_manifest_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name}: no recordings found"):
+        names([tmp_path / name])
 
 
 class Files(http.server.BaseHTTPRequestHandler):
@@ -258,6 +284,20 @@ def test_what_cannot_be_written_leaves_what_was_there_and_nothing_else(tmp_path)
     with pytest.raises(OSError, match="b.txt"):
         write_whole(tmp_path / "b.txt", "Hello.\n")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_has_its_name_only_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    path, on_disk = tmp_path / "a.txt", []
+
+    def fsync(fd):
+        real(fd)
+        assert not path.exists()
+        on_disk.append(Path(f"/proc/self/fd/{fd}").read_bytes())
+
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(path, "Hello.\n")
+    assert on_disk == [path.read_bytes()] == [b"Hello.\n"]
 
 
 def test_a_recording_is_done_when_all_its_formats_are_there(tmp_path):
