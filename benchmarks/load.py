@@ -279,7 +279,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--max-recordings", type=int, default=64, help="that the server takes")
-    parser.add_argument("--max-audio-s", type=float, default=7200.0, help="that it holds")
+    parser.add_argument("--max-audio-s", type=float, default=16_000.0, help="that it holds")
     parser.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args()
     os.environ["QWEN3_ASR_MAX_RECORDINGS"] = str(args.max_recordings)

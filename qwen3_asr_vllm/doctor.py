@@ -24,6 +24,9 @@ SERVE_ENVIRONMENT = {
     "VLLM_MAX_AUDIO_DECODE_DURATION_S": "14400",  # 4 h instead of 10 min
     "VLLM_MAX_AUDIO_DECODE_BYTES": str(4 << 30),  # 3 h of 44.1 kHz stereo instead of 12 min
     "VLLM_NO_USAGE_STATS": "1",  # a start asks the network for nothing but a model
+    # Instead of 5, which is when who was refused comes again, on a connection that closes then;
+    # nginx keeps its own for 60.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
 }
 
 
