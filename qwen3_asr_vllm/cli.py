@@ -13,12 +13,14 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import __version__
@@ -61,6 +63,14 @@ TRANSCRIBE_ENVIRONMENT = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return INTERRUPTED
+
+
+def _run(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["serve"] and any(arg.partition("=")[0] == "--aligner" for arg in argv):
         from .supervisor import serve_both
@@ -75,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         return WITH_ENGINE[args.command](args, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _set_defaults({"VLLM_LOGGING_STREAM": "ext://sys.stderr"})  # stdout is for what was found
     if args.server:
         return _doctor_server(args.server, args.api_key)
     return _doctor(DECODERS if args.decoders else INSTALLATION | DECODERS)
@@ -165,7 +176,8 @@ def _add_transcribe(commands: Any) -> None:
         action="store_true",
         help="time every word with a forced aligner: words in json, exact srt, vtt and lrc",
     )
-    add("--aligner", metavar="MODEL", help=f"that times them; default: {DEFAULT_ALIGNER}")
+    names = ("--aligner", "--align-model")
+    add(*names, metavar="MODEL", help=f"that times them; default: {DEFAULT_ALIGNER}")
     _add_ray_options(parser)
 
 
@@ -441,6 +453,8 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
             "--ray writes JSONL shards into -o DIR, and goes on with those that are there; it "
             "takes no -f, --server, --manifest-out, --stdout-only or --overwrite"
         )
+    if args.word_timestamps or args.aligner:
+        return _usage_error("--ray times no words; leave --word-timestamps and --aligner out")
     if message := _wrong_layout(args):
         return _usage_error(message)
     from .cluster import transcribe_on_ray
@@ -625,6 +639,7 @@ def _bar(num_recordings: int, *, hidden: bool) -> Iterator[Callable[[Progress], 
 
 def _align(args: argparse.Namespace, rest: list[str]) -> int:
     from .alignment import AlignmentError, check_language
+    from .offline import death_told
 
     if len(args.formats) > 1:
         return _usage_error("align writes one format; give one")
@@ -640,7 +655,8 @@ def _align(args: argparse.Namespace, rest: list[str]) -> int:
     _set_defaults(TRANSCRIBE_ENVIRONMENT)
     try:
         aligner = _load_aligner(args.model, _engine_options(args.command, rest))
-        transcript = aligner.align(audio, text, language=args.language)
+        with death_told("aligner"):
+            transcript = aligner.align(audio, text, language=args.language)
     except (AlignmentError, ImportError, OSError, ValueError) as error:
         _complain(str(error))
         return 1
@@ -696,17 +712,54 @@ def _stream(args: argparse.Namespace, rest: list[str]) -> int:
     options = _engine_options(args.command, rest)
     try:
         pieces = _piped(args.rate) if args.file == "-" else _in_steps(args.file, args.step_s)
-        model = _load_model(args.model, options)
+        with _unheard_by_children():
+            model = _load_model(args.model, options)
         display = _Display(sys.stdout)
-        for update in model.stream(
-            pieces, language=args.language, context=args.context, step_s=args.step_s
-        ):
-            display.show(update.delta, update.tentative)
+        wishes = {"language": args.language, "context": args.context, "step_s": args.step_s}
+        with _ctrl_c_noted() as is_stopped:
+            for update in model.stream(_until(is_stopped, pieces), **wishes):
+                display.show(update.delta, update.tentative)
         display.end()
     except (ImportError, OSError, ValueError) as error:
         _complain(str(error))
         return 1
-    return 0
+    return INTERRUPTED if is_stopped() else 0
+
+
+@contextmanager
+def _unheard_by_children() -> Iterator[None]:
+    """A terminal sends Ctrl-C to the engine too, which must still hear the end of a stream."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def _ctrl_c_noted() -> Iterator[Callable[[], bool]]:
+    """Whether it was pressed, meanwhile; the second time it interrupts."""
+    is_pressed = Event()
+
+    def note(*_: Any) -> None:
+        is_pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield is_pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _until(is_stopped: Callable[[], bool], pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The pieces, of which one more comes after the stop: what was in the pipe by then."""
+    is_last = False
+    for piece in pieces:
+        yield piece
+        if is_last:
+            return
+        is_last = is_stopped()
 
 
 def _piped(rate: int) -> Iterator[np.ndarray]:

@@ -24,6 +24,7 @@ from .corpus import (
     Recording,
     check_apart,
     find_recordings,
+    is_url,
     output_line,
     write_whole,
 )
@@ -65,10 +66,11 @@ def transcribe_on_ray(
 
     Raises ImportError where Ray is not installed, ValueError for sources without recordings.
     """
-    recordings = find_recordings(sources)
+    recordings = find_recordings(map(_found_from_anywhere, sources))
     check_apart((recording.key, recording) for recording in recordings)
     done = set(done_keys(folder))
     todo = [recording for recording in recordings if recording.key not in done]
+    model_path = os.path.abspath(model) if os.path.isdir(model) else model
     failed: dict[str, str] = {}
     seconds, num_done = 0.0, 0
     for answers in _batches_done(
@@ -76,7 +78,7 @@ def transcribe_on_ray(
         batch_size=batch_size,
         num_workers=min(num_workers, -(-len(todo) // batch_size)),
         num_gpus=num_gpus,
-        worker={"folder": str(folder.absolute()), "model": model, "wishes": wishes}
+        worker={"folder": str(folder.absolute()), "model": model_path, "wishes": wishes}
         | {"engine_options": engine_options or {}},
     ):
         failed |= {a["source"]: a["error"] for a in answers if a["error"]}
@@ -85,6 +87,13 @@ def transcribe_on_ray(
         if progress:
             progress(len(answers))
     return Summary(num_done, len(recordings) - len(todo), seconds, failed)
+
+
+def _found_from_anywhere(source: str) -> str:
+    """Absolute, for workers run elsewhere. Raises ValueError for standard input."""
+    if source == "-":
+        raise ValueError("workers on Ray cannot read standard input; write it to a file.")
+    return source if is_url(source) else os.path.abspath(source)
 
 
 def done_keys(folder: Path) -> Iterator[tuple[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any, overload
@@ -206,7 +207,9 @@ class Qwen3ASR:
     def _steps(self, stream: Stream) -> Iterator[Update]:
         while request := stream.request():
             params = sampling_params(request.decoding, {})
-            result = self.llm.generate(request.engine_prompt, params, use_tqdm=False)[0].outputs[0]
+            with death_told():
+                outputs = self.llm.generate(request.engine_prompt, params, use_tqdm=False)
+            result = outputs[0].outputs[0]
             stream.accept(result.text, result.finish_reason)
             yield stream.update()
 
@@ -222,7 +225,9 @@ class Qwen3ASR:
 
     def align(self, audio: Any, text: Any, *, language: str | None = None) -> Any:
         """When each word of a text is said, as ``ForcedAligner.align`` has it."""
-        return self._require_aligner().align(audio, text, language=language)
+        aligner = self._require_aligner()
+        with death_told("aligner"):
+            return aligner.align(audio, text, language=language)
 
     def _require_aligner(self) -> ForcedAligner:
         if self.aligner is None:
@@ -266,14 +271,8 @@ class _Engines:
         if self._to_align:  # all at once, while the other engine goes on in its process
             self._align()
             return
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
+        with death_told():
             outputs = self._llm.llm_engine.step()
-        except EngineDeadError as error:
-            raise OSError(
-                "the engine died; what it wrote above says why. Load it again."
-            ) from error
         for output in outputs:
             if output.finished and (waiting := self._waiting.pop(output.request_id, None)):
                 answer, deliver = waiting
@@ -284,7 +283,9 @@ class _Engines:
         assert self._aligner is not None  # transcribe() saw to it
         request_ids = list(self._to_align)
         requests = [request for request, _ in self._to_align.values()]
-        for request_id, output in zip(request_ids, self._aligner.time_units(requests), strict=True):
+        with death_told("aligner"):
+            outputs = self._aligner.time_units(requests)
+        for request_id, output in zip(request_ids, outputs, strict=True):
             if waiting := self._to_align.pop(request_id, None):  # None: aborted meanwhile
                 waiting[1](output)
 
@@ -293,6 +294,20 @@ class _Engines:
         for request_id in to_abort:
             del self._waiting[request_id]
         self._llm.llm_engine.abort_request(to_abort)
+
+
+@contextmanager
+def death_told(engine: str = "engine") -> Iterator[None]:
+    """Raises OSError, which says what to do, where an engine of vLLM's dies."""
+    try:
+        yield
+    except Exception as error:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not isinstance(error, EngineDeadError):
+            raise
+        message = f"the {engine} died; what it wrote above says why. Load it again."
+        raise OSError(message) from error
 
 
 def is_one(audio: Any) -> bool:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3_asr_vllm import cli
+from qwen3_asr_vllm import cli, cluster
 from qwen3_asr_vllm.corpus import Progress, Result
 from qwen3_asr_vllm.languages import LANGUAGES
+from qwen3_asr_vllm.streaming import Update
 from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript, Word
 
 
@@ -251,6 +253,65 @@ def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(model, files, tmp_pa
     assert "the same command goes on from here" in capsys.readouterr().err
 
 
+class FakeStream:
+    """Says how much it has heard, at the end."""
+
+    def stream(self, samples, **wishes):
+        heard = sum(map(len, samples))
+        yield Update(f"{heard} samples", "")
+
+
+class Microphone(io.BytesIO):
+    """Says something for ever; somebody presses Ctrl-C at the third piece."""
+
+    num_read = 0
+
+    def read1(self, size):
+        self.num_read += 1
+        if self.num_read == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return bytes(2_000)
+
+
+def test_a_stream_ends_with_its_last_text_on_ctrl_c(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_load_model", lambda *_: FakeStream())
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Microphone()))
+    before = signal.getsignal(signal.SIGINT)
+    assert cli.main(["stream", "-"]) == 130
+    assert capsys.readouterr() == ("4000 samples\n", "")  # with what was in the pipe
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    "line", ["eval {m}", "align {a} {m}", "stream {a}", "transcribe {m} --ray 1 -o o"]
+)
+def test_ctrl_c_is_no_traceback(files, tmp_path, monkeypatch, capsys, line):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("_load_model", "_load_aligner"):
+        monkeypatch.setattr(cli, name, interrupted)
+    monkeypatch.setattr(cluster, "_batches_done", interrupted)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio_filepath": "a.wav", "text": "Hi."}))
+    assert cli.main(line.format(a=files[0], m=tmp_path / "m.jsonl").split()) == 130
+    assert capsys.readouterr().err == "qwen3-asr: stopped\n"
+
+
+def test_workers_on_ray_are_told_where_things_are_from_anywhere(files, tmp_path, monkeypatch):
+    told = {}
+    monkeypatch.setattr(cluster, "_batches_done", lambda todo, **o: told.update(o, todo=todo) or ())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    line = ["transcribe", "a.wav", "https://h.test/b.wav", "--ray", "1", "-o", "out", "-m", "tiny"]
+    assert cli.main(line) == 0
+    assert [r.source for r in told["todo"]] == [files[0], "https://h.test/b.wav"]
+    assert told["worker"]["model"] == str(tmp_path / "tiny")
+    assert told["worker"]["folder"] == str(tmp_path / "out")
+    assert cli.main(["transcribe", "-", "--ray", "1", "-o", "out"]) == 2
+
+
 def test_standard_input_is_a_recording(model, files, monkeypatch, capsys):
     with open(files[2]) as file:
         monkeypatch.setattr(sys, "stdin", file)
@@ -268,6 +329,12 @@ def test_languages_are_listed(capsys):
 def test_ray_writes_shards_into_a_folder_and_nothing_else(files, line, capsys):
     assert cli.main(["transcribe", files[0], "--ray", "2", *line.split()]) == 2
     assert "--ray writes JSONL shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--word_timestamps", "--aligner=x", "--align_model=x"])
+def test_ray_times_no_words(files, option, capsys):
+    assert cli.main(["transcribe", files[0], "--ray", "2", "-o", "out", option]) == 2
+    assert capsys.readouterr().err.startswith("qwen3-asr: --ray times no words;")
 
 
 @pytest.mark.parametrize("option", ["--max-clip-s=30", "--gpu-memory-utilization=0.5"])
@@ -412,7 +479,8 @@ def test_doctor_decodes_every_format(capsys):
 @pytest.mark.vllm
 def test_doctor_finds_our_model_without_a_checkpoint():
     result = python("-m", "qwen3_asr_vllm.cli", "doctor", VLLM_PLUGINS="qwen3_asr")
-    lines = [line for line in result.stdout.splitlines() if line.startswith(("ok", "PROBLEM"))]
+    lines = result.stdout.splitlines()
+    assert all(line.startswith(("ok  ", "PROBLEM  ")) for line in lines)
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(lines) == len(cli.INSTALLATION | cli.DECODERS)
     assert any("qwen3_asr_vllm.model.Qwen3ASRForConditionalGeneration" in line for line in lines)
@@ -453,6 +521,8 @@ def test_word_timestamps_load_an_aligner_and_ask_for_words(model, files, monkeyp
     assert cli.main(["transcribe", files[0], "--word_timestamps", "-f", "vtt"]) == 0
     assert model.wishes["word_timestamps"] is True
     assert given == {"aligner": "Qwen/Qwen3-ForcedAligner-0.6B"}
+    assert cli.main(["transcribe", files[0], "--word_timestamps", "--align_model", "mine"]) == 0
+    assert given == {"aligner": "mine"}
 
 
 def test_align_writes_what_an_aligner_says(files, tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from conftest import DATA, MOST_ERRORS, heldout
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,3 +93,17 @@ def test_a_manifest_that_says_what_was_heard_is_scored_without_a_model(tmp_path,
     path.write_text(json.dumps({"audio_filepath": "a.wav"}) + "\n")
     assert cli.main(["eval", str(path)]) == 2
     assert "has no text that says what is said" in capsys.readouterr().err
+
+
+@pytest.mark.vllm
+def test_a_model_is_scored_on_what_it_hears(server, capsys):
+    manifest = str(DATA / "heldout" / "manifest.jsonl")
+    assert cli.main(["eval", manifest, "--server", server.url, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    scores = {score["language"]: score for score in document["scores"]}
+    assert scores.keys() == MOST_ERRORS.keys()
+    for language, most in MOST_ERRORS.items():
+        rate = "cer" if language == "Chinese" else "wer"
+        assert scores[language][rate] < most
+    assert sum(score["recordings"] for score in scores.values()) == len(heldout())
+    assert document["failed"] == 0 and document["audio_s_per_s"] > 0

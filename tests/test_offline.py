@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jiwer
 import numpy as np
@@ -34,6 +36,7 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 from qwen3_asr_vllm import cli, offline
+from qwen3_asr_vllm.alignment import AlignmentRequest
 from qwen3_asr_vllm.cli import main
 from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
 from qwen3_asr_vllm.engine import sampling_params
@@ -360,6 +363,25 @@ def test_a_corpus_is_the_same_from_a_server_an_engine_and_after_a_kill(
     assert sum(bool(row["pred_text"]) for row in rows) > 180
 
 
+WITHOUT_VLLM = """
+import sys
+sys.modules |= {"vllm": None, "torch": None}  # whoever imports them fails
+from qwen3_asr_vllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_server_is_asked_without_vllm(server, tmp_path):
+    part = {"audio_filepath": str(HELLO), "offset": 0, "duration": 10}
+    (tmp_path / "parts.jsonl").write_text(json.dumps(part))
+    line = ["transcribe", str(HELLO), str(tmp_path / "parts.jsonl"), "--server", server.url]
+    command = [sys.executable, "-c", WITHOUT_VLLM, *line]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    whole, part = result.stdout.splitlines()
+    assert whole[:40] == part[:40] == HELLO.with_suffix(".txt").read_text()[:40]
+
+
 # ---- confidence ----
 
 
@@ -522,6 +544,36 @@ def test_words_without_an_aligner_say_what_to_pass(model, monkeypatch):
     monkeypatch.setattr(model, "aligner", None)
     with pytest.raises(ValueError, match="aligner='Qwen/Qwen3-ForcedAligner-0.6B'"):
         model.transcribe(HELLO, word_timestamps=True)
+
+
+@pytest.mark.parametrize("dead", ["engine", "aligner"])
+def test_an_engine_that_dies_is_an_error_that_says_what_to_do(monkeypatch, capsys, dead):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def die(*_, **__):
+        raise EngineDeadError()
+
+    scheduler = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4))
+    llm_engine = SimpleNamespace(vllm_config=scheduler, step=die, abort_request=lambda _: None)
+    tokenizer = SimpleNamespace(encode=lambda *_, **__: [0])
+    llm = SimpleNamespace(
+        llm_engine=llm_engine, get_tokenizer=lambda: tokenizer, enqueue=lambda *_, **__: ["1-x"]
+    )
+    made = Qwen3ASR.__new__(Qwen3ASR)
+    made.aligner = SimpleNamespace(time_units=die, align=die)
+    made._engine = offline._Engines(llm, made.aligner)
+    if dead == "engine":
+        monkeypatch.setattr(cli, "_load_model", lambda *_: made)
+        assert main(["transcribe", str(HELLO)]) == 1
+        assert capsys.readouterr().err.startswith("qwen3-asr: the engine died; what it wrote")
+        return
+    made._engine.submit(AlignmentRequest("", np.zeros(1, np.float32)), None)
+    for ask in made._engine.step, partial(made.align, HELLO, "Hi."):
+        with pytest.raises(OSError, match="the aligner died; .* Load it again"):
+            ask()
+    monkeypatch.setattr(cli, "_load_aligner", lambda *_: made.aligner)
+    assert main(["align", str(HELLO), str(HELLO.with_suffix(".txt"))]) == 1
+    assert capsys.readouterr().err.startswith("qwen3-asr: the aligner died")
 
 
 def test_a_transcriber_is_no_aligner(model):
