@@ -13,6 +13,7 @@ import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,17 @@ import openai
 import pytest
 import soundfile
 import srt
-from conftest import ALIGNER, CHECKPOINT, DATA, eventually, heldout, noise, serving, speak
+from conftest import (
+    ALIGNER,
+    CHECKPOINT,
+    DATA,
+    assert_timed,
+    eventually,
+    heldout,
+    noise,
+    serving,
+    speak,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from qwen3_asr_vllm import supervisor
@@ -176,12 +187,19 @@ def pair(tmp_path_factory, spans):
 @pytest.fixture(scope="module")
 def minutes():
     """More than three of them, in three languages: every spoken clip that training never saw."""
-    rows = [row for row in heldout() if row["text"]]
-    parts = [soundfile.read(DATA / "heldout" / r["audio_filepath"], dtype="float32") for r in rows]
+    paths = [DATA / "heldout" / row["audio_filepath"] for row in heldout() if row["text"]]
+    parts = [soundfile.read(path, dtype="float32") for path in paths]
     pause = np.zeros(8_000, np.float32)
     recording = np.concatenate([part for samples, _ in parts for part in (samples, pause)])
     assert len(recording) > 3 * 60 * 16_000
     return recording
+
+
+@pytest.fixture(scope="module")
+def minutes_on_disk(minutes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("minutes") / "minutes.wav"
+    soundfile.write(path, minutes, 16_000, subtype="FLOAT")
+    return path
 
 
 def ask(server, file=HELLO, **fields):
@@ -217,12 +235,11 @@ def test_words_over_http_tile_the_text_and_lie_inside_their_segments(pair):
 
 @pytest.mark.vllm
 def test_minutes_of_speech_have_the_same_words_over_http_and_offline(
-    pair, model, minutes, tmp_path
+    pair, model, minutes, minutes_on_disk
 ):
-    path = tmp_path / "minutes.wav"
-    soundfile.write(path, minutes, 16_000, subtype="FLOAT")
-    served = ask_words(pair, path)
+    served = ask_words(pair, minutes_on_disk)
     offline = rounded(model.transcribe(minutes, max_clip_s=12, word_timestamps=True))
+    assert_timed(offline)
     assert served.text == offline.text
     assert {segment.language for segment in offline.segments} >= {"English", "German", "Chinese"}
     assert [(w.word, w.start, w.end) for w in served.words] == [
@@ -234,10 +251,30 @@ def test_minutes_of_speech_have_the_same_words_over_http_and_offline(
 
 
 @pytest.mark.vllm
+def test_minutes_of_a_known_text_are_aligned_alike_over_http_and_offline(
+    pair, model, minutes, minutes_on_disk
+):
+    """More of it than one request of the aligner holds."""
+    text = " ".join(row["text"] for row in heldout() if row["text"])
+    with minutes_on_disk.open("rb") as file:
+        url = f"{aligner_url(pair)}/v1/audio/alignments"
+        served = httpx.post(url, files={"file": file}, data={"text": text}, timeout=600).json()
+    offline = rounded(model.align(minutes, text))
+    assert_timed(offline)
+    assert served["text"] == offline.text == text
+    assert served["words"] == [asdict(word) for word in offline.words]
+    assert [(s["start"], s["end"], s["text"]) for s in served["segments"]] == [
+        (s.start, s.end, s.text) for s in offline.segments
+    ]
+
+
+@pytest.mark.vllm
 def test_subtitles_begin_with_their_first_word(pair):
     first = ask_words(pair).words[0]
     cue = next(srt.parse(ask(pair, response_format="srt")))
     assert cue.start.total_seconds() == pytest.approx(first.start, abs=0.001)
+    vtt = ask(pair, response_format="vtt")
+    assert vtt.startswith(f"WEBVTT\n\n00:00:{first.start:06.3f} --> ")
 
 
 @pytest.mark.vllm
