@@ -729,6 +729,9 @@ def _stream(args: argparse.Namespace, rest: list[str]) -> int:
 @contextmanager
 def _unheard_by_children() -> Iterator[None]:
     """A terminal sends Ctrl-C to the engine too, which must still hear the end of a stream."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # now, for after its start it unblocks the signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
     try:
         yield

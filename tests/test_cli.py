@@ -283,6 +283,20 @@ def test_a_stream_ends_with_its_last_text_on_ctrl_c(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+SPAWN = """
+import multiprocessing, signal
+from qwen3_asr_vllm.cli import _unheard_by_children
+with _unheard_by_children():
+    pool = multiprocessing.get_context("spawn").Pool(1)
+print(signal.SIGINT in pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ())))
+print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+def test_an_engine_does_not_hear_the_ctrl_c_of_a_stream():
+    assert python("-c", SPAWN).stdout.split() == ["True", "False"]
+
+
 @pytest.mark.parametrize(
     "line", ["eval {m}", "align {a} {m}", "stream {a}", "transcribe {m} --ray 1 -o o"]
 )
