@@ -239,9 +239,12 @@ class Transcriber(AudioServing):
     ) -> AlignmentOutput:
         assert self.aligner is not None  # _times_words saw to it
         output = await self.aligner.answer(request, headers)
-        if output.error and is_needed:
-            raise _no_words(output.error)
-        return output
+        if not output.error or not is_needed:
+            return output
+        if output.is_permanent:
+            message = f"words cannot be timed: {output.error}. Segments have times without."
+            raise ApiError(502, message, code="aligner_refuses", is_final=True)
+        raise _no_words(output.error)
 
     def _steps(self, form: Form, times_words: bool) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""

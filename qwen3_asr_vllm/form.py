@@ -68,10 +68,15 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: int | None = None,
+        is_final: bool = False,
     ) -> None:
+        """``is_final``: OpenAI's clients ask again whatever has a status of 500 or more, unless
+        they are told that it is of no use."""
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
-        self.headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
+        self.headers = {"Retry-After": str(retry_after_s)} if retry_after_s else {}
+        if is_final:
+            self.headers["x-should-retry"] = "false"
 
     @property
     def body(self) -> dict[str, Any]:

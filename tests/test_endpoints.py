@@ -29,6 +29,7 @@ from conftest import CHECKPOINT, DATA, eventually, noise, on_a_port
 from openai.types.audio import Transcription, TranscriptionDiarized, TranscriptionVerbose
 from prometheus_client import REGISTRY
 
+from qwen3_asr_vllm.alignment import AlignmentOutput
 from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.prompt import parse_output
 
@@ -616,6 +617,42 @@ def test_what_is_not_streamed_and_loops_is_heard_in_halves(serve):
     body = serve(engine)(wav(noise(9.0))).json()
     assert body["text"] == "One. Two." and len(engine.asked) == 3
     assert all(params.repetition_detection.min_count > 1 for _, params, _ in engine.asked)
+
+
+def words_of(serve, output, text="language English<asr_text>Hi."):
+    """A request for words, where this is what the aligner says."""
+
+    async def is_up():
+        return True
+
+    async def answer(request, headers):
+        return output
+
+    post = serve(Engine(text))
+    aligner = SimpleNamespace(url="http://aligner", is_up=is_up, answer=answer)
+    post.client.app.state.qwen3_asr.aligner = aligner
+    granularity = {"timestamp_granularities[]": "word"}
+    return post(response_format="verbose_json", **granularity)
+
+
+def test_an_aligner_that_is_down_is_worth_another_try(serve):
+    response = words_of(serve, AlignmentOutput((), error="it is gone"))
+    assert error(response, 503)["code"] == "aligner_unavailable"
+    assert response.headers["Retry-After"] == "5" and "x-should-retry" not in response.headers
+
+
+def test_an_aligner_that_refuses_is_not(serve):
+    response = words_of(serve, AlignmentOutput((), error="401: no key", is_permanent=True))
+    body = error(response, 502)
+    assert body["code"] == "aligner_refuses" and "401: no key" in body["message"]
+    assert response.headers["x-should-retry"] == "false" and "Retry-After" not in response.headers
+
+
+def test_a_language_that_the_aligner_does_not_know_has_segments_and_a_warning(serve):
+    text = "language Polish<asr_text>Dzień dobry."
+    body = words_of(serve, AlignmentOutput(()), text).json()
+    assert body["words"] == [] and [s["text"] for s in body["segments"]] == ["Dzień dobry."]
+    assert "Polish" in body["warnings"][0]
 
 
 def test_each_channel_is_a_speaker(serve):
