@@ -5,6 +5,7 @@
     python benchmarks/offline.py --model 0.6B --clips 8 --max-tokens 32
     python benchmarks/offline.py --qwen-asr /tmp/qwen-asr         # its makers' package, too
     python benchmarks/offline.py --files                          # from wav files to texts
+    python benchmarks/offline.py --files --no-others --model 0.6B --clips 16 --max-tokens 11
 
 All three get the same clips, prompt and weights, decode greedily in the same dtype, and run one
 after the other, each in a process of its own. ``cpu s`` counts every thread, so it is what to
@@ -59,6 +60,8 @@ from common import (
     side_environment,
     spread,
 )
+
+from qwen3_asr_vllm import transcription
 
 
 def run_vllm(model: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -144,13 +147,13 @@ def run_qwen_asr(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 # from files to texts ----
 
 
-def by_hand(llm: Any, files: list[str]) -> list[str]:
+def by_hand(llm: Any, files: list[str], max_tokens: int) -> list[str]:
     """What a careful user writes: decode, prompt, generate, cut the header off."""
     import soundfile
     from vllm import SamplingParams
 
     clips = [soundfile.read(file, dtype="float32")[0] for file in files]
-    params = SamplingParams(temperature=0, max_tokens=256)
+    params = SamplingParams(temperature=0, max_tokens=max_tokens)
     outputs = llm.generate(requests(clips), params, use_tqdm=False)
     return [output.outputs[0].text.split("<asr_text>")[-1] for output in outputs]
 
@@ -168,13 +171,15 @@ def time_files(
     name: str, model: str, files: list[str], args: argparse.Namespace
 ) -> tuple[float, float, list[str]]:
     """Wall and CPU seconds of one pass, and the texts."""
+    if args.dummy:  # random weights never end: all answers have as many tokens
+        transcription.max_new_tokens = lambda clip_s: args.max_tokens
     options = tuple(engine_options(args).items())
     made = loaded(model, options, ours=name != "in-tree")
     start, start_cpu = time.perf_counter(), time.process_time()
     if name == "Qwen3ASR":
         texts = [result.transcript.text for result in made.transcribe(files)]
     else:
-        texts = by_hand(made if name == "in-tree" else made.llm, files)
+        texts = by_hand(made if name == "in-tree" else made.llm, files, args.max_tokens)
     return time.perf_counter() - start, time.process_time() - start_cpu, texts
 
 
@@ -220,9 +225,11 @@ def wav_files(folder: Path, count: int) -> tuple[list[str], float]:
 
 
 def compare_files(args: argparse.Namespace) -> None:
-    model = str(CHECKPOINT if args.model == "tiny" else args.model)
     passes: dict[str, list[tuple[float, float, list[str]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        model = str(CHECKPOINT if args.model == "tiny" else args.model)
+        if args.dummy:
+            model = str(checkpoint_like(args.model, Path(folder)))
         files, seconds = wav_files(Path(folder), args.clips)
         for names in (("LLM.generate", "Qwen3ASR"), ("in-tree",))[: 2 - args.no_others]:
             side = "in-tree" if "in-tree" in names else "ours"

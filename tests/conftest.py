@@ -39,6 +39,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # where tests serve
 
+IN_TREE: dict[str, str] = {}  # what makes a server vLLM's own
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "asr"
 ALIGNER = Path(__file__).parent / "checkpoints" / "aligner"
 MOST_TIMING_ERROR_S = 0.06  # of a start or end, in the mean: classes of 80 ms give 0.02 at best
@@ -53,6 +54,17 @@ PUBLISHED_NAMES = {
     "score.": "thinker.lm_head.",
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "servers have vLLM's own model: what the tests say of in-tree (V1 ...) makes them fail"
+    parser.addoption("--in-tree", action="store_true", help=help)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--in-tree"):
+        stubs = Path(__file__).parent.parent / "benchmarks" / "stubs"  # for torchvision
+        IN_TREE.update(VLLM_PLUGINS="", PYTHONPATH=str(stubs))
 
 
 def noise(seconds: float, *, seed: int = 0) -> np.ndarray:
@@ -361,7 +373,9 @@ def serving(
     command += "--host 127.0.0.1 --dtype float32 --enforce-eager".split()
     drop = ("HF_HUB_OFFLINE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
     inherited = {name: value for name, value in os.environ.items() if name not in drop}
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env |= IN_TREE
+    added = [env.pop("PYTHONPATH", None), os.environ.get("PYTHONPATH")]
+    paths = [str(folder), *filter(None, added)]
     env |= {"ADDRESSES": str(folder / "addresses"), "PYTHONPATH": os.pathsep.join(paths)}
     env |= {"QWEN3_ASR_MAX_CLIP_S": "12"}  # the checkpoint learned on clips of a few sentences
     env |= {"QWEN3_ASR_MAX_UTTERANCE_S": "20", "QWEN3_ASR_REALTIME_IDLE_S": "10"}
