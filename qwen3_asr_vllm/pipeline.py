@@ -28,6 +28,7 @@ from .transcription import EngineOutput, EngineRequest, Steps, Transcription
 LOOK_AHEAD_S = 2 * 3600  # seconds of audio that are decoded before the engine has room: 460 MB
 MAX_OUTSTANDING = 4096  # recordings between the source and the caller
 NUM_WORKERS = min(8, os.cpu_count() or 1)
+QUICK_S = 0.005  # that an engine with free seats waits for what is coming
 _FEWEST_PER_SEAT = 1.25  # requests in the engine: some queue there, so that no seat stays empty
 _MOST_PER_SEAT = 1.75
 
@@ -86,6 +87,7 @@ class Pipeline:
         self._look_ahead_s, self._num_workers = look_ahead_s, num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="load-audio")
         self._loading: dict[Future[tuple[float, Steps[Transcript]]], tuple[int, Any]] = {}
+        self._slow: set[Future[Any]] = set()  # of what is coming
         self._waiting: list[tuple[int, float, int, _Job]] = []  # heap; the first goes first
         self._waiting_s = 0.0
         self._jobs: dict[int, _Job] = {}  # loaded, not done
@@ -107,9 +109,9 @@ class Pipeline:
                 self._fill_engine()
                 yield from self._hand_out()
                 if self._num_in_engine:
-                    self._engine.step()
-                elif self._loading or self._reader.coming:
-                    coming: list[Future[Any]] = [*self._loading, *self._reader.coming]
+                    if not self._more_came():
+                        self._engine.step()
+                elif coming := self._coming:
                     wait(coming, return_when=FIRST_COMPLETED)
                 elif self._reader.is_at_end and not self._finished:
                     return
@@ -119,6 +121,27 @@ class Pipeline:
             left = [ticket for job in self._jobs.values() for ticket in job.request_ids]
             if left:
                 self._engine.abort(left)
+
+    @property
+    def _coming(self) -> set[Future[Any]]:
+        return {*self._loading, *self._reader.coming}
+
+    def _more_came(self) -> bool:
+        """Whether something was read or loaded in the moment that an engine with free seats waits.
+
+        A step of half a batch costs nearly what a full one does; but what is slow is not waited for
+        again.
+        """
+        if self._num_in_engine >= self._engine.num_seats:
+            return False
+        self._read_ahead()
+        coming = self._coming
+        quick = coming - self._slow
+        done = wait(quick, QUICK_S, FIRST_COMPLETED).done if quick else set()
+        self._slow &= coming
+        if not done:
+            self._slow |= quick
+        return bool(done)
 
     def _read_ahead(self) -> None:
         while not self._reader.is_at_end and self._has_room():

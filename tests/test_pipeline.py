@@ -203,3 +203,39 @@ def test_an_error_of_the_source_itself_is_raised():
 
     with pytest.raises(RuntimeError, match="ended early"):
         list(run(sources(), CountingEngine()))
+
+
+class FullnessEngine(CountingEngine):
+    """Notes how many requests it has when it is stepped."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.had = []
+
+    def step(self):
+        self.had.append(len(self.queue))
+        super().step()
+
+
+def test_an_engine_waits_a_moment_for_what_fills_its_seats(monkeypatch):
+    monkeypatch.setattr("qwen3_asr_vllm.pipeline.QUICK_S", 60)  # this machine may be slow
+    engine = FullnessEngine(num_seats=16)
+    list(run([1.0] * 40, engine, num_workers=2))
+    assert engine.had[0] >= 16
+
+
+def test_an_engine_waits_for_a_slow_source_once():
+    """A source that waits for a result is not held against each step."""
+    is_heard = threading.Event()
+
+    def sources():
+        yield 1.0
+        yield 2.0
+        is_heard.wait()
+        yield 3.0
+
+    engine = FullnessEngine(num_seats=16)
+    for result in run(sources(), engine, in_order=False):
+        if result.source == 1.0:
+            is_heard.set()
+    assert sorted(engine.heard) == [1.0, 2.0, 3.0]
