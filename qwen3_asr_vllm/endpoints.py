@@ -392,6 +392,7 @@ class Recording:
         text = ""
         num_clips = num_tokens = 0
         is_live = self.is_live
+        is_one_clip = len(self.steps.requests) == 1
         while requests := self.steps.requests:
             to_align = [r for r in requests if isinstance(r, AlignmentRequest)]
             to_hear = [r for r in requests if not isinstance(r, AlignmentRequest)]
@@ -414,7 +415,7 @@ class Recording:
                     task.cancel()
             heard = (clip.output for clip in clips)
             outputs = [next(timed if isinstance(r, AlignmentRequest) else heard) for r in requests]
-            if len(requests) == 1:  # a clip takes less than the way to a thread and back
+            if is_one_clip:  # which takes less than the way to a thread and back
                 self.steps.send(outputs)
             else:
                 await self.in_pool(self.steps.send, outputs)
