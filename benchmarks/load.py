@@ -7,9 +7,10 @@
 Clients of six kinds ask again and again: short recordings, long ones, an hour, streams, streams
 whose reader leaves, and realtime sessions, which say their clip in pieces of a second. One that is
 told to come again (503) does so after the seconds of ``Retry-After``.
-Read it so: ``lost`` and ``wrong`` must be 0 in every row. ``lost`` are answers that never came or
-were no answer; ``wrong`` are those that differ from the first answer to the same recording. A
-session's text hangs on how often the engine was asked, which is less often where it is behind; it
+Read it so: ``lost``, ``twice`` and ``wrong`` must be 0 in every row. ``lost`` are answers that
+never came or were no answer; ``twice`` are streams that went on after their end, and sessions that
+said two texts of one commit; ``wrong`` are answers unlike the first to the same recording.
+A session's text hangs on how often the engine was asked, which is less often where it is behind; it
 is wrong where less than ``ALIKE`` of it is the same.
 ``refused`` is back-pressure. Latency is of the answered, without the refusals before. What was lost
 is listed below the table, and makes the exit code 1. The memory is that of the HTTP process, whose
@@ -28,6 +29,7 @@ import sys
 import time
 from bisect import bisect
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import accumulate
@@ -82,8 +84,13 @@ class Tally:
     refused: int = 0
     left: int = 0
     lost: int = 0
+    twice: int = 0
     wrong: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # of what was lost
+
+
+class AnsweredTwice(Exception):
+    """One question, two answers."""
 
 
 class Crowd:
@@ -122,6 +129,9 @@ class Crowd:
             start = time.perf_counter()
             try:
                 status, text = await self._ask(session, kind, variant)
+            except AnsweredTwice:
+                self.tallies[kind].twice += 1
+                continue
             except Exception as error:  # whatever it is, nobody was answered
                 self.tallies[kind].lost += 1
                 self.tallies[kind].notes[repr(error)[:80]] += 1
@@ -174,6 +184,8 @@ class Crowd:
         async for line in response.content:
             if leaves and text:
                 return 0, ""
+            if is_done and line.strip():
+                raise AnsweredTwice
             if line.startswith(b"data: {"):
                 event = json.loads(line[6:])
                 if "error" in event:
@@ -204,15 +216,27 @@ class Crowd:
             piece = base64.b64encode(pcm[start : start + PIECE_BYTES]).decode()
             await socket.send_json({"type": "input_audio_buffer.append", "audio": piece})
         await socket.send_json({"type": "input_audio_buffer.commit"})
-        while True:
-            event = await socket.receive_json()
-            if event["type"].endswith("transcription.completed"):
-                return str(event["transcript"])
-            if "error" in event:
-                raise RuntimeError(event["error"]["message"])
+        texts = [event["transcript"] async for event in _until(socket, "completed")]
+        await socket.send_json({"type": "input_audio_buffer.clear"})  # the last that it answers
+        texts += [event["transcript"] async for event in _until(socket, "cleared")]
+        if len(texts) > 1:
+            raise AnsweredTwice
+        return str(texts[0])
 
     def rows(self) -> list[dict[str, Any]]:
         return [_row(kind, tally) for kind, tally in self.tallies.items()]
+
+
+async def _until(socket: Any, end: str) -> AsyncIterator[dict[str, Any]]:
+    """The texts that a session says until an event whose name ends so."""
+    while True:
+        event = await socket.receive_json()
+        if "error" in event:
+            raise RuntimeError(event["error"]["message"])
+        if event["type"].endswith("transcription.completed"):
+            yield event
+        if event["type"].endswith(end):
+            return
 
 
 def _row(kind: str, tally: Tally) -> dict[str, Any]:
@@ -223,6 +247,7 @@ def _row(kind: str, tally: Tally) -> dict[str, Any]:
         "refused": tally.refused,
         "left": tally.left,
         "lost": tally.lost,
+        "twice": tally.twice,
         "wrong": tally.wrong,
         "p50 s": percentile(seconds, 0.5),
         "p95 s": percentile(seconds, 0.95),
@@ -236,7 +261,7 @@ def print_tallies(rows: list[dict[str, Any]]) -> bool:
     for row in rows:
         for note, number in row["notes"].items():
             print(f"{row['kind']}: {number} x {note}")
-    return not any(row["lost"] or row["wrong"] for row in rows)
+    return not any(row["lost"] or row["twice"] or row["wrong"] for row in rows)
 
 
 def memory(pid: int) -> dict[str, float]:

@@ -9,8 +9,9 @@ memory of the HTTP process and of the engine and the open descriptors are noted,
 of every answer as it comes. The first fifth is warm-up and is left out. ``an hour adds`` is by how
 much a line through the samples would rise in an hour, ``give or take`` how well that is known, from
 the ``spread`` of the samples around the line: flat is a rise that is smaller than that. The second
-table is that of ``load.py``: ``lost`` and ``wrong`` must be 0, or the exit code is 1. The KV cache
-is small, for as long as blocks of it are written to for the first time the engine's pages grow.
+table is that of ``load.py``: ``lost``, ``twice`` and ``wrong`` must be 0, or it exits with 1. The
+KV cache is small: the engine's pages grow for as long as its blocks are written to for the first
+time.
 """
 
 from __future__ import annotations
