@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .alignment import CLASS_MS, AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
-from .engine import engine_prompt, load_engine
+from .engine import death_told, engine_prompt, load_engine
 from .transcript import Transcript
 from .transcription import run_together
 
@@ -68,7 +68,8 @@ class ForcedAligner:
 
         Raises ValueError, before the engine runs, for a language that the aligner does not know
         and, naming the file, for a recording that cannot be read; OSError for a file that cannot
-        be opened; ImportError, which says what to install, for Japanese without nagisa.
+        be opened and for an engine that died; ImportError, which says what to install, for
+        Japanese without nagisa.
         """
         if isinstance(audio, list) != isinstance(text, list):
             raise TypeError("align() takes one recording and its text, or a list of each.")
@@ -90,10 +91,10 @@ class ForcedAligner:
         """
         from vllm.exceptions import VLLMValidationError
 
+        prompts = list(map(engine_prompt, requests))
         try:
-            outputs = self.llm.encode(
-                list(map(engine_prompt, requests)), pooling_task="token_classify", use_tqdm=False
-            )
+            with death_told("aligner"):
+                outputs = self.llm.encode(prompts, pooling_task="token_classify", use_tqdm=False)
         except (ValueError, VLLMValidationError) as error:
             if len(requests) == 1:
                 return [AlignmentOutput((), error=str(error))]

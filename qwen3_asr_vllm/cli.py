@@ -460,15 +460,17 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
     from .cluster import transcribe_on_ray
 
     try:
-        summary = transcribe_on_ray(
-            args.sources,
-            args.output_dir,
-            model=args.model or DEFAULT_MODEL,
-            num_workers=args.ray,
-            num_gpus=args.gpus_per_worker,
-            engine_options=_engine_options(args.command, rest),
-            **_wishes(args),
-        )
+        with _bar(hidden=args.no_progress) as progress:
+            summary = transcribe_on_ray(
+                args.sources,
+                args.output_dir,
+                model=args.model or DEFAULT_MODEL,
+                num_workers=args.ray,
+                num_gpus=args.gpus_per_worker,
+                engine_options=_engine_options(args.command, rest),
+                progress=progress,
+                **_wishes(args),
+            )
     except (ImportError, OSError, ValueError) as error:
         return _usage_error(str(error))
     for message in summary.failed.values():
@@ -560,7 +562,7 @@ def _take(
 def _transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Iterator[Result]]:
     """What makes results of recordings: a server, or an engine of this process, now loaded."""
     if args.server:
-        model, wishes = _connect(args), _shared_wishes(args)
+        model, wishes = _connect(args), _shared_wishes(args) | {"on_busy": _complain}
     else:
         _set_defaults(TRANSCRIBE_ENVIRONMENT)
         options = _engine_options(args.command, rest)
@@ -570,7 +572,7 @@ def _transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Ite
         wishes = _wishes(args)
 
     def transcribe(recordings: list[Recording], *, in_order: bool) -> Iterator[Result]:
-        with _bar(len(recordings), hidden=args.no_progress) as progress:
+        with _bar(hidden=args.no_progress) as progress:
             yield from model.transcribe(recordings, in_order=in_order, progress=progress, **wishes)
 
     return transcribe
@@ -614,7 +616,7 @@ def _engine_options(command: str, rest: list[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar(num_recordings: int, *, hidden: bool) -> Iterator[Callable[[Progress], None]]:
+def _bar(*, hidden: bool) -> Iterator[Callable[[Progress], None]]:
     """A bar over seconds of audio: done of all, where those not yet read last as the others."""
     from tqdm import tqdm
 
@@ -624,6 +626,7 @@ def _bar(num_recordings: int, *, hidden: bool) -> Iterator[Callable[[Progress], 
 
         def show(progress: Progress) -> None:
             mean_s = progress.seconds_read / max(progress.recordings_read, 1)
+            num_recordings = progress.recordings or progress.recordings_read
             unread = num_recordings - progress.recordings_read
             bar.total = max(progress.seconds_read + unread * mean_s, 1)
             speed = progress.seconds_done / max(bar.format_dict["elapsed"], 1e-3)
@@ -639,7 +642,6 @@ def _bar(num_recordings: int, *, hidden: bool) -> Iterator[Callable[[Progress], 
 
 def _align(args: argparse.Namespace, rest: list[str]) -> int:
     from .alignment import AlignmentError, check_language
-    from .offline import death_told
 
     if len(args.formats) > 1:
         return _usage_error("align writes one format; give one")
@@ -655,8 +657,7 @@ def _align(args: argparse.Namespace, rest: list[str]) -> int:
     _set_defaults(TRANSCRIBE_ENVIRONMENT)
     try:
         aligner = _load_aligner(args.model, _engine_options(args.command, rest))
-        with death_told("aligner"):
-            transcript = aligner.align(audio, text, language=args.language)
+        transcript = aligner.align(audio, text, language=args.language)
     except (AlignmentError, ImportError, OSError, ValueError) as error:
         _complain(str(error))
         return 1

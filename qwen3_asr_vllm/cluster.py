@@ -21,6 +21,7 @@ from typing import Any
 
 from .corpus import (
     OutputManifest,
+    Progress,
     Recording,
     check_apart,
     find_recordings,
@@ -53,16 +54,16 @@ def transcribe_on_ray(
     batch_size: int = BATCH_SIZE,
     num_gpus: float = 1,
     engine_options: dict[str, Any] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
     **wishes: Any,
 ) -> Summary:
     """Transcribe a corpus into JSONL shards in ``folder``, with ``num_workers`` engines.
 
     ``sources`` are those of ``find_recordings``; each row of a shard is that of the manifest with
     pred_text. ``num_gpus`` is how many an engine has, 0 for a CPU engine; ``engine_options`` are
-    those of ``vllm.LLM``, ``wishes`` those of ``Qwen3ASR.transcribe``. ``progress`` is told after
-    each batch how many recordings it had. Joins the cluster that ``ray.init`` or $RAY_ADDRESS
-    named, else starts Ray on this machine.
+    those of ``vllm.LLM``, ``wishes`` those of ``Qwen3ASR.transcribe``. ``progress`` is called after
+    each batch. Joins the cluster that ``ray.init`` or $RAY_ADDRESS named, else starts Ray on this
+    machine.
 
     Raises ImportError where Ray is not installed, ValueError for sources without recordings.
     """
@@ -72,7 +73,7 @@ def transcribe_on_ray(
     todo = [recording for recording in recordings if recording.key not in done]
     model_path = os.path.abspath(model) if os.path.isdir(model) else model
     failed: dict[str, str] = {}
-    seconds, num_done = 0.0, 0
+    seconds, num_done, num_answers = 0.0, 0, 0
     for answers in _batches_done(
         todo,
         batch_size=batch_size,
@@ -84,8 +85,9 @@ def transcribe_on_ray(
         failed |= {a["source"]: a["error"] for a in answers if a["error"]}
         seconds += sum(a["seconds"] for a in answers)
         num_done += sum(not a["error"] for a in answers)
+        num_answers += len(answers)
         if progress:
-            progress(len(answers))
+            progress(Progress(num_answers, num_answers, seconds, seconds, len(todo)))
     return Summary(num_done, len(recordings) - len(todo), seconds, failed)
 
 

@@ -21,7 +21,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -125,6 +125,7 @@ class Progress:
     recordings_done: int
     seconds_read: float
     seconds_done: float
+    recordings: int | None = None  # in all; None where a generator brings them
 
 
 class Loader:
@@ -178,10 +179,12 @@ def load_recording(source: Any) -> np.ndarray:
 class SourceReader:
     """Reads sources in a thread of its own, so that nobody but it waits for the next one.
 
-    A source may take long, or wait for the results of those before it.
+    A source may take long, or wait for the results of those before it. ``size`` is how many there
+    are; None of a generator.
     """
 
     def __init__(self, sources: Iterable[Any]) -> None:
+        self.size = len(sources) if isinstance(sources, Sized) else None
         self._sources = enumerate(sources)
         self._asked: SimpleQueue[Future[tuple[int, Any] | None]] = SimpleQueue()
         self._thread = Thread(target=self._read, name="read-sources", daemon=True)

@@ -164,6 +164,20 @@ class Answer:
 
 
 @contextmanager
+def death_told(engine: str = "engine") -> Iterator[None]:
+    """Raises OSError, which says what to do, where an engine of vLLM's dies."""
+    try:
+        yield
+    except Exception as error:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not isinstance(error, EngineDeadError):
+            raise
+        message = f"the {engine} died; what it wrote above says why. Load it again."
+        raise OSError(message) from error
+
+
+@contextmanager
 def ending_with_us() -> Iterator[None]:
     """Engines that are started here end with this process, even where it is killed.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any, overload
@@ -17,7 +16,15 @@ from .alignment import AlignmentOutput, AlignmentRequest
 from .audio import AudioSource
 from .corpus import Loader, Progress, Recording, Result
 from .decoding import DEFAULT_CLIP_S
-from .engine import Answer, engine_prompt, gpu_bytes, load_engine, sampling_params, slot_ids
+from .engine import (
+    Answer,
+    death_told,
+    engine_prompt,
+    gpu_bytes,
+    load_engine,
+    sampling_params,
+    slot_ids,
+)
 from .geometry import SAMPLE_RATE
 from .pipeline import Pipeline
 from .prompt import join_context
@@ -225,9 +232,7 @@ class Qwen3ASR:
 
     def align(self, audio: Any, text: Any, *, language: str | None = None) -> Any:
         """When each word of a text is said, as ``ForcedAligner.align`` has it."""
-        aligner = self._require_aligner()
-        with death_told("aligner"):
-            return aligner.align(audio, text, language=language)
+        return self._require_aligner().align(audio, text, language=language)
 
     def _require_aligner(self) -> ForcedAligner:
         if self.aligner is None:
@@ -283,8 +288,7 @@ class _Engines:
         assert self._aligner is not None  # transcribe() saw to it
         request_ids = list(self._to_align)
         requests = [request for request, _ in self._to_align.values()]
-        with death_told("aligner"):
-            outputs = self._aligner.time_units(requests)
+        outputs = self._aligner.time_units(requests)
         for request_id, output in zip(request_ids, outputs, strict=True):
             if waiting := self._to_align.pop(request_id, None):  # None: aborted meanwhile
                 waiting[1](output)
@@ -294,20 +298,6 @@ class _Engines:
         for request_id in to_abort:
             del self._waiting[request_id]
         self._llm.llm_engine.abort_request(to_abort)
-
-
-@contextmanager
-def death_told(engine: str = "engine") -> Iterator[None]:
-    """Raises OSError, which says what to do, where an engine of vLLM's dies."""
-    try:
-        yield
-    except Exception as error:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        if not isinstance(error, EngineDeadError):
-            raise
-        message = f"the {engine} died; what it wrote above says why. Load it again."
-        raise OSError(message) from error
 
 
 def is_one(audio: Any) -> bool:

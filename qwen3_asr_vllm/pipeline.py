@@ -262,9 +262,9 @@ class Pipeline:
 
     def _report(self) -> None:
         if self._progress:
-            self._progress(
-                Progress(self._num_read, self._num_done, self._seconds_read, self._seconds_done)
-            )
+            recordings = self._num_read, self._num_done
+            seconds = self._seconds_read, self._seconds_done
+            self._progress(Progress(*recordings, *seconds, self._reader.size))
 
     def _hand_out(self) -> Iterator[Result]:
         if not self._in_order:

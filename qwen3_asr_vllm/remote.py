@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from threading import Event
+from threading import Event, Lock
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -34,6 +34,7 @@ TIMEOUT_S = 3600  # without a byte: a slow server is silent while it hears four 
 RETRY_DELAYS_S = (0.5, 2, 8, 30)  # before each further attempt, where a connection fails
 BUSY_DELAY_S = 5  # where a busy server does not say when to come again
 MOST_BUSY_S = 2 * TIMEOUT_S  # without any answer: what fills a server may take TIMEOUT_S
+TOLD_BUSY_S = 60  # of that, before whoever waits is told
 MOST_RETRY_AFTER_S = 60  # more is asked for by mistake
 _BUSY = (429, 503)
 _BROKEN = (0, 502, 504)  # 0: not even an answer of a proxy
@@ -104,13 +105,15 @@ class Server:
         word_timestamps: bool = False,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
+        on_busy: Callable[[str], None] | None = None,
         num_connections: int = NUM_CONNECTIONS,
         most_busy_s: float = MOST_BUSY_S,
     ) -> Iterator[Result]:
         """As ``Qwen3ASR.transcribe`` of many; how clips are cut is the server's choice.
 
         Recordings are paths, URLs, bytes, or of a corpus. ``progress`` is called after each. A
-        busy server is asked again, until it has answered nothing at all for ``most_busy_s``.
+        busy server is asked again, until it has answered nothing at all for ``most_busy_s``;
+        ``on_busy`` is told what it says after a minute of that, in a thread of its own.
 
         Raises NoServerError, a ConnectionError, where that is so or where nothing connects.
         """
@@ -126,7 +129,7 @@ class Server:
         next_index = num_done = 0
         seconds = 0.0
         pool = ThreadPoolExecutor(num_connections, thread_name_prefix="transcribe")
-        uploads, load = _Uploads(most_busy_s), Loader()
+        uploads, load = _Uploads(most_busy_s, on_busy), Loader()
         try:
             while True:
                 num_here = len(running) + len(finished) + len(reader.coming)
@@ -144,7 +147,7 @@ class Server:
                     num_done += 1
                     seconds += result.transcript.duration if result.transcript else 0.0
                     if progress:
-                        progress(Progress(num_done, num_done, seconds, seconds))
+                        progress(Progress(num_done, num_done, seconds, seconds, reader.size))
                 ready = [next_index] if in_order else sorted(finished)
                 while ready and ready[0] in finished:
                     yield finished.pop(index := ready.pop(0))
@@ -176,14 +179,17 @@ class Server:
             except (http.client.HTTPException, ConnectionError) as error:
                 answer = _Answer(0, str(error).encode())
             if answer.status in _BUSY:
-                if time.monotonic() - max(asked_at, uploads.answered_at) > uploads.most_busy_s:
+                silent_s = time.monotonic() - max(asked_at, uploads.answered_at)
+                if silent_s > uploads.most_busy_s:
                     raise NoServerError(f"{self.url} only says: {_message(answer)}")
+                if silent_s > TOLD_BUSY_S:
+                    uploads.tell_busy(f"{self.url} is busy, and is asked again: {_message(answer)}")
                 unreached_since, delays = time.monotonic(), iter(RETRY_DELAYS_S)
                 delay: float | None = answer.retry_after_s
             elif answer.status in _BROKEN:
                 delay = next(delays, None)
             else:
-                uploads.answered_at = time.monotonic()
+                uploads.note_answer()
                 return answer
             if delay is None and uploads.connected_at < unreached_since:
                 raise NoServerError(_message(answer))
@@ -235,9 +241,14 @@ class Server:
 class _Uploads:
     """The connections of one run, which can be ended together, and when they last got on."""
 
-    def __init__(self, most_busy_s: float = MOST_BUSY_S) -> None:
+    def __init__(
+        self, most_busy_s: float = MOST_BUSY_S, on_busy: Callable[[str], None] | None = None
+    ) -> None:
         self._connections: set[http.client.HTTPConnection] = set()
         self.most_busy_s = most_busy_s
+        self._on_busy = on_busy
+        self._is_told_busy = False
+        self._lock = Lock()
         self.given_up = Event()
         self.connected_at = self.answered_at = time.monotonic()
 
@@ -251,6 +262,17 @@ class _Uploads:
             yield
         finally:
             self._connections.discard(connection)
+
+    def note_answer(self) -> None:
+        self.answered_at = time.monotonic()
+        self._is_told_busy = False
+
+    def tell_busy(self, message: str) -> None:
+        """Once, until there is an answer."""
+        with self._lock:
+            is_told, self._is_told_busy = self._is_told_busy, True
+        if self._on_busy and not is_told:
+            self._on_busy(message)
 
     def give_up(self) -> None:
         """End what still waits for the server, which may hear a recording for an hour."""

@@ -157,20 +157,21 @@ def test_wishes_reach_the_model_under_the_names_that_fingers_know(model, files, 
     }
 
 
-def test_a_terminal_has_a_bar_with_the_speed(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_a_terminal_has_a_bar_with_the_speed(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    with cli._bar(4, hidden=False) as show:
-        show(Progress(2, 1, 20.0, 10.0))
+    with cli._bar(hidden=False) as show:
+        show(Progress(2, 1, 20.0, 10.0, 4))
         time.sleep(0.2)
-        show(Progress(4, 2, 40.0, 30.0))
+        show(Progress(4, 2, 40.0, 30.0, 4))
     shown = terminal.getvalue()
     assert re.search(r"75% \|.*\| 2/4 \d+\.\dx real time, \d\d:\d\d left", shown)
-    with cli._bar(4, hidden=True) as show:
-        show(Progress(2, 1, 20.0, 10.0))
+    with cli._bar(hidden=True) as show:
+        show(Progress(2, 1, 20.0, 10.0, 4))
     assert terminal.getvalue() == shown
 
 
@@ -324,6 +325,21 @@ def test_workers_on_ray_are_told_where_things_are_from_anywhere(files, tmp_path,
     assert told["worker"]["model"] == str(tmp_path / "tiny")
     assert told["worker"]["folder"] == str(tmp_path / "out")
     assert cli.main(["transcribe", "-", "--ray", "1", "-o", "out"]) == 2
+
+
+def test_a_run_on_ray_has_a_bar_too(files, tmp_path, monkeypatch):
+    batches = [[{"source": file, "seconds": 60.0, "error": None}] for file in files[:2]]
+
+    def batches_done(todo, **_):
+        for batch in batches:
+            time.sleep(0.2)
+            yield batch
+
+    monkeypatch.setattr(cluster, "_batches_done", batches_done)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert cli.main(["transcribe", *files[:2], "--ray", "1", "-o", str(tmp_path)]) == 0
+    assert re.search(r"50% \|.*\| 1/2 \d+\.\dx real time", terminal.getvalue())
+    assert "2 done, 0 were, 0 failed" in terminal.getvalue()
 
 
 def test_standard_input_is_a_recording(model, files, monkeypatch, capsys):

@@ -66,7 +66,8 @@ def test_an_engine_that_is_killed_loses_nothing_and_nothing_is_done_twice(manife
     (out / "shard-earlier.jsonl").write_text("".join(json.dumps(row) + "\n" for row in done))
     killed = []
 
-    def kill_one(_):
+    def kill_one(progress):
+        assert progress.recordings == 81 and progress.recordings_done % 8 in (0, 1)
         if not killed:
             killed.append(actors()[0].pid)
             os.kill(killed[0], signal.SIGKILL)

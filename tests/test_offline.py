@@ -36,6 +36,7 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 from qwen3_asr_vllm import cli, offline
+from qwen3_asr_vllm.aligner import ForcedAligner
 from qwen3_asr_vllm.alignment import AlignmentRequest
 from qwen3_asr_vllm.cli import main
 from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
@@ -559,8 +560,9 @@ def test_an_engine_that_dies_is_an_error_that_says_what_to_do(monkeypatch, capsy
     llm = SimpleNamespace(
         llm_engine=llm_engine, get_tokenizer=lambda: tokenizer, enqueue=lambda *_, **__: ["1-x"]
     )
-    made = Qwen3ASR.__new__(Qwen3ASR)
-    made.aligner = SimpleNamespace(time_units=die, align=die)
+    made, aligner = Qwen3ASR.__new__(Qwen3ASR), ForcedAligner.__new__(ForcedAligner)
+    aligner.llm = SimpleNamespace(encode=die)
+    made.aligner = aligner
     made._engine = offline._Engines(llm, made.aligner)
     if dead == "engine":
         monkeypatch.setattr(cli, "_load_model", lambda *_: made)

@@ -163,6 +163,7 @@ def test_closing_aborts_what_the_engine_still_has():
 def test_progress_grows_to_everything():
     seen = []
     list(run([10, "broken", 2], CountingEngine(), max_clip_s=3, progress=seen.append))
+    assert {progress.recordings for progress in seen} == {3}
     done = [progress.seconds_done for progress in seen]
     assert done == sorted(done) and len(done) >= 5
     last = seen[-1]

@@ -26,7 +26,19 @@ import openai
 import psutil
 import pytest
 import soundfile
-from conftest import CHECKPOINT, DATA, Server, eventually, reserved_port, serving, speak
+from conftest import (
+    CHECKPOINT,
+    DATA,
+    Server,
+    eventually,
+    on_a_port,
+    reserved_port,
+    serving,
+    speak,
+)
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 from websockets.exceptions import InvalidStatus
 
 from qwen3_asr_vllm.audio import load_audio
@@ -45,7 +57,7 @@ pytestmark = [
 
 
 @contextmanager
-def nginx(folder: Path, port: int, servers: list[str]) -> Iterator[str]:
+def nginx(folder: Path, port: int, servers: list[str], aligner: str) -> Iterator[str]:
     """The shipped configuration, with other addresses; its own address."""
     lines = "".join(f"server {url[7:]} max_fails=0; " for url in servers)
     temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -53,7 +65,7 @@ def nginx(folder: Path, port: int, servers: list[str]) -> Iterator[str]:
     text = (DOCKER / "nginx.conf").read_text()
     for old, new in (
         ("server asr:8000 max_fails=0;", lines),
-        ("server aligner:8000 max_fails=0;", lines),
+        ("server aligner:8000 max_fails=0;", f"server {aligner[7:]};"),
         ("listen 80;", f"listen 127.0.0.1:{port};"),
         ("/dev/stdout", f"{folder}/access.log"),
         ("http {", f"http {{ {places}"),
@@ -95,10 +107,18 @@ def small(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def cluster(server, small, tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """nginx before the server of all tests, which wants no key, and the small one."""
-    folder = tmp_path_factory.mktemp("nginx")
-    with reserved_port() as port, nginx(folder, port, [server.url, small.url]) as url:
-        yield SimpleNamespace(url=url, servers=(server, small), folder=folder)
+    """nginx before the server of all tests, which wants no key, the small one, and an aligner that
+    answers what it was asked; ``test_supervisor.py`` asks a real one."""
+    folder, aligner = tmp_path_factory.mktemp("nginx"), Starlette()
+    aligner.add_route("/{path:path}", counted, methods=["POST"])
+    urls = [server.url, small.url]
+    with reserved_port() as port, on_a_port(aligner) as times:
+        with nginx(folder, port, urls, times) as url:
+            yield SimpleNamespace(url=url, servers=(server, small), folder=folder)
+
+
+async def counted(request: Request) -> JSONResponse:
+    return JSONResponse([request.url.path, len(await request.body())])
 
 
 def transcribe(asked, file=HELLO, *, max_retries=0, **fields):
@@ -177,13 +197,16 @@ def running(server) -> float:
 # ---- keys ----
 
 
-@pytest.mark.parametrize("path", ["transcriptions", "translations"])
-@pytest.mark.parametrize("key", [None, "wrong", KEY + " ", ""])
+@pytest.mark.parametrize(
+    "path", ["transcriptions", "translations", "alignments", "alignments/times"]
+)
+@pytest.mark.parametrize("key", [None, "wrong", KEY + " ", "", KEY])
 def test_no_route_answers_without_the_key(small, path, key):
     connection = http.client.HTTPConnection(small.url[7:])
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     connection.request("POST", f"/v1/audio/{path}", b"", headers)
-    assert connection.getresponse().status == 401
+    status = connection.getresponse().status
+    assert status in (400, 404) if key == KEY else status == 401
 
 
 def test_no_session_begins_without_the_key(small):
@@ -299,6 +322,16 @@ def test_only_the_audio_routes_are_exposed(cluster, path):
     connection.request("GET", path)
     response = connection.getresponse()
     assert (response.status, error_of(response)["code"]) == (404, "not_found")
+
+
+def test_alignments_go_to_the_aligner_and_what_servers_ask_of_it_does_not(cluster):
+    def asked(path):
+        connection = http.client.HTTPConnection(cluster.url[7:])
+        connection.request("POST", f"/v1/audio/{path}", bytes(5_000_000))
+        return json.load(connection.getresponse())
+
+    assert asked("alignments") == ["/v1/audio/alignments", 5_000_000]
+    assert "error" in asked("alignments/times")
 
 
 def test_events_arrive_while_the_engine_still_decodes(cluster):
