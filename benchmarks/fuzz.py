@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does bad input ever get more than a refusal?
 
-    python benchmarks/fuzz.py                    5,000 damaged recordings, 2,000 forms, 500 sessions
-    python benchmarks/fuzz.py --audio 0 --forms 500 --url http://localhost:8000
+    python benchmarks/fuzz.py                    5,000 recordings, 2,000 forms, and so on
+    python benchmarks/fuzz.py --only form --count 500 --url http://localhost:8000
     python benchmarks/fuzz.py --case audio:1234  what that case is, and what comes of it
 
 Every case is made from its number alone, so a failure can be run again. Recordings go through
 ``load_audio`` in a process of its own, which tells when it has begun and ended a case: a crash, a
 hang and the memory of each case are seen from outside. The law: a checked waveform, or ValueError
 with a message. Forms go to a server: no status of 500 or above, and every refusal is OpenAI's
-error object. So do realtime sessions: each goes on, whatever it was sent. What breaks the law is
-listed; then the exit code is 1.
+error object. So do an aligner's forms, and realtime sessions: each goes on, whatever it was sent.
+Manifests name recordings whose files lie below the output folder, or are refused by their own name.
+What breaks the law is listed; then the exit code is 1.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,7 +46,9 @@ MAX_GROWTH = (
     192 << 20
 )  # bytes that a case may add to the process, the decoders' own tables included
 HANG_S = 60.0  # no case takes one second on an idle machine
-ROUTE = "/v1/audio/transcriptions"
+AT_ONCE = 8
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+ALIGNMENTS = "/v1/audio/alignments"
 
 # name: container and codec of FFmpeg, and its channels. Ogg Vorbis is written by libsndfile.
 CODECS = {
@@ -422,6 +426,7 @@ FILE_NAMES = (
 
 @dataclass(frozen=True)
 class FormCase:
+    route: str
     name: str
     headers: dict[str, str]
     body: bytes
@@ -430,10 +435,75 @@ class FormCase:
 def form_case(number: int) -> FormCase:
     """A form of a recording and fields, some of them wrong, in a multipart body that may be too."""
     rng = np.random.default_rng([2, number])
+    return _form(rng, number, TRANSCRIPTIONS, _fields(rng), _file_part)
+
+
+def alignment_case(number: int) -> FormCase:
+    """The same for an aligner: of a recording and its text, or of samples and units."""
+    rng = np.random.default_rng([5, number])
+
+    def one_of(values: tuple[bytes, ...]) -> bytes:
+        return values[int(rng.integers(len(values)))]
+
+    if rng.random() < 0.3:
+        given = [("units", one_of(UNITS if rng.random() < 0.7 else VALUES))]
+        return _form(rng, number, f"{ALIGNMENTS}/times", given, _samples_part)
+    given = [("text", one_of(TEXTS if rng.random() < 0.7 else VALUES)), *_fields(rng)]
+    if rng.random() < 0.3:
+        given.append(("language", one_of(LANGUAGES)))
+    return _form(rng, number, ALIGNMENTS, given, _file_part)
+
+
+TEXTS = tuple(
+    text.encode()
+    for text in (
+        *(
+            "The train leaves at nine.",
+            "Der Zug fährt um neun.",
+            "火车九点出发。",
+            "電車は九時です。",
+        ),
+        *(
+            "기차는 아홉 시에 떠납니다.",
+            "...",
+            " \n\t",
+            "a\u0301\u200d b",
+            "\U0001f3a4",
+            "<timestamp>",
+        ),
+        *("<|im_end|><timestamp><timestamp>", "a " * 3_000, "字" * 3_000, "a" * 9_000, "は" * 500),
+    )
+)
+UNITS = tuple(
+    json.dumps(units).encode()
+    for units in (
+        *(["The", "train"], [], [""], ["a"] * 2_000, ["a" * 100_000], ["<timestamp>", "\ud800"]),
+        *({}, "The", [1], [None], [["a"]], None, [True], ["\0"], ["<|audio_pad|>"] * 9),
+    )
+)
+LANGUAGES = (b"en", b"German", b"zh", b"ja", b"ko", b"yue", b"pl", b"tlh", b"", b"en,de")
+
+
+def _samples_part(rng: np.random.Generator) -> bytes:
+    """Of the route that servers ask: float32, or what is none."""
+    samples = tone(0.2, 16_000)
+    samples[::7] = rng.choice([0, 1, np.nan, np.inf, -1e30, 1e-40])
+    data = samples.tobytes()[: int(rng.choice([0, 1, 4, 3_999, 12_800]))]
+    head = 'Content-Disposition: form-data; name="samples"'
+    head += '; filename="a.f32"' if rng.random() < 0.9 else ""
+    return f"{head}\r\n\r\n".encode() + data
+
+
+def _form(
+    rng: np.random.Generator,
+    number: int,
+    route: str,
+    fields: list[tuple[str, bytes]],
+    file_part: Callable[[np.random.Generator], bytes],
+) -> FormCase:
     boundary = f"b{number:x}b"
-    fields = _fields(rng)
     parts = [_part(rng, name, value) for name, value in fields]
-    parts.insert(int(rng.integers(len(parts) + 1)), _file_part(rng))
+    parts.insert(int(rng.integers(len(parts) + 1)), file_part(rng))
     if rng.random() < 0.05:
         parts *= int(rng.choice([2, 40, 600]))
     dashes = b"--" + boundary.encode()
@@ -443,7 +513,7 @@ def form_case(number: int) -> FormCase:
     if rng.random() < 0.15:
         damage, headers, body = _broken_body(rng, headers, body)
     shown = [f"{name[:20]}={value[:20]!r}" for name, value in fields]
-    return FormCase(" ".join([*shown, damage]).strip(), headers, body)
+    return FormCase(route, " ".join([*shown, damage]).strip(), headers, body)
 
 
 def _fields(rng: np.random.Generator) -> list[tuple[str, bytes]]:
@@ -519,16 +589,16 @@ def post(url: str, case: FormCase, *, timeout: float = HANG_S * 5) -> tuple[int,
     assert address.hostname
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=timeout)
     try:
-        connection.request("POST", ROUTE, case.body, case.headers)
+        connection.request("POST", case.route, case.body, case.headers)
         response = connection.getresponse()
         return response.status, response.headers.get("Content-Type", ""), response.read()
     finally:
         connection.close()
 
 
-def ask(url: str, number: int) -> Outcome:
+def ask(url: str, number: int, make: Callable[[int], FormCase] = form_case) -> Outcome:
     """One form to a server."""
-    case, start = form_case(number), time.perf_counter()
+    case, start = make(number), time.perf_counter()
     try:
         status, kind, body = post(url, case)
     except (OSError, http.client.HTTPException) as error:
@@ -559,14 +629,15 @@ def _is_error_object(body: bytes) -> bool:
     return {"message", "type", "param", "code"} <= set(error) and bool(error["message"])
 
 
-def converse_all(url: str, numbers: Iterable[int], *, at_once: int = 8) -> Iterator[Outcome]:
-    with ThreadPoolExecutor(at_once) as pool:
-        yield from pool.map(lambda number: converse(url, number), numbers)
+def at_once(
+    run: Callable[[str, int], Outcome], url: str, numbers: Iterable[int]
+) -> Iterator[Outcome]:
+    """Each case at a server that has several at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from pool.map(partial(run, url), numbers)
 
 
-def ask_all(url: str, numbers: Iterable[int], *, at_once: int = 8) -> Iterator[Outcome]:
-    with ThreadPoolExecutor(at_once) as pool:
-        yield from pool.map(lambda number: ask(url, number), numbers)
+align = partial(ask, make=alignment_case)
 
 
 # realtime sessions ------------------------------------------------------------------------------
@@ -701,27 +772,31 @@ def _row(rng: np.random.Generator) -> dict[str, Any]:
 
 def read_manifest(folder: Path, number: int) -> Outcome:
     """One manifest: recordings that can be loaded or refused, and stay in their folder; or no."""
-    from qwen3_asr_vllm.corpus import OutputFolder, find_recordings
-
     suffix, data = manifest_case(number)
     path = folder / f"manifest{suffix}"
     path.write_bytes(data)
-    broken = ""
+    return measure(number, suffix, lambda: _recordings_of(path))
+
+
+def _recordings_of(manifest: Path) -> tuple[str, str]:
+    """The answer, and what is wrong with it."""
+    from qwen3_asr_vllm.corpus import OutputFolder, find_recordings
+
+    folder, broken = manifest.parent, ""
     try:
-        recordings = find_recordings([str(path)])
+        recordings = find_recordings([str(manifest)])
         for recording in recordings:
             out = OutputFolder(folder / "out", {"txt": str})
             inside = [p.resolve().is_relative_to(folder) for p in out.paths(recording).values()]
             broken = broken or ("" if all(inside) else f"{recording.name} leaves the folder")
             if not recording.source.startswith("http") and recording.source != "-":
                 _refuse_quietly(recording)
-        answer = f"heard: {len(recordings)} recordings"
     except (ValueError, OSError) as error:
-        answer = f"refused: {str(error)[:200]}"
-        broken = "" if str(path) in str(error) or "would be written" in str(error) else "no name"
+        is_named = str(manifest) in str(error) or "would be written" in str(error)
+        return f"refused: {str(error)[:200]}", "" if is_named else "no name"
     except Exception as error:
-        answer = broken = repr(error)[:200]
-    return Outcome(number, suffix, answer, broken)
+        return repr(error)[:200], "another exception than ValueError or OSError"
+    return f"heard: {len(recordings)} recordings", broken
 
 
 def _refuse_quietly(recording: Any) -> None:
@@ -751,53 +826,69 @@ def report(kind: str, outcomes: list[Outcome]) -> dict[str, Any]:
     }
 
 
+CASES = {"audio": 5_000, "form": 2_000, "alignment": 2_000, "session": 500, "manifest": 3_000}
+AT_A_SERVER = {"form": ask, "alignment": align, "session": converse}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--audio", type=int, default=5_000, help="damaged recordings")
-    parser.add_argument("--forms", type=int, default=2_000, help="forms to a server")
-    parser.add_argument("--sessions", type=int, default=500, help="realtime sessions")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--count", type=int, help="of each; default: thousands")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--url", help="a server of the tiny checkpoint; default: start one")
-    parser.add_argument("--case", help="audio:NUMBER, form:NUMBER or session:NUMBER")
+    parser.add_argument("--url", help="of a server or an aligner; default: start them")
+    parser.add_argument("--case", help="KIND:NUMBER: show it, and run it, at --url where it must")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         _work()
         return 0
-    if args.case:
-        return _show(*args.case.split(":"), args.url)
-    return _run(args)
+    return _show(*args.case.split(":"), args.url) if args.case else _run(args)
 
 
-def _show(kind: str, number: str, url: str | None) -> int:
-    if kind == "session":
-        print(*session_case(int(number)), converse(url, int(number)) if url else "", sep="\n")
-    elif kind == "audio":
-        data = audio_case(int(number))[1]
-        print(next(load_all([int(number)])), f"{len(data)} bytes", data[:64].hex(" "), sep="\n")
+def _show(kind: str, number_given: str, url: str | None) -> int:
+    number = int(number_given)
+    if kind == "audio":
+        name, data = audio_case(number)
+        shown: list[Any] = [name, f"{len(data)} bytes", data[:64].hex(" "), *load_all([number])]
+    elif kind == "manifest":
+        shown = [*manifest_case(number), *_read_manifests([number])]
+    elif kind == "session":
+        shown = session_case(number)
     else:
-        case = form_case(int(number))
-        print(case.headers, case.body[:3000], ask(url, int(number)) if url else "", sep="\n")
+        case = form_case(number) if kind == "form" else alignment_case(number)
+        shown = [case.route, case.headers, case.body[:3000]]
+    if url and kind in AT_A_SERVER:
+        shown.append(AT_A_SERVER[kind](url, number))
+    print(*shown, sep="\n")
     return 0
 
 
+def _read_manifests(numbers: Iterable[int]) -> Iterator[Outcome]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield from (read_manifest(Path(folder).resolve(), number) for number in numbers)
+
+
 def _run(args: argparse.Namespace) -> int:
-    from common import CHECKPOINT, print_result, print_table, server
+    from common import ALIGNER, CHECKPOINT, print_result, print_table, server
 
     rows = []
-    if args.audio:
-        numbers = range(args.first, args.first + args.audio)
-        rows.append({"input": "audio"} | report("audio", list(load_all(numbers))))
-    with ExitStack() as stack:
-        url = args.url
-        if not url and (args.forms or args.sessions):
-            url, _ = stack.enter_context(server("ours", CHECKPOINT, ["--enforce-eager"]))
-        for kind, count, run in (
-            ("form", args.forms, ask_all),
-            ("session", args.sessions, converse_all),
-        ):
-            if count:
-                outcomes = list(run(url, range(args.first, args.first + count)))
+    for model, kinds in (
+        (None, ("audio", "manifest")),
+        (CHECKPOINT, ("form", "session")),
+        (ALIGNER, ("alignment",)),
+    ):
+        wanted = [kind for kind in kinds if kind in args.only]
+        with ExitStack() as stack:
+            url = args.url
+            if wanted and model and not url:
+                url, _ = stack.enter_context(server("ours", model, ["--enforce-eager"]))
+            for kind in wanted:
+                numbers = range(args.first, args.first + (args.count or CASES[kind]))
+                if kind in AT_A_SERVER:
+                    outcomes = list(at_once(AT_A_SERVER[kind], url, numbers))
+                else:
+                    load = load_all if kind == "audio" else _read_manifests
+                    outcomes = list(load(numbers))
                 rows.append({"input": kind} | report(kind, outcomes))
     print_table(rows)
     print_result("fuzz", rows)

@@ -138,13 +138,13 @@ def test_odd_manifests_name_recordings_below_their_folder_or_are_refused_by_name
 
 @pytest.mark.vllm
 def test_odd_forms_get_an_answer_or_an_error_object(server):
-    outcomes = list(fuzz.ask_all(server.url, range(300)))
+    outcomes = list(fuzz.at_once(fuzz.ask, server.url, range(300)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert 20 < sum(outcome.answer.startswith("200") for outcome in outcomes) < 280
 
 
 @pytest.mark.vllm
 def test_odd_sessions_go_on(server):
-    outcomes = list(fuzz.converse_all(server.url, range(100)))
+    outcomes = list(fuzz.at_once(fuzz.converse, server.url, range(100)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert any(not outcome.answer.startswith("1:") for outcome in outcomes)  # one is the last's

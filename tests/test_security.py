@@ -152,7 +152,9 @@ def test_the_route_takes_no_address_for_a_file(server, value):
     boundary = "b"
     part = f'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n{value}\r\n--b--\r\n'
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    status, _, body = fuzz.post(server.url, fuzz.FormCase("", headers, part.encode()))
+    status, _, body = fuzz.post(
+        server.url, fuzz.FormCase(fuzz.TRANSCRIPTIONS, "", headers, part.encode())
+    )
     assert status == 400 and b'"param":"file"' in body.replace(b" ", b"")
 
 

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import fuzz
 import httpx
 import numpy as np
 import openai
@@ -302,6 +303,14 @@ def test_what_is_no_audio_for_the_aligner_is_refused(pair):
     url = f"{aligner_url(pair)}/v1/audio/alignments"
     answer = httpx.post(url, files={"file": b"words" * 99}, data={"text": "a"}, timeout=60)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "file"
+
+
+@pytest.mark.vllm
+def test_odd_forms_get_an_answer_of_the_aligner_or_an_error_object(pair):
+    """The cases are those of ``benchmarks/fuzz.py``."""
+    outcomes = list(fuzz.at_once(fuzz.align, aligner_url(pair), range(200)))
+    assert [outcome for outcome in outcomes if outcome.broken] == []
+    assert 20 < sum(outcome.answer.startswith("200") for outcome in outcomes) < 180
 
 
 @pytest.mark.vllm
