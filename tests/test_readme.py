@@ -18,14 +18,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "docker/README.md", "benchmarks/accuracy.md")
-PROGRAMS = ("qwen3-asr", "vllm", "curl", "python3", "pip", "docker", "arecord", "VLLM_PLUGINS=")
+PROGRAMS = ("qwen3-asr ", "vllm ", "curl ", "python3 ", "pip ", "pytest ", "docker ", "arecord ")
+PROGRAMS += ("VLLM_PLUGINS=qwen3_asr ", ".ci/")
 
 # Beginnings of commands, and why they are not run here.
 ELSEWHERE = {
     "docker ": "needs docker; .ci/dockerfile runs the steps of Dockerfile.cpu without it",
     "pip install '.[gpu]'": "needs a GPU",
     "pip install '.[": "installs; .ci/run installs '.[test]'",
+    "pip install --no-deps qwen-asr": "installs; test_alignment.py reads such a dictionary",
+    "qwen3-asr serve MODEL --data-parallel-size 4": "test_weather.py serves with two",
     "qwen3-asr serve Qwen/": "needs a GPU and a download; the tests serve the tiny checkpoint",
+    "vllm serve Qwen/": "as above; test_core_route.py",
+    "VLLM_PLUGINS=qwen3_asr vllm serve": "test_weather.py",
+    "qwen3-asr --list-languages": "test_cli.py",
+    "qwen3-asr doctor --server ": "test_probe.py",
+    "qwen3-asr doctor": "test_cli.py",
     "qwen3-asr eval ": "test_evaluation.py",
     "qwen3-asr stream ": "test_offline.py",
     "arecord ": "needs a microphone; test_offline.py has samples come from a pipe",
@@ -33,6 +41,8 @@ ELSEWHERE = {
     "qwen3-asr align ": "test_offline.py aligns with the same checkpoint, test_cli.py calls it",
     "qwen3-asr transcribe talk.mp3 --word_timestamps": "as align, and needs a download",
     "python3 -m venv .venv": ".ci/run runs the one that ends in pytest",
+    "pytest ": "these tests are among them",
+    ".ci/next-vllm": "downloads another vLLM, on which it runs these tests",
 }
 # Run against the server of the tests: the beginning, and what takes the place of its files.
 HERE = {
@@ -47,10 +57,17 @@ HERE = {
 
 
 def commands() -> list[str]:
-    """The lines of indented blocks that begin with a program."""
-    lines = [line for name in READMES for line in (ROOT / name).read_text().splitlines()]
-    indented = [line.strip() for line in lines if line.startswith("    ")]
-    return [line for line in indented if line.startswith(PROGRAMS)]
+    """The lines of indented blocks, and the code between words, that begin with a program."""
+    found = []
+    for name in READMES:
+        text = (ROOT / name).read_text()
+        found += re.findall(r"^ {4}\s*(.+)$", text, re.M) + re.findall(r"`([^`\n]+)`", text)
+    return [each for each in found if each.startswith(PROGRAMS) and not is_name(each)]
+
+
+def is_name(code: str) -> bool:
+    """Of a command, without anything to do."""
+    return code in ("qwen3-asr serve", "vllm serve")
 
 
 def beginning(command: str, table: dict) -> str | None:
