@@ -390,6 +390,37 @@ def changing_files() -> dict[str, Any]:
     }
 
 
+def batch_killed() -> dict[str, Any]:
+    """A batch with an engine of its own that is killed in the middle (kill -9), and run again."""
+    recordings = sorted(HELDOUT.glob("*.flac"))
+    with tempfile.TemporaryDirectory() as name:
+        out, undisturbed = Path(name, "out"), Path(name, "undisturbed")
+        first, second = (["--manifest-out", f"{each}.jsonl"] for each in (out, undisturbed))
+        process = subprocess.Popen(batch_command(recordings, out, *first), env=os.environ | QUIET)
+        while not out.exists() or len(list(out.iterdir())) < len(recordings) / 4:
+            time.sleep(0.01)
+        members = processes(process.pid)
+        begin = time.monotonic()
+        process.kill()
+        process.wait()
+        ended, left = end_of(members, begin)
+        done = len(list(out.glob("[!.]*")))
+        again = batch(recordings, out, *first)
+        batch(recordings, undisturbed, *second)
+        same = sum(
+            (out / path.name).read_bytes() == path.read_bytes() for path in undisturbed.iterdir()
+        )
+        same_manifest = Path(first[1]).read_bytes() == Path(second[1]).read_bytes()
+    return {
+        "clients saw": f"{done} of {len(recordings)} done",
+        "told within s": None,
+        "next client": f"run again: exit code {again.returncode}",
+        "recovery": f"{same} of {len(recordings)} files and the manifest ({same_manifest}) are "
+        "byte for byte those of a run that nothing disturbed",
+        "left": f"{left} processes, the engine ended after {ended:.1f} s",
+    }
+
+
 def corrupt_state() -> dict[str, Any]:
     """A batch that goes on from a manifest with a torn line and bytes that are no text."""
     with tempfile.TemporaryDirectory() as name:
@@ -419,9 +450,13 @@ def is_row(line: bytes) -> bool:
         return False
 
 
-def batch(recordings: list[Path], folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def batch_command(recordings: list[Path], folder: Path, *options: str) -> list[str]:
     command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "transcribe", *map(str, recordings)]
-    command += ["--model", str(CHECKPOINT), "-f", "json", "-o", str(folder), *options]
+    return [*command, "--model", str(CHECKPOINT), "-f", "json", "-o", str(folder), *options]
+
+
+def batch(recordings: list[Path], folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = batch_command(recordings, folder, *options)
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | QUIET)
 
 
@@ -436,6 +471,7 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "slow-readers": slow_readers,
     "sessions": sessions,
     "changing-files": changing_files,
+    "batch-killed": batch_killed,
     "corrupt-state": corrupt_state,
 }
 
