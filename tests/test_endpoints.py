@@ -298,6 +298,17 @@ def test_sampling_fields_reach_the_engine(serve):
     assert (params.max_tokens, params.extra_args, options["priority"]) == (9, {"a": 1}, -2)
 
 
+def test_a_stream_has_fewer_and_longer_events_in_a_full_server(serve):
+    engine = Engine("language English<asr_text>Hi.")
+    post = serve(engine)
+    with ExitStack() as others:
+        for number in (0, 31, 480):  # more of them
+            for _ in range(number):
+                others.enter_context(post.client.app.state.qwen3_asr.admission.place())
+            assert events(post(stream=True))[-1]["text"] == "Hi."
+    assert [params.stream_interval for _, params, _ in engine.asked] == [1, 3, 16]
+
+
 @pytest.mark.parametrize("fields", [{}, {"max_completion_tokens": 100_000}])
 def test_decoding_is_greedy_and_bounded_by_the_duration(serve, fields):
     """V11: in-tree lets an answer fill the context."""
