@@ -467,7 +467,7 @@ from qwen3_asr_vllm.corpus import Result
 from qwen3_asr_vllm.languages import LANGUAGES
 
 def cmd(args):
-    print(json.dumps([args.model_tag, args.port, args.max_model_len, {
+    print(json.dumps([args.model_tag, args.port, args.max_model_len, args.mm_processor_cache_gb, {
         name: os.environ[name] for name in cli.SERVE_ENVIRONMENT}]))
 
 ServeSubcommand.cmd = staticmethod(cmd)
@@ -479,8 +479,8 @@ sys.exit(cli.main(["serve", "--port", "8123", "some/model", "--max_model_len=4k"
 def test_serve_is_vllm_serve_with_our_routes_and_limits():
     result = python("-c", SERVE, VLLM_MAX_AUDIO_CLIP_FILESIZE_MB="7")
     assert result.returncode == 0, result.stderr
-    model, port, max_model_len, environment = json.loads(result.stdout.splitlines()[-1])
-    assert (model, port, max_model_len) == ("some/model", 8123, 4000)
+    model, port, max_model_len, cache_gb, environment = json.loads(result.stdout.splitlines()[-1])
+    assert (model, port, max_model_len, cache_gb) == ("some/model", 8123, 4000, 0.5)
     assert environment == {**cli.SERVE_ENVIRONMENT, "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "7"}
     assert environment["VLLM_PLUGINS"] == "qwen3_asr"
 
