@@ -66,7 +66,8 @@ def main() -> int:
     print_table(rows)
     tallies = crowd.rows()
     is_well = print_tallies(tallies)
-    print_result("soak", rows, tallies=tallies, options=vars(args))
+    minutely = [each | {"minute": (at - begin) / 60} for at, each in samples[::12]]
+    print_result("soak", rows, tallies=tallies, options=vars(args), minutely=minutely)
     return 0 if is_well else 1
 
 
