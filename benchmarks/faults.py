@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -390,29 +391,31 @@ def changing_files() -> dict[str, Any]:
     }
 
 
-def batch_killed() -> dict[str, Any]:
-    """A batch with an engine of its own that is killed in the middle (kill -9), and run again."""
+def batch_ended(number: signal.Signals) -> dict[str, Any]:
+    """A batch with an engine of its own that is stopped in the middle, and run again."""
     recordings = sorted(HELDOUT.glob("*.flac"))
     with tempfile.TemporaryDirectory() as name:
         out, undisturbed = Path(name, "out"), Path(name, "undisturbed")
         first, second = (["--manifest-out", f"{each}.jsonl"] for each in (out, undisturbed))
         process = subprocess.Popen(batch_command(recordings, out, *first), env=os.environ | QUIET)
-        while not out.exists() or len(list(out.iterdir())) < len(recordings) / 4:
+        while len(list(out.glob("[!.]*"))) < len(recordings) / 4:
+            assert process.poll() is None, "the batch ended before it could be killed"
             time.sleep(0.01)
         members = processes(process.pid)
         begin = time.monotonic()
-        process.kill()
-        process.wait()
+        process.send_signal(number)
+        code = process.wait()
         ended, left = end_of(members, begin)
         done = len(list(out.glob("[!.]*")))
         again = batch(recordings, out, *first)
         batch(recordings, undisturbed, *second)
         same = sum(
-            (out / path.name).read_bytes() == path.read_bytes() for path in undisturbed.iterdir()
+            (out / path.name).exists() and (out / path.name).read_bytes() == path.read_bytes()
+            for path in undisturbed.iterdir()
         )
         same_manifest = Path(first[1]).read_bytes() == Path(second[1]).read_bytes()
     return {
-        "clients saw": f"{done} of {len(recordings)} done",
+        "clients saw": f"exit code {code}, {done} of {len(recordings)} done",
         "told within s": None,
         "next client": f"run again: exit code {again.returncode}",
         "recovery": f"{same} of {len(recordings)} files and the manifest ({same_manifest}) are "
@@ -471,7 +474,8 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "slow-readers": slow_readers,
     "sessions": sessions,
     "changing-files": changing_files,
-    "batch-killed": batch_killed,
+    "batch-killed": partial(batch_ended, signal.SIGKILL),
+    "batch-ctrl-c": partial(batch_ended, signal.SIGINT),
     "corrupt-state": corrupt_state,
 }
 

@@ -10,7 +10,7 @@ Every case is made from its number alone, so a failure can be run again. Recordi
 hang and the memory of each case are seen from outside. The law: a checked waveform, or ValueError
 with a message. Forms go to a server: no status of 500 or above, and every refusal is OpenAI's
 error object. So do an aligner's forms, and realtime sessions: each goes on, whatever it was sent.
-Manifests name recordings whose files lie below the output folder, or are refused by their own name.
+Manifests are read, or refused by name, and nothing would be written outside of the output folder.
 What breaks the law is listed; then the exit code is 1.
 """
 
@@ -46,7 +46,7 @@ MAX_GROWTH = (
     192 << 20
 )  # bytes that a case may add to the process, the decoders' own tables included
 HANG_S = 60.0  # no case takes one second on an idle machine
-AT_ONCE = 8
+AT_ONCE = 8  # cases, at a server
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 ALIGNMENTS = "/v1/audio/alignments"
 
@@ -637,7 +637,8 @@ def at_once(
         yield from pool.map(partial(run, url), numbers)
 
 
-align = partial(ask, make=alignment_case)
+def ask_aligner(url: str, number: int) -> Outcome:
+    return ask(url, number, alignment_case)
 
 
 # realtime sessions ------------------------------------------------------------------------------
@@ -827,7 +828,7 @@ def report(kind: str, outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 CASES = {"audio": 5_000, "form": 2_000, "alignment": 2_000, "session": 500, "manifest": 3_000}
-AT_A_SERVER = {"form": ask, "alignment": align, "session": converse}
+AT_A_SERVER = {"form": ask, "alignment": ask_aligner, "session": converse}
 
 
 def main() -> int:
@@ -835,18 +836,24 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--count", type=int, help="of each; default: thousands")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--url", help="of a server or an aligner; default: start them")
+    parser.add_argument("--url", help="of a server, with --only what it serves; default: start it")
     parser.add_argument("--case", help="KIND:NUMBER: show it, and run it, at --url where it must")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         _work()
         return 0
-    return _show(*args.case.split(":"), args.url) if args.case else _run(args)
+    if args.case:
+        kind, _, number = args.case.partition(":")
+        if kind not in CASES or not number.isdecimal():
+            parser.error(f"--case {args.case}: give one of {', '.join(CASES)}, and a number")
+        return _show(kind, int(number), args.url)
+    if args.url and "alignment" in args.only and len(args.only) > 1:
+        parser.error("--url: an aligner serves nothing else; say which it is (--only)")
+    return _run(args)
 
 
-def _show(kind: str, number_given: str, url: str | None) -> int:
-    number = int(number_given)
+def _show(kind: str, number: int, url: str | None) -> int:
     if kind == "audio":
         name, data = audio_case(number)
         shown: list[Any] = [name, f"{len(data)} bytes", data[:64].hex(" "), *load_all([number])]

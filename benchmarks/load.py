@@ -180,7 +180,7 @@ class Crowd:
             return await self._read(response, does.leaves)
 
     async def _read(self, response: Any, leaves: bool) -> tuple[int, str]:
-        text, is_done = "", False
+        text, is_done, num_texts = "", False, 0
         async for line in response.content:
             if leaves and text:
                 return 0, ""
@@ -191,9 +191,12 @@ class Crowd:
                 if "error" in event:
                     raise RuntimeError(event["error"]["message"])
                 text += event.get("delta", "")
+                num_texts += event.get("type") == "transcript.text.done"
             is_done |= line.startswith(b"data: [DONE]")
         if not is_done:
             raise RuntimeError("the stream ended in the middle")
+        if num_texts > 1:
+            raise AnsweredTwice
         return 200, text
 
     async def _speak(self, session: Any, file: bytes) -> tuple[int, str]:

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import aiohttp
@@ -31,6 +32,7 @@ from .alignment import AlignmentError, AlignmentOutput, AlignmentRequest, align
 from .audio import check_waveform
 from .engine import engine_prompt
 from .form import ApiError, RecordingForm, load_posted, posted, validate
+from .metrics import CountedRoute
 from .serving import MEDIA_TYPES, AudioServing, told_of_its_end
 from .transcript import FORMATS, KARAOKE, Transcript, rounded
 from .transcription import Steps
@@ -93,8 +95,9 @@ def _given(fields: FormData) -> dict[str, Any]:
 
 
 def attach(app: FastAPI) -> None:
-    app.add_api_route(ALIGNMENTS, create_alignment, methods=["POST"])
-    app.add_api_route(TIMES, create_times, methods=["POST"])
+    counted = partial(app.router.add_api_route, methods=["POST"], route_class_override=CountedRoute)
+    counted(ALIGNMENTS, create_alignment)
+    counted(TIMES, create_times)
 
 
 class AlignerServing(AudioServing):

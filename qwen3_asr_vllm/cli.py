@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
 DEFAULT_ALIGNER = "Qwen/Qwen3-ForcedAligner-0.6B"
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
+FLAGS = ("--word-timestamps", "--highlight-words")
+BOOLEANS = ("True", "False")
+# Of audio that a served engine has, so that each window of a realtime session is sent to it once:
+# four hours. vLLM's default of 4 GiB fills with clips that never come again.
+SENT_AUDIO_GB = 1.0
 
 # What transcribe sets where the user has not: stdout is for the transcripts, stderr for errors.
 TRANSCRIBE_ENVIRONMENT = {
@@ -80,7 +85,7 @@ def _run(argv: list[str] | None) -> int:
     if argv[:1] == ["serve"] and not {"-h", "--help"} & set(argv):
         return _serve(argv[1:])  # read by vLLM's parser; ours knows it only for --help
     parser = _parser()
-    args, rest = parser.parse_known_args(list(map(_with_hyphens, argv)))
+    args, rest = parser.parse_known_args(_without_booleans(map(_with_hyphens, argv)))
     if args.command in WITH_ENGINE:
         return WITH_ENGINE[args.command](args, rest)
     if rest:
@@ -321,6 +326,21 @@ def _with_hyphens(argument: str) -> str:
         return argument
     name = re.split("[=.]", argument, maxsplit=1)[0]
     return name.replace("_", "-") + argument[len(name) :]
+
+
+def _without_booleans(arguments: Iterable[str]) -> list[str]:
+    """Whisper says True or False after what is simply there or not: --word_timestamps True."""
+    kept: list[str] = []
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if flag in FLAGS and value in BOOLEANS:
+            kept.append(flag)
+            argument = value
+        if argument not in BOOLEANS or not kept or kept[-1] not in FLAGS:
+            kept.append(argument)
+        elif argument == "False":
+            kept.pop()
+    return kept
 
 
 def _languages(value: str) -> list[str]:
@@ -839,7 +859,7 @@ def _serve(argv: list[str]) -> int:
     parser = FlexibleArgumentParser(prog="qwen3-asr")
     serve = command.subparser_init(parser.add_subparsers(dest="subparser"))
     given = {arg.partition("=")[0].lstrip("-").replace("-", "_") for arg in argv}
-    serve.set_defaults(**engine_defaults(given))
+    serve.set_defaults(**engine_defaults(given), mm_processor_cache_gb=SENT_AUDIO_GB)
     args = parser.parse_args(["serve", *argv])
     if args.model_tag is None:  # vLLM would serve a text model
         return _usage_error(f"serve needs a model, such as {DEFAULT_MODEL}")

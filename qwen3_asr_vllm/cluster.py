@@ -23,12 +23,14 @@ from .corpus import (
     OutputManifest,
     Progress,
     Recording,
+    Result,
     check_apart,
     find_recordings,
     is_url,
     output_line,
     write_whole,
 )
+from .engine import EngineDiedError
 from .transcript import rounded
 
 BATCH_SIZE = 256  # recordings: an engine runs empty at the end of each
@@ -62,8 +64,8 @@ def transcribe_on_ray(
     ``sources`` are those of ``find_recordings``; each row of a shard is that of the manifest with
     pred_text. ``num_gpus`` is how many an engine has, 0 for a CPU engine; ``engine_options`` are
     those of ``vllm.LLM``, ``wishes`` those of ``Qwen3ASR.transcribe``. ``progress`` is called after
-    each batch. Joins the cluster that ``ray.init`` or $RAY_ADDRESS named, else starts Ray on this
-    machine.
+    each batch, of which all is read and done. Joins the cluster that ``ray.init`` or $RAY_ADDRESS
+    named, else starts Ray on this machine.
 
     Raises ImportError where Ray is not installed, ValueError for sources without recordings.
     """
@@ -157,15 +159,25 @@ class Worker:
 
     def _transcribe(self, batch: str) -> list[dict[str, Any]]:
         recordings = [Recording(**fields) for fields in json.loads(batch)]
-        lines, answers = [], []
-        for result in self._model.transcribe(recordings, **self._wishes):
-            transcript = result.transcript
-            if transcript is not None:
-                lines.append(output_line(result.source, rounded(transcript)))
-            seconds = transcript.duration if transcript else 0.0
-            error = str(result.error) if result.error else None
-            answers.append({"source": str(result.source), "seconds": seconds, "error": error})
+        try:
+            results = list(self._model.transcribe(recordings, **self._wishes))
+        except EngineDiedError:
+            os._exit(1)  # Ray starts another worker, which gets the batch
+        lines, answers = zip(*map(_line_and_answer, results), strict=True)
         name = hashlib.sha256(batch.encode()).hexdigest()[:16]
-        if lines:
-            write_whole(self._folder / f"shard-{name}.jsonl", "".join(lines))
-        return answers
+        if text := "".join(lines):
+            write_whole(self._folder / f"shard-{name}.jsonl", text)
+        return list(answers)
+
+
+def _line_and_answer(result: Result) -> tuple[str, dict[str, Any]]:
+    """The line of its shard, empty where there is none, and what is told of a recording."""
+    line, seconds, error = "", 0.0, result.error
+    if result.transcript is not None:
+        try:
+            line = output_line(result.source, rounded(result.transcript))
+            seconds = result.transcript.duration
+        except ValueError as unwritable:
+            error = unwritable
+    told = {"source": str(result.source), "seconds": seconds}
+    return line, told | {"error": str(error) if error else None}

@@ -82,7 +82,7 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 MODEL_TYPE = "qwen3_asr"
 MAX_HEADER = 2000  # characters of warnings: no proxy takes headers of any length
 RECORDINGS_PER_TOKEN = 16  # in the server, for each token more that an event of a stream has
-MOST_TOKENS = 16  # of an event: a third of a second, where hundreds are decoded at once
+MOST_TOKENS = 16  # of an event
 CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
 
 
@@ -210,8 +210,8 @@ class Transcriber(AudioServing):
         )
 
     def _tokens_per_event(self) -> int:
-        """Of a stream, which begins now: more in a full server, where events are half of the work
-        of this process, whatever they hold."""
+        """How many an event of a new stream holds: more in a full server, for an event costs this
+        process the same whatever it holds. Its first text waits for as many."""
         return min(1 + self.admission.num_recordings // RECORDINGS_PER_TOKEN, MOST_TOKENS)
 
     async def _generate(

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from vllm.platforms.interface import Platform
     from vllm.sampling_params import SamplingParams
 
-# Of audio that the engine has, so that each window of a realtime session is sent to it once: two
-# hours. vLLM's default of 4 GiB, in every process, fills with clips that never come again.
-SENT_AUDIO_GB = 0.5
 CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
 
 
@@ -62,7 +59,7 @@ def engine_defaults(
 ) -> dict[str, Any]:
     """Engine options, offline and served, for whoever has ``given`` others only."""
     # vLLM fits the length to the KV cache; the checkpoint's own may need 7 GiB.
-    defaults: dict[str, Any] = {"max_model_len": -1, "mm_processor_cache_gb": SENT_AUDIO_GB}
+    defaults: dict[str, Any] = {"max_model_len": -1}
     if _platform().is_cuda():
         defaults["compilation_config"] = {"cudagraph_mm_encoder": True}
     # Without a size, vLLM's CPU engine takes 92 % of the machine's memory for its KV cache. The
@@ -166,9 +163,13 @@ class Answer:
         self._is_before_slot = header != "language" and "language".startswith(header)
 
 
+class EngineDiedError(OSError):
+    """An engine of vLLM's is no more; the message says what to do."""
+
+
 @contextmanager
 def death_told(engine: str = "engine") -> Iterator[None]:
-    """Raises OSError, which says what to do, where an engine of vLLM's dies."""
+    """Raises EngineDiedError where an engine of vLLM's dies."""
     try:
         yield
     except Exception as error:
@@ -177,7 +178,7 @@ def death_told(engine: str = "engine") -> Iterator[None]:
         if not isinstance(error, EngineDeadError):
             raise
         message = f"the {engine} died; what it wrote above says why. Load it again."
-        raise OSError(message) from error
+        raise EngineDiedError(message) from error
 
 
 @contextmanager

@@ -376,6 +376,9 @@ async def _multipart(request: Request) -> AsyncIterator[FormData]:
         fields = await request.form()
     except HTTPException as error:
         raise ApiError(error.status_code, f"the form cannot be read: {error.detail}") from error
+    except OSError as error:
+        message = f"the upload cannot be kept ({error.strerror}); try again in {RETRY_AFTER_S} s."
+        raise ApiError(503, message, code="busy", retry_after_s=RETRY_AFTER_S) from error
     try:
         yield fields
     finally:

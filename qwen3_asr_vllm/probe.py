@@ -16,7 +16,7 @@ import numpy as np
 
 from . import SUPPORTED_VLLM, __version__
 from .geometry import SAMPLE_RATE
-from .remote import Server
+from .remote import Server, StatusError
 
 TIMEOUT_S = 60  # without a byte; the tone takes a CPU a second or two
 _OURS = "Do: start it with `qwen3-asr serve`, or with VLLM_PLUGINS=qwen3_asr"
@@ -59,7 +59,10 @@ def _ready(server: Server) -> str:
 
 
 def _vllm(server: Server) -> str:
-    version = str(json.loads(server.get("/version"))["version"])
+    try:
+        version = str(json.loads(server.get("/version"))["version"])
+    except StatusError as error:
+        return _not_exposed(error, server)
     if not version.startswith(tuple(f"{tested}." for tested in SUPPORTED_VLLM)):
         raise ValueError(f"{version} is untested. Do: install {' or '.join(SUPPORTED_VLLM)}")
     return version
@@ -101,8 +104,19 @@ def _page(server: Server) -> str:
     return f"{server.url}/"
 
 
+def _not_exposed(error: StatusError, server: Server) -> str:
+    """What a proxy before a server of ours need not let through. Raises ``error`` elsewhere."""
+    if error.status != 404:
+        raise error
+    _about(server)
+    return "not exposed"
+
+
 def _metrics(server: Server) -> str:
-    lines = server.get("/metrics").decode().splitlines()
+    try:
+        lines = server.get("/metrics").decode().splitlines()
+    except StatusError as error:
+        return _not_exposed(error, server)
     loads = (sum(float(x.split()[-1]) for x in lines if x.startswith(name)) for name in _LOAD)
     return "{:.0f} requests running, {:.0f} waiting".format(*loads)
 

@@ -29,6 +29,7 @@ import numpy as np
 from fastapi import WebSocket
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.websockets import WebSocketDisconnect, WebSocketState
+from vllm.exceptions import GenerationError
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind
 
@@ -251,6 +252,14 @@ class Realtime(EngineServing):
 
         ``headers`` are those of the session, of which the engine's trace is a part.
         """
+        try:
+            return await self._decode(request, model, headers)
+        except GenerationError:  # it may have dropped audio that is sent once: now it comes again
+            return await self._decode(request, model, headers)
+
+    async def _decode(
+        self, request: StreamRequest, model: str | None, headers: Mapping[str, str]
+    ) -> RequestOutput:
         params = sampling_params(request.decoding, {})
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = f"realtime-{uuid4().hex}"

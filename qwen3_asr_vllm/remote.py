@@ -45,6 +45,14 @@ class NoServerError(ConnectionError):
     """Nothing answers, so that no recording can be heard."""
 
 
+class StatusError(ValueError):
+    """A server answered with another status than 200."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class _Answer:
     status: int  # 0: there is none, and the body says why
@@ -81,10 +89,11 @@ class Server:
         self.model = model or self._first_model()
 
     def get(self, path: str) -> bytes:
-        """What is at a path. Raises ValueError where that is an error; OSError for no answer."""
+        """What is at a path. Raises StatusError where that is an error; OSError for no answer."""
         answer = self._exchange("GET", path)
         if answer.status != 200:
-            raise ValueError(f"{self.url}{path} answers {answer.status}: {_message(answer)}.")
+            message = f"{self.url}{path} answers {answer.status}: {_message(answer)}."
+            raise StatusError(message, answer.status)
         return answer.body
 
     def _first_model(self) -> str:
@@ -113,7 +122,7 @@ class Server:
 
         Recordings are paths, URLs, bytes, or of a corpus. ``progress`` is called after each. A
         busy server is asked again, until it has answered nothing at all for ``most_busy_s``;
-        ``on_busy`` is told what it says after a minute of that, in a thread of its own.
+        ``on_busy`` is told what it says after a minute of that, in the thread of an upload.
 
         Raises NoServerError, a ConnectionError, where that is so or where nothing connects.
         """

@@ -61,6 +61,7 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
     parser.add_argument("--gpu-memory-utilization", "--gpu_memory_utilization", type=float)
     args, rest = parser.parse_known_args(list(argv))
     aligner = [args.aligner, "--host", "127.0.0.1", "--port", str(port)]
+    aligner += ["--mm-processor-cache-gb", "0"]  # no clip comes twice
     if gpu_bytes is None:
         aligner += ["--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES)]
         if args.gpu_memory_utilization is not None:

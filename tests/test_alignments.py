@@ -13,6 +13,7 @@ import soundfile
 import srt
 import torch
 from conftest import noise, on_a_port
+from prometheus_client import REGISTRY
 
 from qwen3_asr_vllm.alignment import AlignmentRequest
 
@@ -100,6 +101,16 @@ def test_words_segments_and_duration(app, post):
         {"id": 1, "start": 0.88, "end": 1.12, "text": " Hallo!"},
     ]
     assert (answer["text"], answer["language"], answer["duration"]) == (TEXT, "German", 3.0)
+
+
+def test_requests_are_counted(post):
+    def count(status):
+        labels = {"model_name": "aligner", "route": "/v1/audio/alignments", "status": status}
+        return REGISTRY.get_sample_value("qwen3_asr_requests_total", labels) or 0
+
+    before = [count("200"), count("400")]
+    post(text=TEXT), post()
+    assert [count("200"), count("400")] == [each + 1 for each in before]
 
 
 def test_subtitles(post):

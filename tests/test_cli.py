@@ -115,6 +115,20 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        ("--word_timestamps True --highlight_words False a.wav", ["--word-timestamps"]),
+        ("a.wav --word-timestamps=True", ["--word-timestamps"]),
+        ("a.wav --highlight_words --word_timestamps=False", ["--highlight-words"]),
+        ("True a.wav", ["True"]),
+    ],
+)
+def test_a_flag_may_be_followed_by_what_whisper_wants_there(line, flags):
+    arguments = cli._without_booleans(map(cli._with_hyphens, line.split()))
+    assert sorted(arguments) == sorted([*flags, "a.wav"])
+
+
 @pytest.mark.parametrize("line", WRONG)
 def test_a_wrong_command_line_exits_2_and_says_why(line, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -480,7 +494,7 @@ def test_serve_is_vllm_serve_with_our_routes_and_limits():
     result = python("-c", SERVE, VLLM_MAX_AUDIO_CLIP_FILESIZE_MB="7")
     assert result.returncode == 0, result.stderr
     model, port, max_model_len, cache_gb, environment = json.loads(result.stdout.splitlines()[-1])
-    assert (model, port, max_model_len, cache_gb) == ("some/model", 8123, 4000, 0.5)
+    assert (model, port, max_model_len, cache_gb) == ("some/model", 8123, 4000, cli.SENT_AUDIO_GB)
     assert environment == {**cli.SERVE_ENVIRONMENT, "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "7"}
     assert environment["VLLM_PLUGINS"] == "qwen3_asr"
 

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 
 import psutil
 import pytest
@@ -54,12 +52,18 @@ def actors():
     return [p for p in ours if "ray::MapWorker" in (p.info["cmdline"] or [""])[0]]
 
 
+def engine_of(actor):
+    """The process that its worker waits for, of those that vLLM starts."""
+    return next(p for p in actor.children(recursive=True) if "EngineCor" in p.name())
+
+
 def rows(folder):
     return [json.loads(line) for s in folder.glob("shard-*.jsonl") for line in s.open()]
 
 
 def test_an_engine_that_is_killed_loses_nothing_and_nothing_is_done_twice(manifest, tmp_path):
-    """An earlier run has done 16 of 96; one of two engines is killed after a first batch."""
+    """An earlier run has done 16 of 96; of two workers one loses its engine after a first batch,
+    and one is killed itself when half is done."""
     out = tmp_path / "out"
     out.mkdir()
     done = [{"audio_filepath": f"{i:02d}.flac", "pred_text": "Done before."} for i in range(16)]
@@ -69,8 +73,12 @@ def test_an_engine_that_is_killed_loses_nothing_and_nothing_is_done_twice(manife
     def kill_one(progress):
         assert progress.recordings == 81 and progress.recordings_done % 8 in (0, 1)
         if not killed:
-            killed.append(actors()[0].pid)
-            os.kill(killed[0], signal.SIGKILL)
+            killed.append(engine_of(actors()[0]))
+        elif len(killed) == 1 and progress.recordings_done >= 40:
+            killed.append(actors()[0])
+        else:
+            return
+        killed[-1].kill()
 
     summary = transcribe_on_ray(
         [str(manifest)],
@@ -82,7 +90,7 @@ def test_an_engine_that_is_killed_loses_nothing_and_nothing_is_done_twice(manife
         engine_options=ENGINE,
         progress=kill_one,
     )
-    assert killed
+    assert len(killed) == 2
     assert (summary.num_done, summary.num_skipped) == (80, 16)
     assert ["gone.wav" in source for source in summary.failed] == [True]
     found = rows(out)

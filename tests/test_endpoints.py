@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import json
 import subprocess
@@ -28,6 +29,7 @@ import webvtt
 from conftest import CHECKPOINT, DATA, eventually, noise, on_a_port
 from openai.types.audio import Transcription, TranscriptionDiarized, TranscriptionVerbose
 from prometheus_client import REGISTRY
+from starlette.datastructures import UploadFile
 
 from qwen3_asr_vllm.alignment import AlignmentOutput
 from qwen3_asr_vllm.languages import LANGUAGES
@@ -156,6 +158,15 @@ def events(response):
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+def test_a_full_disk_is_a_busy_server(serve, monkeypatch):
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(UploadFile, "write", write)
+    response = serve(Engine("language English<asr_text>Hi."))()
+    assert error(response, 503)["code"] == "busy" and response.headers["Retry-After"] == "5"
 
 
 def test_a_full_server_refuses_before_it_reads(serve, monkeypatch):
@@ -880,6 +891,10 @@ def test_vllm_takes_the_plugins_routes_and_renders_what_they_ask(app):
 @pytest.mark.parametrize("model", ["asr", "whisper-1", ""])
 def test_aliases_are_served(app, model):
     assert ask(app, model=model).json()["text"] == "Hi."
+
+
+def test_pages_of_other_origins_open_no_session_unless_vllm_is_told(app):
+    assert not app.client.app.state.qwen3_asr_realtime.allows("https://evil.test", "localhost")
 
 
 def test_a_key_is_asked_for(app):

@@ -353,8 +353,10 @@ def test_a_corpus_is_the_same_from_a_server_an_engine_and_after_a_kill(
     assert [path for path in differing if not path.endswith(".json")] == []
     for path in differing:  # confidences are sums that depend on the batch
         documents = [json.loads(files[Path(path)]) for files in (served, made)]
-        segments = [[(s["start"], s["text"]) for s in d["segments"]] for d in documents]
-        assert segments[0] == segments[1]
+        for segment in (segment for document in documents for segment in document["segments"]):
+            for name in ("avg_logprob", "no_speech_prob", "language_probability"):
+                segment.pop(name, None)
+        assert documents[0] == documents[1]
 
     before = contents(from_engine)
     assert cli.main(line(from_engine)) == 1  # only the broken ones are tried

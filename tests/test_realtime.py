@@ -10,6 +10,7 @@ import json
 import re
 import urllib.request
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import jiwer
 import numpy as np
@@ -69,6 +70,34 @@ def test_a_config_is_honoured_or_refused_by_name():
         with pytest.raises(EventError) as error:
             config.updated(changes)
         assert error.value.param == f"session.{path}"
+
+
+@pytest.mark.parametrize("reasons", [["stop"], ["error", "stop"], ["error", "error", "stop"]])
+def test_what_the_engine_has_dropped_is_sent_again_once(reasons):
+    from vllm.exceptions import GenerationError
+
+    from qwen3_asr_vllm.decoding import Decoding
+    from qwen3_asr_vllm.realtime import Realtime
+
+    async def nothing(*_):
+        return None
+
+    async def generate(prompt, params, request_id, **_):
+        reason = left.pop(0)
+        yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason=reason)])
+
+    made, left = object.__new__(Realtime), list(reasons)
+    made.render = made._get_trace_headers = nothing
+    made.models = SimpleNamespace(lora_requests={})
+    made.engine_client = SimpleNamespace(generate=generate)
+    request = SimpleNamespace(decoding=Decoding(9), engine_prompt={})
+    asked = made.decode(request, None, {})
+    if len(reasons) < 3:
+        assert asyncio.run(asked).outputs[0].finish_reason == "stop"
+    else:
+        with pytest.raises(GenerationError):
+            asyncio.run(asked)
+    assert left == reasons[2:]
 
 
 def app_with(allowed_origins=("*",), tokens=()):

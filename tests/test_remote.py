@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from email import policy
-from functools import partial
 
 import numpy as np
 import pytest
@@ -153,11 +152,16 @@ def test_a_server_that_hears_nobody_ends_the_run(echo):
 def test_who_waits_for_a_busy_server_is_told_once_until_it_answers(echo, monkeypatch):
     monkeypatch.setattr(remote, "TOLD_BUSY_S", 0.05)
     echo.times_busy, told = 20, []
-    transcribe = partial(Server(echo.url).transcribe, on_busy=told.append, num_connections=4)
-    list(transcribe([b"busy"] * 4))
-    assert told == [f"{echo.url} is busy, and is asked again: later"]
-    list(transcribe([b"busy"] * 4))  # is not busy any more
-    assert len(told) == 1
+
+    def sources():
+        for _ in range(2):
+            yield b"busy"
+            eventually(lambda: echo.asked[b"busy"] > 20)  # and it was answered
+            echo.asked.clear()
+
+    results = Server(echo.url).transcribe(sources(), on_busy=told.append, num_connections=4)
+    assert [result.transcript for result in results] == [SAID] * 2
+    assert told == [f"{echo.url} is busy, and is asked again: later"] * 2
 
 
 def test_a_dead_server_ends_the_run_and_not_each_recording(echo):

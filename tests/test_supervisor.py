@@ -308,7 +308,7 @@ def test_what_is_no_audio_for_the_aligner_is_refused(pair):
 @pytest.mark.vllm
 def test_odd_forms_get_an_answer_of_the_aligner_or_an_error_object(pair):
     """The cases are those of ``benchmarks/fuzz.py``."""
-    outcomes = list(fuzz.at_once(fuzz.align, aligner_url(pair), range(60)))
+    outcomes = list(fuzz.at_once(fuzz.ask_aligner, aligner_url(pair), range(60)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert 10 < sum(outcome.answer.startswith("200") for outcome in outcomes) < 50
 

@@ -65,6 +65,7 @@ MEMBERS = {
     f"{SERVING}._get_priority": (("request", "raw_request"), "test_endpoints.py"),
     f"{SERVING}._get_data_parallel_rank": (("raw_request",), "test_endpoints.py"),
     f"{SERVING}._raise_if_error": (("finish_reason", "request_id"), "test_endpoints.py"),
+    "vllm.SamplingParams.from_optional": (("stream_interval",), "test_endpoints.py"),
     "vllm.LLM.enqueue": (("prompts", "sampling_params", "use_tqdm"), "test_offline.py"),
     f"{ENGINE}.llm_engine.LLMEngine.step": ((), "test_offline.py"),
     f"{ENGINE}.llm_engine.LLMEngine.abort_request": (("request_ids",), "test_offline.py"),

@@ -41,6 +41,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from websockets.exceptions import InvalidStatus
 
+from qwen3_asr_vllm import cli
 from qwen3_asr_vllm.audio import load_audio
 
 DOCKER = Path(__file__).parent.parent / "docker"
@@ -316,12 +317,18 @@ def test_what_is_over_the_limit_is_refused_before_it_is_sent(cluster):
     assert (response.status, error_of(response)["param"]) == (413, "file")
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/tokenize", "/docs", "/v2/embed"])
+@pytest.mark.parametrize("path", ["/metrics", "/tokenize", "/invocations", "/v2/embed"])
 def test_only_the_audio_routes_are_exposed(cluster, path):
     connection = http.client.HTTPConnection(cluster.url[7:])
     connection.request("GET", path)
     response = connection.getresponse()
     assert (response.status, error_of(response)["code"]) == (404, "not_found")
+
+
+def test_the_doctor_looks_at_servers_through_nginx(cluster, capsys):
+    assert cli.main(["doctor", "--server", cluster.url, "--api-key", KEY]) == 0
+    found = capsys.readouterr().out
+    assert "PROBLEM" not in found and "metrics: not exposed" in found
 
 
 def test_alignments_go_to_the_aligner_and_what_servers_ask_of_it_does_not(cluster):
@@ -359,7 +366,11 @@ def test_sessions_are_carried_to_both_servers(cluster):
 def test_what_happened_so_far_is_not_in_the_logs(server, small, hello):
     for each in (server, small):
         assert transcribe(each).text == hello
+        transcribe(each, prompt="Zanzibar", extra_body={"keywords": ["Quagga"]})
+        with pytest.raises(openai.BadRequestError):
+            transcribe(each, ("a.wav", b"Okapi" * 99), prompt="Zanzibar")
         log = each.log.read_text()
+        assert not {"Zanzibar", "Quagga", "Okapi"} & set(re.findall(r"\w+", log))
         assert "/v1/audio/transcriptions" in log  # it does say who asked for what
         assert re.search(
             r"transcribed id=transcribe-\S+ model=\S+ audio_s=10\.4 clips=1 loops=0 ", log
