@@ -40,7 +40,7 @@ ELSEWHERE = {
     "qwen3-asr transcribe corpus.jsonl --ray": "test_cluster.py",
     "qwen3-asr align ": "test_offline.py aligns with the same checkpoint, test_cli.py calls it",
     "qwen3-asr transcribe talk.mp3 --word_timestamps": "as align, and needs a download",
-    "python3 -m venv .venv": ".ci/run runs the one that ends in pytest",
+    "python3 -m venv .venv": ".ci/run runs both",
     "pytest ": "these tests are among them",
     ".ci/next-vllm": "downloads another vLLM, on which it runs these tests",
 }
