@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import aiohttp
@@ -32,7 +31,7 @@ from .alignment import AlignmentError, AlignmentOutput, AlignmentRequest, align
 from .audio import check_waveform
 from .engine import engine_prompt
 from .form import ApiError, RecordingForm, load_posted, posted, validate
-from .metrics import CountedRoute
+from .metrics import add_counted_route
 from .serving import MEDIA_TYPES, AudioServing, told_of_its_end
 from .transcript import FORMATS, KARAOKE, Transcript, rounded
 from .transcription import Steps
@@ -95,9 +94,8 @@ def _given(fields: FormData) -> dict[str, Any]:
 
 
 def attach(app: FastAPI) -> None:
-    counted = partial(app.router.add_api_route, methods=["POST"], route_class_override=CountedRoute)
-    counted(ALIGNMENTS, create_alignment)
-    counted(TIMES, create_times)
+    add_counted_route(app, ALIGNMENTS, create_alignment)
+    add_counted_route(app, TIMES, create_times)
 
 
 class AlignerServing(AudioServing):

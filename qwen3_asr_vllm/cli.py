@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
 DEFAULT_ALIGNER = "Qwen/Qwen3-ForcedAligner-0.6B"
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
-FLAGS = ("--word-timestamps", "--highlight-words")
+FLAGS = ("--word-timestamps", "--highlight-words")  # which Whisper has followed by one of these:
 BOOLEANS = ("True", "False")
 # Of audio that a served engine has, so that each window of a realtime session is sent to it once:
 # four hours. vLLM's default of 4 GiB fills with clips that never come again.

@@ -56,7 +56,7 @@ from .decoding import place_tokens
 from .engine import Answer, engine_prompt, sampling_params, slot_ids
 from .form import MAX_UPLOAD_MB, ApiError, Form, busy, limit, load_posted, read_form
 from .languages import language_code, separator
-from .metrics import CountedRoute, count_transcript, observe_decoding
+from .metrics import add_counted_route, count_transcript, observe_decoding
 from .prompt import NO_TRANSLATION
 from .realtime import Realtime, realtime
 from .serving import MEDIA_TYPES, AudioServing, end_what_waits, told_of_its_end
@@ -96,10 +96,8 @@ class EndpointPlugin:
         app.add_exception_handler(ApiError, _answer_error)
         app.add_exception_handler(Busy, _answer_busy)
         page.attach(app)
-        add_route = partial(app.router.add_api_route, methods=["POST"])
-        counted = partial(add_route, route_class_override=CountedRoute)
-        counted("/v1/audio/transcriptions", create_transcription)
-        add_route("/v1/audio/translations", refuse_translation)
+        add_counted_route(app, "/v1/audio/transcriptions", create_transcription)
+        app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
         app.add_api_websocket_route("/v1/realtime", realtime)
         alignments.attach(app)
 

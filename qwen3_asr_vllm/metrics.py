@@ -9,7 +9,10 @@ the environment for their folder (PROMETHEUS_MULTIPROC_DIR) when it is imported.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import Message, Receive, Scope, Send
@@ -83,6 +86,11 @@ def count_utterance(seconds: float, *, delay_s: float, model: str, item_id: str)
     logger.info(
         "utterance id=%s model=%s audio_s=%.1f delay_s=%.2f", item_id, model, seconds, delay_s
     )
+
+
+def add_counted_route(app: FastAPI, path: str, endpoint: Callable[..., Any]) -> None:
+    """A POST route whose requests are counted."""
+    app.router.add_api_route(path, endpoint, methods=["POST"], route_class_override=CountedRoute)
 
 
 class CountedRoute(APIRoute):

@@ -40,14 +40,25 @@ def server_checks(url: str, *, api_key: str | None = None) -> dict[str, Callable
 
     return {
         "ready": lambda: _ready(server),
-        "vllm": lambda: _vllm(server),
+        "vllm": lambda: _if_exposed(_vllm, server),
         "models": lambda: _models(server),
         "routes": lambda: f"of qwen3_asr_vllm {_about(server)['version']}{_other(server)}",
         "limits": lambda: _limits(server),
         "page": lambda: _page(server),
-        "metrics": lambda: _metrics(server),
+        "metrics": lambda: _if_exposed(_metrics, server),
         "transcribes": transcribes,
     }
+
+
+def _if_exposed(check: Callable[[Server], str], server: Server) -> str:
+    """A check of what a proxy before a server of ours need not let through."""
+    try:
+        return check(server)
+    except StatusError as error:
+        if error.status != 404:
+            raise
+    _about(server)
+    return "not exposed"
 
 
 def _ready(server: Server) -> str:
@@ -59,10 +70,7 @@ def _ready(server: Server) -> str:
 
 
 def _vllm(server: Server) -> str:
-    try:
-        version = str(json.loads(server.get("/version"))["version"])
-    except StatusError as error:
-        return _not_exposed(error, server)
+    version = str(json.loads(server.get("/version"))["version"])
     if not version.startswith(tuple(f"{tested}." for tested in SUPPORTED_VLLM)):
         raise ValueError(f"{version} is untested. Do: install {' or '.join(SUPPORTED_VLLM)}")
     return version
@@ -104,19 +112,8 @@ def _page(server: Server) -> str:
     return f"{server.url}/"
 
 
-def _not_exposed(error: StatusError, server: Server) -> str:
-    """What a proxy before a server of ours need not let through. Raises ``error`` elsewhere."""
-    if error.status != 404:
-        raise error
-    _about(server)
-    return "not exposed"
-
-
 def _metrics(server: Server) -> str:
-    try:
-        lines = server.get("/metrics").decode().splitlines()
-    except StatusError as error:
-        return _not_exposed(error, server)
+    lines = server.get("/metrics").decode().splitlines()
     loads = (sum(float(x.split()[-1]) for x in lines if x.startswith(name)) for name in _LOAD)
     return "{:.0f} requests running, {:.0f} waiting".format(*loads)
 
