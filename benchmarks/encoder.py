@@ -69,7 +69,7 @@ def encoder(side: str, size: str, dtype: str, device: str, layers: int | None = 
     start_vllm()
     with set_default_torch_dtype(getattr(torch, dtype)), torch.device(device):
         if side == "ours":
-            from qwen3_asr_vllm.encoder import AudioEncoder
+            from qwen3_asr_vllm.model.encoder import AudioEncoder
 
             module = AudioEncoder(audio_config(size, layers))
         else:
@@ -110,7 +110,7 @@ def inputs(num_clips: int, seconds: float, device: str) -> tuple[Any, Any, list[
     import torch
 
     from qwen3_asr_vllm.geometry import Geometry, num_frames
-    from qwen3_asr_vllm.log_mel import LogMel, cut_chunks
+    from qwen3_asr_vllm.model.log_mel import LogMel, cut_chunks
 
     geometry, log_mel = Geometry(), LogMel(128)
     chunks, features, frames = [], [], []

@@ -90,7 +90,7 @@ def features(seconds: float) -> tuple[list[int], np.ndarray]:
     import torch
 
     from qwen3_asr_vllm.geometry import Geometry
-    from qwen3_asr_vllm.log_mel import LogMel
+    from qwen3_asr_vllm.model.log_mel import LogMel
 
     chunks, frames = item["audio_chunks"].data, int(item["audio_feature_lengths"].data)
     assert chunks.dtype == torch.float32

@@ -8,11 +8,10 @@ processor, audio encoder and thinker. ``VLLM_PLUGINS=""`` switches it off.
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import signal
 from typing import TYPE_CHECKING, Any
+
+from .processes import end_with_parent
 
 if TYPE_CHECKING:
     from .aligner import ForcedAligner
@@ -46,26 +45,13 @@ def register() -> None:
         logger.exception("qwen3_asr_vllm %s could not register; in-tree model stays.", __version__)
 
 
-ENGINE_PARENT = "QWEN3_ASR_ENGINE_PARENT"  # the process that starts an engine, while it does
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
-
-
-def end_with_parent() -> None:
-    """In a process that an engine is made of: end when the one that started it is killed.
-
-    vLLM's engine would live on, and keep its memory from the next run.
-    """
-    if os.environ.get(ENGINE_PARENT) == str(os.getppid()):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _register() -> None:
     end_with_parent()
     import vllm
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.transformers_utils import config as vllm_config
 
-    from .config import Qwen3ASRConfig
+    from .model.config import Qwen3ASRConfig
 
     if not vllm.__version__.startswith(tuple(f"{v}." for v in SUPPORTED_VLLM)):
         logger.warning(

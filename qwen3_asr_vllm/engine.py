@@ -8,20 +8,18 @@ The same for ``LLM`` in this process and for the asynchronous engine of a server
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from . import ENGINE_PARENT, end_with_parent
 from .alignment import AlignmentRequest
 from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
+from .processes import ending_with_us
+from .streaming import Tokenizer, Window
 from .transcript import Token
 from .transcription import EngineOutput, EngineRequest
 
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
     from vllm.platforms.interface import Platform
     from vllm.sampling_params import SamplingParams
+
+    from .model.config import Qwen3ASRThinkerConfig
 
 CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
 
@@ -181,21 +181,13 @@ def death_told(engine: str = "engine") -> Iterator[None]:
         raise EngineDiedError(message) from error
 
 
-@contextmanager
-def ending_with_us() -> Iterator[None]:
-    """Engines that are started here end with this process, even where it is killed.
+def stream_parts(thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a ``streaming.Stream`` needs to know of a checkpoint."""
+    from .model.log_mel import LogMel  # torch, which only who streams needs here
 
-    Not those of other threads: for Linux, a child's parent is a thread, and threads end early.
-    """
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    os.environ[ENGINE_PARENT] = str(os.getpid())
-    try:
-        yield
-    finally:
-        del os.environ[ENGINE_PARENT]
+    geometry, log_mel = thinker.audio_config.geometry, LogMel(thinker.audio_config.num_mel_bins)
 
+    def loudest(window: Window) -> float:
+        return log_mel.loudest(window.samples, geometry, has_context=window.has_context)
 
-if hasattr(os, "register_at_fork"):  # a forked engine does not load plugins; a spawned one does
-    os.register_at_fork(after_in_child=end_with_parent)
+    return {"tokenizer": tokenizer, "geometry": geometry, "loudest": loudest}

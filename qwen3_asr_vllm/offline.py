@@ -14,7 +14,7 @@ import numpy as np
 from .aligner import UTILIZATION, ForcedAligner, split_memory
 from .alignment import AlignmentOutput, AlignmentRequest
 from .audio import AudioSource
-from .corpus import Loader, Progress, Recording, Result
+from .batching import Pipeline
 from .decoding import DEFAULT_CLIP_S
 from .engine import (
     Answer,
@@ -24,10 +24,11 @@ from .engine import (
     load_engine,
     sampling_params,
     slot_ids,
+    stream_parts,
 )
 from .geometry import SAMPLE_RATE
-from .pipeline import Pipeline
 from .prompt import join_context
+from .recordings import Loader, Progress, Recording, Result
 from .streaming import CLIP_S, STEP_S, Stream, Update
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, Steps, transcribe
@@ -206,8 +207,6 @@ class Qwen3ASR:
         yield stream.update()
 
     def _stream(self, **options: Any) -> Stream:
-        from .processor import stream_parts
-
         thinker = self.llm.llm_engine.model_config.hf_config.thinker_config
         return Stream(**stream_parts(thinker, self.llm.get_tokenizer()), **options)
 

@@ -11,7 +11,7 @@ from threading import Barrier
 
 import pytest
 
-from qwen3_asr_vllm.admission import Admission, Busy
+from qwen3_asr_vllm.server.admission import Admission, Busy
 
 
 def test_no_more_recordings_than_places():

@@ -57,8 +57,8 @@ def app():
     from vllm.entrypoints.openai.models.protocol import BaseModelPath
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
-    from qwen3_asr_vllm.alignments import AlignerServing
-    from qwen3_asr_vllm.endpoints import EndpointPlugin
+    from qwen3_asr_vllm.server.alignments import AlignerServing
+    from qwen3_asr_vllm.server.plugin import EndpointPlugin
 
     app, engine = FastAPI(), Engine()
     EndpointPlugin().attach_router(app)
@@ -181,7 +181,7 @@ REQUEST = AlignmentRequest(("Guten", "今"), noise(2))
 
 
 def ask(url, do):
-    from qwen3_asr_vllm.alignments import RemoteAligner
+    from qwen3_asr_vllm.server.alignments import RemoteAligner
 
     async def run():
         aligner = RemoteAligner(url)
@@ -214,7 +214,7 @@ def stub(monkeypatch):
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
 
-    from qwen3_asr_vllm import alignments
+    from qwen3_asr_vllm.server import alignments
 
     monkeypatch.setattr(alignments, "RETRY_DELAYS_S", (0.01,) * 4)
     app, answers = FastAPI(), []
@@ -255,7 +255,7 @@ def test_what_may_pass_is_no_refusal_for_good(stub, status):
 
 
 def test_what_is_no_address_is_refused(monkeypatch):
-    from qwen3_asr_vllm.alignments import remote_aligner
+    from qwen3_asr_vllm.server.alignments import remote_aligner
 
     monkeypatch.setenv("QWEN3_ASR_ALIGNER_URL", "localhost:8001")
     with pytest.raises(ValueError, match="'localhost:8001'.*such as http://127.0.0.1:8001"):

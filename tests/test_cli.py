@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3_asr_vllm import cli, cluster
-from qwen3_asr_vllm.corpus import Progress, Result
+from qwen3_asr_vllm.cli import entry as cli
+from qwen3_asr_vllm.corpus import ray_data as cluster
 from qwen3_asr_vllm.languages import LANGUAGES
+from qwen3_asr_vllm.recordings import Progress, Result
 from qwen3_asr_vllm.streaming import Update
 from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript, Word
 
@@ -300,7 +301,7 @@ def test_a_stream_ends_with_its_last_text_on_ctrl_c(monkeypatch, capsys):
 
 SPAWN = """
 import multiprocessing, signal
-from qwen3_asr_vllm.cli import _unheard_by_children
+from qwen3_asr_vllm.cli.entry import _unheard_by_children
 with _unheard_by_children():
     pool = multiprocessing.get_context("spawn").Pool(1)
 print(signal.SIGINT in pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ())))
@@ -476,8 +477,8 @@ def test_other_options_are_the_engine_s(capsys):
 SERVE = """
 import json, os, sys
 from vllm.entrypoints.cli.serve import ServeSubcommand
-from qwen3_asr_vllm import cli
-from qwen3_asr_vllm.corpus import Result
+from qwen3_asr_vllm.cli import entry as cli
+from qwen3_asr_vllm.recordings import Result
 from qwen3_asr_vllm.languages import LANGUAGES
 
 def cmd(args):
@@ -527,7 +528,9 @@ def test_doctor_finds_our_model_without_a_checkpoint():
     assert all(line.startswith(("ok  ", "PROBLEM  ")) for line in lines)
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(lines) == len(cli.INSTALLATION | cli.DECODERS)
-    assert any("qwen3_asr_vllm.model.Qwen3ASRForConditionalGeneration" in line for line in lines)
+    assert any(
+        "qwen3_asr_vllm.model.thinker.Qwen3ASRForConditionalGeneration" in line for line in lines
+    )
 
 
 # ---- words ----

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from conftest import CHECKPOINT, DATA, heldout
 
-from qwen3_asr_vllm.cluster import Summary, done_keys, transcribe_on_ray
+from qwen3_asr_vllm.corpus.ray_data import Summary, done_keys, transcribe_on_ray
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.vllm

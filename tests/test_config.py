@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 from conftest import reference_config
 
-from qwen3_asr_vllm.config import (
+from qwen3_asr_vllm.model.config import (
     Qwen3ASRAudioEncoderConfig,
     Qwen3ASRConfig,
     Qwen3ASRTextConfig,

@@ -18,17 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm import audio
-from qwen3_asr_vllm.corpus import (
-    Loader,
+from qwen3_asr_vllm.corpus.sources import (
     OutputFolder,
     OutputManifest,
-    Recording,
-    fetch,
     find_recordings,
-    load_recording,
     mirrored_name,
     write_whole,
 )
+from qwen3_asr_vllm.recordings import Loader, Recording, fetch, load_recording
 from qwen3_asr_vllm.transcript import FORMATS, Transcript
 
 TRANSCRIPT = Transcript("Hello.", 1.0)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import reserved_port
 
-from qwen3_asr_vllm import doctor
+from qwen3_asr_vllm.cli import doctor
 
 
 def test_it_says_how_to_install_what_is_missing(monkeypatch):

@@ -11,7 +11,7 @@ from conftest import noise, reference_config, reference_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen3_asr_vllm.geometry import num_frames
-from qwen3_asr_vllm.log_mel import cut_chunks
+from qwen3_asr_vllm.model.log_mel import cut_chunks
 from qwen3_asr_vllm.streaming import GrowingClip
 
 CLIPS_S = (0.5, 0.99, 1, 3.05, 8, 8.01, 17.3, 31)
@@ -29,8 +29,8 @@ def encoder(reference, vllm_parallel):
 
 
 def build_encoder(reference, *, device="cpu", keep_order=False, **overrides):
-    from qwen3_asr_vllm.config import Qwen3ASRConfig
-    from qwen3_asr_vllm.encoder import AudioEncoder
+    from qwen3_asr_vllm.model.config import Qwen3ASRConfig
+    from qwen3_asr_vllm.model.encoder import AudioEncoder
 
     config = Qwen3ASRConfig.from_dict(reference.config.to_dict()).thinker_config.audio_config
     config.update(overrides)
@@ -165,7 +165,7 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "repeat_
 @pytest.mark.parametrize("keep_order", [False, True], ids=["dense", "with bounds"])
 def test_32_clips_take_the_operators_of_one_and_none_waits(encoder, keep_order, monkeypatch):
     """As on an accelerator: a CPU convolves few chunks at a time."""
-    monkeypatch.setattr("qwen3_asr_vllm.encoder.CPU_CHUNKS_AT_ONCE", 500)
+    monkeypatch.setattr("qwen3_asr_vllm.model.encoder.CPU_CHUNKS_AT_ONCE", 500)
     encoder.keep_order = keep_order
     counts = []
     for num_clips in (1, 32):
@@ -196,8 +196,8 @@ def test_the_host_reads_nothing_from_the_device(reference, vllm_parallel):
 
 def test_both_layouts_hold_the_same_windows():
     """Sorted by length for dense attention, or in order for variable-length kernels."""
-    from qwen3_asr_vllm.encoder import Layout
     from qwen3_asr_vllm.geometry import Geometry
+    from qwen3_asr_vllm.model.encoder import Layout
 
     frames = [num_frames(round(seconds * 16_000)) for seconds in CLIPS_S]
     in_order = Layout(frames, Geometry(), by_length=False)

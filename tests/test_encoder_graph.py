@@ -30,7 +30,7 @@ def model(encoder):
 
 def build_model(encoder):
     """The thinker without a decoder."""
-    from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration
+    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration
 
     model = object.__new__(Qwen3ASRForConditionalGeneration)
     torch.nn.Module.__init__(model)
@@ -220,7 +220,7 @@ def test_budgets_are_whole_chunks_that_a_step_can_fill(model, in_a_step):
 def test_what_cannot_be_captured_is_said(encoder):
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-    from qwen3_asr_vllm.model import graph_obstacle
+    from qwen3_asr_vllm.model.thinker import graph_obstacle
 
     config = vllm_config()
     assert "TORCH_SDPA" in graph_obstacle(encoder, config)

@@ -123,7 +123,8 @@ def serve():
     from vllm.entrypoints.openai.models.protocol import BaseModelPath
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
-    from qwen3_asr_vllm.endpoints import EndpointPlugin, Transcriber
+    from qwen3_asr_vllm.server.plugin import EndpointPlugin
+    from qwen3_asr_vllm.server.transcriptions import Transcriber
 
     def start(engine, *, max_clip_s=60.0):
         app = FastAPI()
@@ -505,7 +506,7 @@ def test_an_upload_of_unknown_size_ends_at_the_limit(serve, monkeypatch):
 def test_limits_are_four_hours_and_a_gibibyte_where_vllm_sets_none(monkeypatch):
     """V10."""
     from qwen3_asr_vllm.audio import MAX_DURATION_S
-    from qwen3_asr_vllm.form import MAX_UPLOAD_MB, limit
+    from qwen3_asr_vllm.server.form import MAX_UPLOAD_MB, limit
 
     for name in ("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "VLLM_MAX_AUDIO_DECODE_DURATION_S"):
         monkeypatch.delenv(name, raising=False)
@@ -586,7 +587,7 @@ def test_a_format_without_warnings_has_them_in_a_header(serve, monkeypatch, resp
 
 
 def test_a_header_does_not_grow_with_the_warnings():
-    from qwen3_asr_vllm.endpoints import _warning_headers
+    from qwen3_asr_vllm.server.transcriptions import _warning_headers
 
     header = _warning_headers(["The clip at 0:30 looped."] * 500)["X-Warnings"]
     assert len(header) < 2100 and header.endswith("(500 in all)")
@@ -763,7 +764,7 @@ def test_the_schema_of_the_server_can_be_made(post):
 
 
 def test_another_model_is_not_served_by_these_routes():
-    from qwen3_asr_vllm.endpoints import EndpointPlugin
+    from qwen3_asr_vllm.server.plugin import EndpointPlugin
 
     engine = Engine("")
     engine.model_config.hf_config = SimpleNamespace(model_type="whisper")

@@ -10,8 +10,8 @@ from conftest import DATA, MOST_ERRORS, heldout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_asr_vllm import cli
-from qwen3_asr_vllm.evaluation import Pair, evaluate, normalizer
+from qwen3_asr_vllm.cli import entry as cli
+from qwen3_asr_vllm.corpus.evaluation import Pair, evaluate, normalizer
 
 
 def score(reference, hypothesis, language):

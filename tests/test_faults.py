@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 
-from qwen3_asr_vllm.corpus import OutputFolder, OutputManifest, Recording
+from qwen3_asr_vllm.corpus.sources import OutputFolder, OutputManifest
+from qwen3_asr_vllm.recordings import Recording
 from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript
 
 # Write one transcript after the other, each larger than the last, until the disk says no.

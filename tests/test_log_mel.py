@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm.geometry import Geometry, num_frames
-from qwen3_asr_vllm.log_mel import LogMel, cut_chunks
+from qwen3_asr_vllm.model.log_mel import LogMel, cut_chunks
 
 GEOMETRY = Geometry()
 

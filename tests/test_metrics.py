@@ -19,7 +19,7 @@ from conftest import CHECKPOINT, DATA, noise, speak
 from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.parser import text_string_to_metric_families
 
-from qwen3_asr_vllm.metrics import (
+from qwen3_asr_vllm.server.metrics import (
     AUDIO,
     CLIPS,
     DECODING,
@@ -33,7 +33,9 @@ from qwen3_asr_vllm.metrics import (
 HELLO = DATA / "hello.flac"
 API_SERVER = """
 import time
-from qwen3_asr_vllm.metrics import SESSIONS, count_transcript, count_utterance, observe_decoding
+from qwen3_asr_vllm.server.metrics import (
+    SESSIONS, count_transcript, count_utterance, observe_decoding
+)
 from qwen3_asr_vllm.transcript import Transcript
 observe_decoding(0.02, "asr")
 made = Transcript("Hi.", duration=36_000.0, loops=1)  # ten hours, so that seconds do not matter

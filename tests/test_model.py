@@ -18,7 +18,7 @@ from conftest import (
     save_nested,
 )
 
-from qwen3_asr_vllm.config import Qwen3ASRConfig
+from qwen3_asr_vllm.model.config import Qwen3ASRConfig
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt
 
 pytestmark = pytest.mark.vllm
@@ -151,8 +151,8 @@ def test_a_growing_clip_is_heard_like_the_whole_and_finished_windows_are_not_enc
     llm, reference
 ):
     from qwen3_asr_vllm.decoding import Decoding
+    from qwen3_asr_vllm.engine import stream_parts
     from qwen3_asr_vllm.geometry import Geometry
-    from qwen3_asr_vllm.processor import stream_parts
     from qwen3_asr_vllm.streaming import GrowingClip, StreamRequest
 
     config = Qwen3ASRConfig.from_dict(reference.config.to_dict()).thinker_config
@@ -348,7 +348,7 @@ UNTAGGED = "language learning is fun, language by language"
 )
 def test_the_core_route_gets_clean_text(raw, text):
     """V14: in-tree loses what stands before a second tag."""
-    from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration as architecture
+    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration as architecture
 
     assert architecture.post_process_output(raw) == text
     for size in (1, 2, 5, 100):
@@ -360,7 +360,7 @@ def test_the_core_route_gets_clean_text(raw, text):
 
 @pytest.mark.parametrize(("given", "seconds"), [("", 60), ("1200", 1200), ("25", 25)])
 def test_the_core_route_splits_at(monkeypatch, given, seconds):
-    from qwen3_asr_vllm import model
+    from qwen3_asr_vllm.model import thinker as model
 
     if given:
         monkeypatch.setenv("QWEN3_ASR_MAX_CLIP_S", given)
@@ -370,7 +370,7 @@ def test_the_core_route_splits_at(monkeypatch, given, seconds):
 
 @pytest.mark.parametrize("given", ["0", "1201", "long"])
 def test_a_clip_length_out_of_range_is_refused(monkeypatch, given):
-    from qwen3_asr_vllm import model
+    from qwen3_asr_vllm.model import thinker as model
 
     monkeypatch.setenv("QWEN3_ASR_MAX_CLIP_S", given)
     with pytest.raises(ValueError, match=f"QWEN3_ASR_MAX_CLIP_S is '{given}'.*1 to 1200"):
@@ -378,8 +378,8 @@ def test_a_clip_length_out_of_range_is_refused(monkeypatch, given):
 
 
 def test_a_missing_tensor_is_named(reference):
-    from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration as architecture
-    from qwen3_asr_vllm.model import check_fused_parts
+    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration as architecture
+    from qwen3_asr_vllm.model.thinker import check_fused_parts
 
     names = set(reference.state_dict())
     check_fused_parts(names, architecture.packed_modules_mapping)
@@ -397,7 +397,7 @@ def test_the_tower_takes_the_quantization_of_the_checkpoint(reference, vllm_para
     """
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
-    from qwen3_asr_vllm.encoder import AudioEncoder
+    from qwen3_asr_vllm.model.encoder import AudioEncoder
 
     class Recorder:
         online_quantization_config = None
@@ -422,7 +422,7 @@ def test_the_tower_takes_the_quantization_of_the_checkpoint(reference, vllm_para
 def test_methods_that_list_nothing_leave_the_tower_alone(method, listed, is_quantized):
     from types import SimpleNamespace
 
-    from qwen3_asr_vllm.model import _tower_quantization
+    from qwen3_asr_vllm.model.thinker import _tower_quantization
 
     config = SimpleNamespace(get_name=lambda: method, modules_to_not_convert=listed)
     assert _tower_quantization(config) is (config if is_quantized else None)
@@ -438,7 +438,7 @@ DIMENSIONS = [
 
 @pytest.mark.parametrize(("change", "message"), DIMENSIONS)
 def test_dimensions_that_do_not_fit_name_the_field(change, message):
-    from qwen3_asr_vllm.model import check_dimensions
+    from qwen3_asr_vllm.model.thinker import check_dimensions
 
     flat = reference_config().to_dict()
     flat["audio_config"] |= change
@@ -451,7 +451,7 @@ def test_dimensions_that_do_not_fit_name_the_field(change, message):
     [("sampling_rate", 8000), ("hop_length", 80), ("n_fft", 512), ("feature_size", 80)],
 )
 def test_another_spectrogram_is_refused(field, value):
-    from qwen3_asr_vllm.processor import check_front_end
+    from qwen3_asr_vllm.model.processor import check_front_end
 
     thinker = Qwen3ASRConfig.from_dict(reference_config().to_dict()).thinker_config
     with pytest.raises(ValueError, match=rf"{field} is {value} in the checkpoint's"):

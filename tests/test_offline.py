@@ -35,9 +35,10 @@ from conftest import (
 )
 from safetensors.torch import load_file, save_file
 
-from qwen3_asr_vllm import cli, offline
+from qwen3_asr_vllm import offline
 from qwen3_asr_vllm.aligner import ForcedAligner
 from qwen3_asr_vllm.alignment import AlignmentRequest
+from qwen3_asr_vllm.cli import entry as cli
 from qwen3_asr_vllm.cli import main
 from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
 from qwen3_asr_vllm.engine import sampling_params
@@ -193,7 +194,7 @@ def test_the_core_route_sends_the_same_prompt(model, language):
     from vllm.config.speech_to_text import SpeechToTextParams
 
     from qwen3_asr_vllm.languages import resolve_language
-    from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration as architecture
+    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration as architecture
 
     model_config = model.llm.model_config
     params = SpeechToTextParams(
@@ -270,7 +271,7 @@ def shown(output, columns=39):
 def test_the_command_streams_a_pipe_as_it_streams_a_file(model, monkeypatch, capsys):
     samples, rate = soundfile.read(HELLO, dtype="int16")
     raw = samples.tobytes()
-    monkeypatch.setattr("qwen3_asr_vllm.cli._load_model", lambda *_: model)
+    monkeypatch.setattr("qwen3_asr_vllm.cli.entry._load_model", lambda *_: model)
     monkeypatch.setenv("COLUMNS", "40")
     pipe = io.TextIOWrapper(io.BufferedReader(io.BytesIO(raw), buffer_size=4_099))
     monkeypatch.setattr("sys.stdin", pipe)
@@ -283,7 +284,7 @@ def test_the_command_streams_a_pipe_as_it_streams_a_file(model, monkeypatch, cap
 
 
 def test_the_command_says_what_is_wrong_with_a_file(model, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("qwen3_asr_vllm.cli._load_model", lambda *_: model)
+    monkeypatch.setattr("qwen3_asr_vllm.cli.entry._load_model", lambda *_: model)
     (tmp_path / "notes.wav").write_text("not audio")
     assert main(["stream", str(tmp_path / "notes.wav"), "-m", "x"]) == 1
     assert "not audio" in capsys.readouterr().err

@@ -45,7 +45,7 @@ CONTRAST = """() => {
 
 
 def test_the_page_is_one_small_file_that_asks_no_other_host():
-    page = files("qwen3_asr_vllm").joinpath("static/index.html").read_text("utf-8")
+    page = files("qwen3_asr_vllm").joinpath("server/static/index.html").read_text("utf-8")
     assert len(page.encode()) < 25_000
     assert not re.search(r"https?:|//\w+\.|@import|url\(", page)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", page)

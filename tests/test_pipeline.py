@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_asr_vllm.pipeline import Pipeline
+from qwen3_asr_vllm.batching import Pipeline
 from qwen3_asr_vllm.transcription import EngineOutput, transcribe
 
 RATE = 16_000
@@ -219,7 +219,7 @@ class FullnessEngine(CountingEngine):
 
 
 def test_an_engine_waits_a_moment_for_what_fills_its_seats(monkeypatch):
-    monkeypatch.setattr("qwen3_asr_vllm.pipeline.QUICK_S", 60)  # this machine may be slow
+    monkeypatch.setattr("qwen3_asr_vllm.batching.QUICK_S", 60)  # this machine may be slow
     engine = FullnessEngine(num_seats=16)
     list(run([1.0] * 40, engine, num_workers=2))
     assert engine.had[0] >= 16

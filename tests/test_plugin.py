@@ -31,7 +31,7 @@ print(json.dumps([type(config).__module__, model.module_name]))
 @pytest.mark.parametrize(
     ("plugins", "config", "model"),
     [
-        (None, "qwen3_asr_vllm.config", "qwen3_asr_vllm.model"),
+        (None, "qwen3_asr_vllm.model.config", "qwen3_asr_vllm.model"),
         ("", "vllm.transformers_utils.configs.qwen3_asr", "vllm.model_executor.models.qwen3_asr"),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_vllm_that_cannot_be_registered_with_goes_on(monkeypatch, caplog):
 def test_the_model_has_every_interface_of_the_in_tree_one():
     from vllm.model_executor.models import interfaces
 
-    from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration as model
+    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration as model
 
     for name in ("multimodal", "pp", "lora", "eagle3", "transcription"):
         assert getattr(interfaces, f"supports_{name}")(model), name
@@ -83,11 +83,11 @@ def test_the_model_has_every_interface_of_the_in_tree_one():
 
 STARTS_A_CHILD = """
 import multiprocessing, sys, time
-from qwen3_asr_vllm import engine
+from qwen3_asr_vllm import processes
 
 CHILD = '''
 import time
-from qwen3_asr_vllm import end_with_parent
+from qwen3_asr_vllm.processes import end_with_parent
 {}
 print("It lives.", flush=True)
 time.sleep(60)
@@ -97,7 +97,7 @@ print("It lives on.")
 if __name__ == "__main__":
     loads_plugins = "end_with_parent()" if sys.argv[1] == "spawn" else "0"
     start = multiprocessing.get_context(sys.argv[1]).Process
-    with engine.ending_with_us():
+    with processes.ending_with_us():
         child = start(target=exec, args=(CHILD.format(loads_plugins),))
         child.start()
     time.sleep(60)

@@ -10,7 +10,8 @@ from threading import Thread
 import pytest
 from conftest import CHECKPOINT
 
-from qwen3_asr_vllm import __version__, cli
+from qwen3_asr_vllm import __version__
+from qwen3_asr_vllm.cli import entry as cli
 
 
 def ask(url, capsys):

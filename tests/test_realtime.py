@@ -26,7 +26,7 @@ from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from qwen3_asr_vllm.admission import Admission
+from qwen3_asr_vllm.server.admission import Admission
 
 MODEL = str(CHECKPOINT)
 HELLO = DATA / "hello.flac"
@@ -40,7 +40,7 @@ MANUAL = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": Non
 
 
 def test_a_config_is_honoured_or_refused_by_name():
-    from qwen3_asr_vllm.realtime import Config, EventError
+    from qwen3_asr_vllm.server.realtime import Config, EventError
 
     config = Config().updated({"audio": {"input": {"transcription": {"prompt": "Ada"}}}})
     config = config.updated({"audio": {"input": MANUAL | {"transcription": {"language": "DE"}}}})
@@ -77,7 +77,7 @@ def test_what_the_engine_has_dropped_is_sent_again_once(reasons):
     from vllm.exceptions import GenerationError
 
     from qwen3_asr_vllm.decoding import Decoding
-    from qwen3_asr_vllm.realtime import Realtime
+    from qwen3_asr_vllm.server.realtime import Realtime
 
     async def nothing(*_):
         return None
@@ -103,7 +103,7 @@ def test_what_the_engine_has_dropped_is_sent_again_once(reasons):
 def app_with(allowed_origins=("*",), tokens=()):
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
-    from qwen3_asr_vllm.realtime import Realtime, realtime
+    from qwen3_asr_vllm.server.realtime import Realtime, realtime
 
     app = Starlette(routes=[WebSocketRoute("/v1/realtime", realtime)])
     app.state.qwen3_asr_realtime = object.__new__(Realtime)

@@ -44,7 +44,7 @@ def speech() -> np.ndarray:
 
 @cache
 def front_end():
-    from qwen3_asr_vllm.log_mel import LogMel
+    from qwen3_asr_vllm.model.log_mel import LogMel
 
     return LogMel(128)
 
@@ -61,7 +61,7 @@ def features(windows: list[Window]):
     """(128, frames) of all windows, transformed in one batch as the worker does."""
     import torch
 
-    from qwen3_asr_vllm.log_mel import cut_chunks
+    from qwen3_asr_vllm.model.log_mel import cut_chunks
 
     chunks = [cut_chunks(w.samples, GEOMETRY, has_context=w.has_context) for w in windows]
     by_window = [GEOMETRY.frames_by_chunk(w.num_frames) for w in windows]

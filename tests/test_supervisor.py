@@ -39,8 +39,8 @@ from conftest import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from qwen3_asr_vllm import supervisor
-from qwen3_asr_vllm.supervisor import plan
+from qwen3_asr_vllm.server import supervisor
+from qwen3_asr_vllm.server.supervisor import plan
 from qwen3_asr_vllm.transcript import rounded
 
 HELLO = DATA / "hello.flac"
@@ -90,7 +90,7 @@ def test_an_aligner_that_cannot_start_ends_both(monkeypatch):
 
 SUPERVISES_STAND_INS = """
 import sys
-from qwen3_asr_vllm import supervisor
+from qwen3_asr_vllm.server import supervisor
 
 supervisor._is_healthy = lambda url: True
 supervisor.sys.executable = sys.argv[1]

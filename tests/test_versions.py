@@ -78,7 +78,7 @@ MEMBERS = {
 def imported() -> dict[str, set[str]]:
     """Every name that the package takes from vLLM, and the modules that do."""
     found: dict[str, set[str]] = {}
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]

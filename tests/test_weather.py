@@ -41,8 +41,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from websockets.exceptions import InvalidStatus
 
-from qwen3_asr_vllm import cli
 from qwen3_asr_vllm.audio import load_audio
+from qwen3_asr_vllm.cli import entry as cli
 
 DOCKER = Path(__file__).parent.parent / "docker"
 HELLO = DATA / "hello.flac"

@@ -19,19 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .corpus import (
-    OutputManifest,
-    Progress,
-    Recording,
-    Result,
-    check_apart,
-    find_recordings,
-    is_url,
-    output_line,
-    write_whole,
-)
-from .engine import EngineDiedError
-from .transcript import rounded
+from ..engine import EngineDiedError
+from ..recordings import Progress, Recording, Result, is_url
+from ..transcript import rounded
+from .sources import OutputManifest, check_apart, find_recordings, output_line, write_whole
 
 BATCH_SIZE = 256  # recordings: an engine runs empty at the end of each
 SHARDS = "shard-*.jsonl"
@@ -149,7 +140,7 @@ class Worker:
     def __init__(
         self, *, model: str, folder: str, engine_options: dict[str, Any], wishes: dict[str, Any]
     ) -> None:
-        from .offline import Qwen3ASR
+        from ..offline import Qwen3ASR
 
         self._model = Qwen3ASR(model, **engine_options)
         self._folder, self._wishes = Path(folder), wishes

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .corpus import Progress, Result, SourceReader
 from .geometry import SAMPLE_RATE
+from .recordings import Progress, Result, SourceReader
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, Steps, Transcription
 

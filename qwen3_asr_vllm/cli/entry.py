@@ -23,13 +23,13 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, TextIO
 
-from . import __version__
-from .corpus import OutputFolder, OutputManifest, Recording, Result, find_recordings
-from .decoding import DEFAULT_CLIP_S
-from .doctor import DECODERS, INSTALLATION, SERVE_ENVIRONMENT
-from .geometry import MAX_CLIP_S
-from .languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
-from .transcript import (
+from .. import __version__
+from ..corpus.sources import OutputFolder, OutputManifest, find_recordings
+from ..decoding import DEFAULT_CLIP_S
+from ..geometry import MAX_CLIP_S
+from ..languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
+from ..recordings import Recording, Result
+from ..transcript import (
     FORMATS,
     KARAOKE,
     MAX_LINE_COUNT,
@@ -38,12 +38,13 @@ from .transcript import (
     display_width,
     rounded,
 )
+from .doctor import DECODERS, INSTALLATION, SERVE_ENVIRONMENT
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .corpus import Progress
-    from .transcript import Transcript
+    from ..recordings import Progress
+    from ..transcript import Transcript
 
 DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
 DEFAULT_ALIGNER = "Qwen/Qwen3-ForcedAligner-0.6B"
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["serve"] and any(arg.partition("=")[0] == "--aligner" for arg in argv):
-        from .supervisor import serve_both
+        from ..server.supervisor import serve_both
 
         _set_defaults(SERVE_ENVIRONMENT)
         return serve_both(argv[1:])
@@ -400,7 +401,7 @@ def _language(value: str) -> str | None:
 
 
 def _step_seconds(value: str) -> float:
-    from .streaming import CLIP_S, MIN_STEP_S
+    from ..streaming import CLIP_S, MIN_STEP_S
 
     return _seconds(MIN_STEP_S, CLIP_S)(value)
 
@@ -477,7 +478,7 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
         return _usage_error("--ray times no words; leave --word-timestamps and --aligner out")
     if message := _wrong_layout(args):
         return _usage_error(message)
-    from .cluster import transcribe_on_ray
+    from ..corpus.ray_data import transcribe_on_ray
 
     try:
         with _bar(hidden=args.no_progress) as progress:
@@ -612,13 +613,13 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _connect(args: argparse.Namespace) -> Any:
-    from .remote import Server
+    from ..corpus.client import Server
 
     return Server(args.server, model=args.model, api_key=args.api_key)
 
 
 def _load_model(model: str, options: dict[str, Any]) -> Any:
-    from .offline import Qwen3ASR
+    from ..offline import Qwen3ASR
 
     return Qwen3ASR(model, **options)
 
@@ -661,7 +662,7 @@ def _bar(*, hidden: bool) -> Iterator[Callable[[Progress], None]]:
 
 
 def _align(args: argparse.Namespace, rest: list[str]) -> int:
-    from .alignment import AlignmentError, check_language
+    from ..alignment import AlignmentError, check_language
 
     if len(args.formats) > 1:
         return _usage_error("align writes one format; give one")
@@ -690,7 +691,7 @@ def _align(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _load_aligner(model: str, options: dict[str, Any]) -> Any:
-    from .aligner import ForcedAligner
+    from ..aligner import ForcedAligner
 
     return ForcedAligner(model, **options)
 
@@ -699,7 +700,7 @@ def _load_aligner(model: str, options: dict[str, Any]) -> Any:
 
 
 def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
-    from .evaluation import evaluate, pair, pred_text_results, reference_text, report
+    from ..corpus.evaluation import evaluate, pair, pred_text_results, reference_text, report
 
     if message := _wrong_for_a_server(args, rest):
         return _usage_error(message)
@@ -787,7 +788,7 @@ def _until(is_stopped: Callable[[], bool], pieces: Iterator[np.ndarray]) -> Iter
 
 
 def _piped(rate: int) -> Iterator[np.ndarray]:
-    from .audio import PcmStream
+    from ..audio import PcmStream
 
     pcm = PcmStream("pcm", rate)
     while data := sys.stdin.buffer.read1(1 << 16):  # type: ignore[union-attr]
@@ -796,8 +797,8 @@ def _piped(rate: int) -> Iterator[np.ndarray]:
 
 
 def _in_steps(file: str, step_s: float) -> Iterator[np.ndarray]:
-    from .audio import load_audio
-    from .geometry import SAMPLE_RATE
+    from ..audio import load_audio
+    from ..geometry import SAMPLE_RATE
 
     waveform = load_audio(file)
     size = max(1, round(step_s * SAMPLE_RATE))
@@ -853,7 +854,7 @@ def _serve(argv: list[str]) -> int:
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from .engine import engine_defaults
+    from ..engine import engine_defaults
 
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="qwen3-asr")
@@ -926,7 +927,3 @@ def _complain(message: str) -> None:
 def _usage_error(message: str) -> int:
     _complain(message)
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,10 +21,10 @@ from starlette.exceptions import HTTPException
 from vllm import envs
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from ..audio import MAX_DURATION_S, Pauses, load_audio
+from ..languages import resolve_language
+from ..prompt import NO_TRANSLATION, join_context
 from .admission import RETRY_AFTER_S, Admission, Busy, Place
-from .audio import MAX_DURATION_S, Pauses, load_audio
-from .languages import resolve_language
-from .prompt import NO_TRANSLATION, join_context
 
 MAX_UPLOAD_MB = 1024  # MiB, unless VLLM_MAX_AUDIO_CLIP_FILESIZE_MB says otherwise
 

@@ -12,7 +12,6 @@ it is back. When the transcriber ends, a signal comes or the supervisor is kille
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import shlex
@@ -26,12 +25,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from . import _PR_SET_PDEATHSIG
-from .aligner import CPU_KV_CACHE_BYTES, UTILIZATION, split_memory
-from .engine import gpu_bytes
+from ..aligner import CPU_KV_CACHE_BYTES, UTILIZATION, split_memory
+from ..engine import gpu_bytes
+from ..processes import end_with_supervisor
 
 logger = logging.getLogger(__name__)
-_LIBC = ctypes.CDLL(None)  # here, for little may be done between fork and exec
 
 POLL_S = 0.5
 STOP_S = 30.0  # that a server has to finish what it does, when it is asked to end
@@ -153,21 +151,13 @@ class Supervisor:
 
 
 def _start(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", f"{__package__}.cli", "serve", *argv]
+    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", *argv]
     return subprocess.Popen(
         command,
         env=environment,
         start_new_session=True,
-        preexec_fn=_end_with_supervisor if sys.platform == "linux" else None,
+        preexec_fn=end_with_supervisor if sys.platform == "linux" else None,
     )
-
-
-def _end_with_supervisor() -> None:
-    """In a server, before it starts: be asked to end when the supervisor is killed.
-
-    Asked, and not killed as an engine is with its server: it has engines of its own to end.
-    """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _exit_code(server: subprocess.Popen[bytes] | None) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from .geometry import (
+from ..geometry import (
     FFT_LENGTH,
     HALF_FFT,
     HOP_LENGTH,

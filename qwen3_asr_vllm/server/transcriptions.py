@@ -30,7 +30,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from vllm import envs
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
@@ -39,11 +39,8 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancell
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 
-from . import alignments, page
-from .admission import RETRY_AFTER_S, Busy
-from .alignment import AlignmentOutput, AlignmentRequest
-from .alignments import AlignerServing, remote_aligner
-from .audio import (
+from ..alignment import AlignmentOutput, AlignmentRequest
+from ..audio import (
     MAX_DURATION_S,
     SILENT_PEAK,
     ChannelError,
@@ -52,16 +49,11 @@ from .audio import (
     load_audio,
     load_channels,
 )
-from .decoding import place_tokens
-from .engine import Answer, engine_prompt, sampling_params, slot_ids
-from .form import MAX_UPLOAD_MB, ApiError, Form, busy, limit, load_posted, read_form
-from .languages import language_code, separator
-from .metrics import add_counted_route, count_transcript, observe_decoding
-from .prompt import NO_TRANSLATION
-from .realtime import Realtime, realtime
-from .serving import MEDIA_TYPES, AudioServing, end_what_waits, told_of_its_end
-from .transcript import FORMATS, Token, Transcript, diarized_json, logprobs
-from .transcription import (
+from ..decoding import place_tokens
+from ..engine import Answer, engine_prompt, sampling_params, slot_ids
+from ..languages import language_code, separator
+from ..transcript import FORMATS, Token, Transcript, diarized_json, logprobs
+from ..transcription import (
     CUT_OFF,
     EngineOutput,
     EngineRequest,
@@ -70,78 +62,23 @@ from .transcription import (
     transcribe,
     transcribe_channels,
 )
+from . import page
+from .admission import RETRY_AFTER_S
+from .alignments import remote_aligner
+from .form import MAX_UPLOAD_MB, ApiError, Form, limit, load_posted, read_form
+from .metrics import count_transcript, observe_decoding
+from .serving import MEDIA_TYPES, AudioServing, told_of_its_end
 
 if TYPE_CHECKING:
-    from starlette.datastructures import State
-    from vllm.engine.protocol import EngineClient
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.outputs import CompletionOutput, RequestOutput
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-MODEL_TYPE = "qwen3_asr"
 MAX_HEADER = 2000  # characters of warnings: no proxy takes headers of any length
 RECORDINGS_PER_TOKEN = 16  # in the server, for each token more that an event of a stream has
 MOST_TOKENS = 16  # of an event
 CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
-
-
-class EndpointPlugin:
-    """What vLLM loads when ``VLLM_PLUGINS`` names ``qwen3_asr``."""
-
-    name = "qwen3_asr"
-    required_tasks = ("transcription", "token_classify")
-
-    def attach_router(self, app: FastAPI) -> None:
-        app.add_exception_handler(ApiError, _answer_error)
-        app.add_exception_handler(Busy, _answer_busy)
-        page.attach(app)
-        add_counted_route(app, "/v1/audio/transcriptions", create_transcription)
-        app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
-        app.add_api_websocket_route("/v1/realtime", realtime)
-        alignments.attach(app)
-
-    async def init_state(
-        self, engine_client: EngineClient | None, state: State, args: Namespace
-    ) -> None:
-        """Take the place of vLLM's handler, whose clip length and models are ours too."""
-        assert engine_client is not None  # only a server without an engine has none
-        if (model_type := engine_client.model_config.hf_config.model_type) != MODEL_TYPE:
-            raise ValueError(
-                f"VLLM_PLUGINS names qwen3_asr, whose routes serve {MODEL_TYPE}; this model is "
-                f"{model_type}. Leave it out of VLLM_PLUGINS."
-            )
-        state.qwen3_asr_watch = asyncio.create_task(end_what_waits(engine_client))
-        if engine_client.model_config.hf_config.is_aligner:
-            state.qwen3_asr_aligner = AlignerServing(engine_client, state.openai_serving_models)
-            logger.info("Aligning at %s.", alignments.ALIGNMENTS)
-            return
-        core = state.openai_serving_transcription
-        models, max_clip_s = state.openai_serving_models, core.asr_config.max_audio_clip_s
-        state.qwen3_asr = transcriber = Transcriber(engine_client, models, max_clip_s=max_clip_s)
-        state.qwen3_asr_realtime = Realtime(
-            engine_client,
-            models,
-            max_clip_s=max_clip_s,
-            admission=transcriber.admission,
-            allowed_origins=args.allowed_origins,
-        )
-        state.qwen3_asr_about = about = transcriber.about(args)
-        logger.info("Transcribing at /v1/audio/transcriptions and on the page at /: %s.", about)
-
-
-async def refuse_translation() -> JSONResponse:
-    return ApiError(400, NO_TRANSLATION, code="unsupported_task").response()
-
-
-async def _answer_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def _answer_busy(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Busy)
-    return busy(error).response()
 
 
 # the engine ---------------------------------------------------------------------------------

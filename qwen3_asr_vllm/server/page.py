@@ -18,8 +18,8 @@ from importlib.resources import files
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
-from . import __version__
-from .languages import LANGUAGES
+from .. import __version__
+from ..languages import LANGUAGES
 
 
 @dataclass(frozen=True)

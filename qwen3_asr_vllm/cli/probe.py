@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import SUPPORTED_VLLM, __version__
-from .geometry import SAMPLE_RATE
-from .remote import Server, StatusError
+from .. import SUPPORTED_VLLM, __version__
+from ..corpus.client import Server, StatusError
+from ..geometry import SAMPLE_RATE
 
 TIMEOUT_S = 60  # without a byte; the tone takes a CPU a second or two
 _OURS = "Do: start it with `qwen3-asr serve`, or with VLLM_PLUGINS=qwen3_asr"

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from .geometry import Geometry
+from ..geometry import Geometry
 
 logger = logging.getLogger(__name__)
 

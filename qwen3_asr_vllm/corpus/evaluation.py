@@ -16,9 +16,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from .corpus import Recording, Result
-from .languages import SPACELESS_LANGUAGES, resolve_language
-from .transcript import Transcript
+from ..languages import SPACELESS_LANGUAGES, resolve_language
+from ..recordings import Recording, Result
+from ..transcript import Transcript
 
 TEXT_FIELDS = ("text", "transcription", "sentence", "transcript")  # of a manifest's row
 LANGUAGE_FIELDS = ("language", "lang", "locale", "target_lang", "source_lang")

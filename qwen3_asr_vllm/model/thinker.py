@@ -59,14 +59,14 @@ from vllm.v1.worker.encoder_cudagraph_defs import (
     EncoderItemSpec,
 )
 
-from . import __version__
+from .. import __version__
+from ..decoding import DEFAULT_CLIP_S
+from ..geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
+from ..languages import LANGUAGES, language_code, resolve_language
+from ..prompt import AUDIO_PLACEHOLDER, NO_TRANSLATION, OutputStream, build_prompt, parse_output
 from .config import Qwen3ASRThinkerConfig
-from .decoding import DEFAULT_CLIP_S
 from .encoder import GRAPH_BACKENDS, GRAPH_BUFFERS, AudioEncoder
-from .geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
-from .languages import LANGUAGES, language_code, resolve_language
 from .processor import DummyInputs, ProcessingInfo, Processor
-from .prompt import AUDIO_PLACEHOLDER, NO_TRANSLATION, OutputStream, build_prompt, parse_output
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 

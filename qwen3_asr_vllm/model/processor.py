@@ -42,12 +42,12 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
-from .audio import as_float, check_waveform
+from ..audio import as_float, check_waveform
+from ..geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
+from ..prompt import AUDIO_PAD
+from ..streaming import Window
 from .config import Qwen3ASRConfig, Qwen3ASRThinkerConfig
-from .geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
-from .log_mel import LogMel, cut_chunks
-from .prompt import AUDIO_PAD
-from .streaming import Tokenizer, Window
+from .log_mel import cut_chunks
 
 
 class ProcessingInfo(BaseProcessingInfo):
@@ -106,16 +106,6 @@ class ProcessingInfo(BaseProcessingInfo):
     ) -> Mapping[str, int]:
         longest = num_frames(self.max_clip_samples(seq_len))
         return {"audio": self.geometry.num_tokens(longest)}
-
-
-def stream_parts(thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a ``streaming.Stream`` needs to know of a checkpoint."""
-    geometry, log_mel = thinker.audio_config.geometry, LogMel(thinker.audio_config.num_mel_bins)
-
-    def loudest(window: Window) -> float:
-        return log_mel.loudest(window.samples, geometry, has_context=window.has_context)
-
-    return {"tokenizer": tokenizer, "geometry": geometry, "loudest": loudest}
 
 
 def check_front_end(extractor: Mapping[str, Any], thinker: Qwen3ASRThinkerConfig) -> None:

@@ -26,15 +26,15 @@ from starlette.datastructures import FormData, UploadFile
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.pooling_params import PoolingParams
 
-from .aligner import class_ms, read_times
-from .alignment import AlignmentError, AlignmentOutput, AlignmentRequest, align
-from .audio import check_waveform
-from .engine import engine_prompt
+from ..aligner import class_ms, read_times
+from ..alignment import AlignmentError, AlignmentOutput, AlignmentRequest, align
+from ..audio import check_waveform
+from ..engine import engine_prompt
+from ..transcript import FORMATS, KARAOKE, Transcript, rounded
+from ..transcription import Steps
 from .form import ApiError, RecordingForm, load_posted, posted, validate
 from .metrics import add_counted_route
 from .serving import MEDIA_TYPES, AudioServing, told_of_its_end
-from .transcript import FORMATS, KARAOKE, Transcript, rounded
-from .transcription import Steps
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels

@@ -18,7 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import Message, Receive, Scope, Send
 from vllm.logger import init_logger
 
-from .transcript import Transcript
+from ..transcript import Transcript
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 

@@ -35,8 +35,8 @@ from vllm.triton_utils import HAS_TRITON
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from ..geometry import Geometry
 from .config import Qwen3ASRAudioEncoderConfig
-from .geometry import Geometry
 from .kernels import bias_gelu_, first_conv
 from .log_mel import LogMel
 

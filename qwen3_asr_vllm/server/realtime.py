@@ -33,17 +33,16 @@ from vllm.exceptions import GenerationError
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind
 
+from ..audio import PcmStream
+from ..engine import sampling_params, stream_parts
+from ..geometry import SAMPLE_RATE
+from ..languages import language_code, resolve_language
+from ..prompt import join_context
+from ..streaming import Stream, StreamRequest, VoiceActivity
 from .admission import Admission, Busy, Place
-from .audio import PcmStream
-from .engine import sampling_params
 from .form import busy
-from .geometry import SAMPLE_RATE
-from .languages import language_code, resolve_language
 from .metrics import SESSIONS, count_utterance
-from .processor import stream_parts
-from .prompt import join_context
 from .serving import EngineServing, setting, told_of_its_end
-from .streaming import Stream, StreamRequest, VoiceActivity
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels

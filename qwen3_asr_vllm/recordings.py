@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One source of audio: where it is, how it is loaded, and what became of it."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import urllib.error
+import urllib.request
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+from .geometry import SAMPLE_RATE
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_DOWNLOAD_BYTES = 1 << 30
+DOWNLOAD_TIMEOUT_S = 60  # without a byte
+MAX_WHOLES = 2  # recordings that are kept for their parts; 0.9 GB for one of four hours
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recording of a corpus, or a part of one."""
+
+    source: str  # a path, a URL, or "-"
+    name: str  # of what is written for it: a relative path without suffix
+    row: Mapping[str, Any] = field(default_factory=dict)  # its line of a manifest
+    offset_s: float = 0.0
+    duration_s: float | None = None  # of the part that begins at the offset; None: to the end
+
+    def __str__(self) -> str:
+        return f"{self.source} at {self.offset_s:g} s" if self.offset_s else self.source
+
+    @property
+    def is_part(self) -> bool:
+        return self.offset_s > 0 or self.duration_s is not None
+
+    @property
+    def is_missing(self) -> bool:
+        if self.source == "-" or is_url(self.source):
+            return False
+        try:
+            return not Path(self.source).exists()
+        except OSError:  # whoever opens it is told why
+            return False
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """What tells it from the others of its manifest, also in the one that is written."""
+        return row_key({"audio_filepath": self.source} | dict(self.row))
+
+    def load(self) -> np.ndarray:
+        """Its waveform. Raises what ``load_audio`` and ``fetch`` raise."""
+        waveform = self.load_whole()
+        return self.part_of(waveform) if self.is_part else waveform
+
+    def load_whole(self) -> np.ndarray:
+        """The waveform of all that it is a part of."""
+        from .audio import load_audio
+
+        if self.source == "-":
+            return load_audio(sys.stdin.buffer.read())
+        return _load_url(self.source) if is_url(self.source) else load_audio(self.source)
+
+    def part_of(self, waveform: np.ndarray) -> np.ndarray:
+        start = round(self.offset_s * SAMPLE_RATE)
+        end = None if self.duration_s is None else start + round(self.duration_s * SAMPLE_RATE)
+        if len(part := waveform[start:end]) == 0:
+            seconds = len(waveform) / SAMPLE_RATE
+            raise ValueError(f"{self.source} lasts {seconds:.1f} s; there is none at {self}.")
+        return part.copy()  # so that the rest of a long recording can be forgotten
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one recording: a transcript, or the error that stands in its place."""
+
+    index: int  # of the recording among the sources, from 0
+    source: Any
+    transcript: Transcript | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. Recordings that failed are done; their seconds do not count."""
+
+    recordings_read: int
+    recordings_done: int
+    seconds_read: float
+    seconds_done: float
+    recordings: int | None = None  # in all; None where a generator brings them
+
+
+class Loader:
+    """``load_recording`` for one run: parts that follow each other decode their recording once.
+
+    Threads may share it; those that want parts of what is being decoded wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._wholes: OrderedDict[str, Future[np.ndarray]] = OrderedDict()  # by source
+        self._lock = Lock()
+
+    def __call__(self, source: Any) -> np.ndarray:
+        if isinstance(source, Recording) and source.is_part:
+            return source.part_of(self._whole(source))
+        return load_recording(source)
+
+    def _whole(self, part: Recording) -> np.ndarray:
+        with self._lock:
+            is_new = part.source not in self._wholes
+            whole = self._wholes.setdefault(part.source, Future())
+            self._wholes.move_to_end(part.source)
+            if len(self._wholes) > MAX_WHOLES:
+                self._wholes.popitem(last=False)
+        if is_new:
+            try:
+                whole.set_result(part.load_whole())
+            except BaseException as error:
+                whole.set_exception(error)
+                self._forget(part.source, whole)
+        return whole.result()
+
+    def _forget(self, source: str, failed: Future[np.ndarray]) -> None:
+        """So that the next part tries again: it may have been the network."""
+        with self._lock:
+            if self._wholes.get(source) is failed:
+                del self._wholes[source]
+
+
+def load_recording(source: Any) -> np.ndarray:
+    """The waveform of whatever ``load_audio`` takes, of a URL, or of a ``Recording``."""
+    if isinstance(source, Recording):
+        return source.load()
+    if isinstance(source, str) and is_url(source):
+        return _load_url(source)
+    from .audio import load_audio
+
+    return load_audio(source)
+
+
+class SourceReader:
+    """Reads sources in a thread of its own, so that nobody but it waits for the next one.
+
+    A source may take long, or wait for the results of those before it. ``size`` is how many there
+    are; None of a generator.
+    """
+
+    def __init__(self, sources: Iterable[Any]) -> None:
+        self.size = len(sources) if isinstance(sources, Sized) else None
+        self._sources = enumerate(sources)
+        self._asked: SimpleQueue[Future[tuple[int, Any] | None]] = SimpleQueue()
+        self._thread = Thread(target=self._read, name="read-sources", daemon=True)
+        self.coming: deque[Future[tuple[int, Any] | None]] = deque()  # asked for, not taken
+        self.is_at_end = False
+
+    def ask(self) -> None:
+        """Read one more."""
+        if self._thread.ident is None:
+            self._thread.start()
+        self.coming.append(Future())
+        self._asked.put(self.coming[-1])
+
+    def take(self) -> Iterator[tuple[int, Any]]:
+        """Those that were read, with their index. Raises what a source raised."""
+        while self.coming and self.coming[0].done():
+            if (item := self.coming.popleft().result()) is None:
+                self.close()
+            else:
+                yield item
+
+    def close(self) -> None:
+        """Read no more than what is being read."""
+        self.is_at_end = True
+        self.coming.clear()
+        self._asked.put(Future())  # wakes the thread
+
+    def _read(self) -> None:
+        while not self.is_at_end:
+            future = self._asked.get()
+            try:
+                future.set_result(None if self.is_at_end else next(self._sources, None))
+            except BaseException as error:  # who takes it is told
+                future.set_exception(error)
+
+
+def is_url(source: str) -> bool:
+    """Raises ValueError for a scheme other than http and https."""
+    scheme, mark, _ = source.partition("://")
+    if mark and scheme.isalnum() and scheme.lower() not in ("http", "https"):
+        raise ValueError(f"{source}: cannot open {scheme} URLs; use http, https, or a path.")
+    return bool(mark) and scheme.isalnum()
+
+
+def fetch(url: str) -> bytes:
+    """All that a URL holds, at most 1 GiB. Raises OSError or ValueError, naming the URL."""
+    is_url(url)
+    opener = urllib.request.OpenerDirector()  # without the handlers for file and ftp
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    try:
+        with opener.open(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
+            num_missing = response.length or 0  # read() with a size takes a cut for the end
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(f"{url}: {error}") from error
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"{url}: larger than 1 GiB. Download it and pass the path.")
+    if num_missing:
+        raise OSError(f"{url}: the connection was cut {num_missing} bytes before the end.")
+    return data
+
+
+def _load_url(url: str) -> np.ndarray:
+    from .audio import load_audio
+
+    data = fetch(url)
+    try:
+        return load_audio(data)
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from error
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[str, float]:
+    return str(row["audio_filepath"]), float(row.get("offset") or 0.0)

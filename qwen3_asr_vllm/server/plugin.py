@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoint plugin: attaches the routes and builds their state when vLLM's server starts."""
+
+from __future__ import annotations
+
+import asyncio
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from vllm.logger import init_logger
+
+from ..prompt import NO_TRANSLATION
+from . import alignments, page
+from .admission import Busy
+from .alignments import AlignerServing
+from .form import ApiError, busy
+from .metrics import add_counted_route
+from .realtime import Realtime, realtime
+from .serving import end_what_waits
+from .transcriptions import Transcriber, create_transcription
+
+if TYPE_CHECKING:
+    from starlette.datastructures import State
+    from vllm.engine.protocol import EngineClient
+
+logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
+
+MODEL_TYPE = "qwen3_asr"
+
+
+class EndpointPlugin:
+    """What vLLM loads when ``VLLM_PLUGINS`` names ``qwen3_asr``."""
+
+    name = "qwen3_asr"
+    required_tasks = ("transcription", "token_classify")
+
+    def attach_router(self, app: FastAPI) -> None:
+        app.add_exception_handler(ApiError, _answer_error)
+        app.add_exception_handler(Busy, _answer_busy)
+        page.attach(app)
+        add_counted_route(app, "/v1/audio/transcriptions", create_transcription)
+        app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
+        app.add_api_websocket_route("/v1/realtime", realtime)
+        alignments.attach(app)
+
+    async def init_state(
+        self, engine_client: EngineClient | None, state: State, args: Namespace
+    ) -> None:
+        """Take the place of vLLM's handler, whose clip length and models are ours too."""
+        assert engine_client is not None  # only a server without an engine has none
+        if (model_type := engine_client.model_config.hf_config.model_type) != MODEL_TYPE:
+            raise ValueError(
+                f"VLLM_PLUGINS names qwen3_asr, whose routes serve {MODEL_TYPE}; this model is "
+                f"{model_type}. Leave it out of VLLM_PLUGINS."
+            )
+        state.qwen3_asr_watch = asyncio.create_task(end_what_waits(engine_client))
+        if engine_client.model_config.hf_config.is_aligner:
+            state.qwen3_asr_aligner = AlignerServing(engine_client, state.openai_serving_models)
+            logger.info("Aligning at %s.", alignments.ALIGNMENTS)
+            return
+        core = state.openai_serving_transcription
+        models, max_clip_s = state.openai_serving_models, core.asr_config.max_audio_clip_s
+        state.qwen3_asr = transcriber = Transcriber(engine_client, models, max_clip_s=max_clip_s)
+        state.qwen3_asr_realtime = Realtime(
+            engine_client,
+            models,
+            max_clip_s=max_clip_s,
+            admission=transcriber.admission,
+            allowed_origins=args.allowed_origins,
+        )
+        state.qwen3_asr_about = about = transcriber.about(args)
+        logger.info("Transcribing at /v1/audio/transcriptions and on the page at /: %s.", about)
+
+
+async def refuse_translation() -> JSONResponse:
+    return ApiError(400, NO_TRANSLATION, code="unsupported_task").response()
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _answer_busy(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Busy)
+    return busy(error).response()
