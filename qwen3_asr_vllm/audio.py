@@ -15,15 +15,14 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE
+from .geometry import SAMPLE_RATE
 
 AudioSource: TypeAlias = (
     str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | tuple[np.ndarray, int]
@@ -35,7 +34,6 @@ SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
 # On average over the longest recording; more would keep a CPU busy for longer than an engine.
 MAX_VALUES_PER_S = 8 * 48_000  # samples x channels
 PCM_ENCODINGS = ("pcm", "pcmu", "pcma")  # of raw audio: 16-bit, and G.711's mu-law and A-law
-SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
 
 # What users have: its name in libsndfile, if any; FFmpeg's container and codec.
 _FORMATS = {
@@ -62,19 +60,6 @@ class _Stream(NamedTuple):
     sampling_rate: int
     duration: float | None  # seconds, where the header states them
     blocks: Iterable[np.ndarray]  # each (samples, channels), float32
-
-
-@dataclass(frozen=True)
-class Pauses:
-    """Which pauses end a clip, as OpenAI's ``server_vad`` has it.
-
-    A frame is quiet below ``threshold`` of the way, in dB, from the quietest to the loud ones. A
-    pause lasts ``silence_s`` or longer; the last ``padding_s`` of it open the next clip.
-    """
-
-    threshold: float = 0.5
-    silence_s: float = 0.2
-    padding_s: float = 0.3
 
 
 def load_audio(
@@ -238,101 +223,6 @@ def check_waveform(waveform: np.ndarray) -> None:
         raise ValueError("audio is empty: it holds no samples.")
     if not np.isfinite([waveform.min(), waveform.max()]).all():  # min and max carry NaN along
         raise ValueError("audio holds NaN or infinity; export it again or clean the array.")
-
-
-def is_silent(waveform: np.ndarray) -> bool:
-    """Whether nothing in it is louder than -66 dBFS: digital silence or dither."""
-    return bool(max(waveform.max(), -waveform.min()) < SILENT_PEAK)
-
-
-def split_at_silence(
-    waveform: np.ndarray, *, max_clip_s: float, search_s: float | None = None
-) -> list[tuple[int, int]]:
-    """Clips as (start, end) in samples, that concatenate exactly to the waveform.
-
-    Each clip but the last is cut in the middle of the widest quiet stretch of the last
-    ``search_s`` seconds (default: half of ``max_clip_s``) before ``max_clip_s`` is reached, so
-    no clip is longer than ``max_clip_s``.
-
-    Raises ValueError where ``max_clip_s`` is not between 1 and 1200.
-    """
-    if not 1 <= max_clip_s <= MAX_CLIP_S:
-        raise ValueError(f"max_clip_s is {max_clip_s:g}; the model takes 1 to {MAX_CLIP_S} s.")
-    max_frames = _frames(max_clip_s)
-    search = min(max(_frames(search_s or max_clip_s / 2), 1), max_frames - 1)
-    if len(waveform) <= max_frames * HOP_LENGTH:
-        return [(0, len(waveform))]
-    levels = _levels(waveform)
-    cuts = [0]  # in frames
-    while len(waveform) - cuts[-1] * HOP_LENGTH > max_frames * HOP_LENGTH:
-        limit = cuts[-1] + max_frames
-        cuts.append(limit - search + _widest_quiet(levels[limit - search : limit]))
-    return list(pairwise([*(cut * HOP_LENGTH for cut in cuts), len(waveform)]))
-
-
-def split_at_pauses(
-    waveform: np.ndarray, pauses: Pauses, *, max_clip_s: float
-) -> list[tuple[int, int]]:
-    """Clips as those of ``split_at_silence``, that also end at every pause."""
-    quiet = quiet_frames(waveform, threshold=pauses.threshold)
-    edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
-    cuts = [
-        int(max(start, end - _frames(pauses.padding_s))) * HOP_LENGTH
-        for start, end in edges
-        if start > 0 and end < len(quiet) and end - start >= _frames(pauses.silence_s)
-    ]
-    return [
-        (start + begin, start + finish)
-        for start, end in pairwise([0, *cuts, len(waveform)])
-        for begin, finish in split_at_silence(waveform[start:end], max_clip_s=max_clip_s)
-    ]
-
-
-def halve_at_silence(waveform: np.ndarray) -> int:
-    """Where to cut a clip in two, in samples: in the widest quiet stretch of its middle half."""
-    levels = _levels(waveform)
-    margin = len(levels) // 4
-    return (margin + _widest_quiet(levels[margin : len(levels) - margin])) * HOP_LENGTH
-
-
-def quiet_frames(waveform: np.ndarray, *, threshold: float = 0.5) -> np.ndarray:
-    """Which whole frames are pauses rather than speech, shape (len(waveform) // 160,), bool."""
-    if len(waveform) < HOP_LENGTH:
-        return np.zeros(0, bool)
-    return _is_quiet(_levels(waveform), threshold)
-
-
-def _frames(seconds: float) -> int:
-    return int(seconds * SAMPLE_RATE / HOP_LENGTH)
-
-
-def _levels(waveform: np.ndarray) -> np.ndarray:
-    """Loudness in dB of each whole frame, averaged over 50 ms, shape (len(waveform) // 160,)."""
-    frames = waveform[: len(waveform) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH)
-    power = np.einsum("ij,ij->i", frames, frames) / HOP_LENGTH
-    if len(power) >= 5:
-        power = np.convolve(power, np.full(5, 0.2), mode="same")
-    return np.asarray(10 * np.log10(np.maximum(power, 1e-10)))
-
-
-def _is_quiet(levels: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Whether each frame lies below half the way, in dB, from the quietest to the loud ones.
-
-    Loud is the 90th percentile; the quietest counts as at most 60 dB below it: a dropout must not
-    make pauses look loud.
-    """
-    rank = len(levels) * 9 // 10
-    loud = np.partition(levels, rank)[rank]  # np.percentile takes as long as all else here
-    quietest = max(levels.min(), loud - 60)
-    return np.asarray(levels <= quietest + threshold * (loud - quietest))
-
-
-def _widest_quiet(levels: np.ndarray) -> int:
-    """The middle of the longest run of quiet frames."""
-    edges = np.flatnonzero(np.diff(_is_quiet(levels), prepend=False, append=False))
-    starts, ends = edges[::2], edges[1::2]
-    widest = np.argmax(ends - starts)
-    return int(starts[widest] + ends[widest]) // 2
 
 
 def _waveform(

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from .languages import display_width
 from .prompt import ASR_TEXT, header_end
-from .transcript import Token, display_width
+from .transcript import Token
 
 DEFAULT_CLIP_S = 60.0  # seconds; with cuts in the second half, clips last 30 to 60 s
 

@@ -19,9 +19,9 @@ from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
 from .processes import ending_with_us
-from .streaming import Tokenizer, Window
 from .transcript import Token
 from .transcription import EngineOutput, EngineRequest
+from .windows import Tokenizer, Window
 
 if TYPE_CHECKING:
     from vllm import LLM

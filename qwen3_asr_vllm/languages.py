@@ -9,7 +9,10 @@ these into the name; everything behind it handles names only.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from itertools import accumulate
+from unicodedata import category, east_asian_width
 
 LANGUAGES: Mapping[str, str] = {
     "ar": "Arabic",
@@ -159,3 +162,21 @@ def _code_of_tag(tag: str) -> str | None:
     if code == "zh" and language != "cmn" and (extended == "yue" or region in ("hk", "mo")):
         return "yue"
     return code
+
+
+def display_width(text: str) -> int:
+    """Columns that a text takes: two for a full-width character, none for a combining one."""
+    return sum(map(columns, text))
+
+
+@cache
+def columns(char: str) -> int:
+    if category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if east_asian_width(char) in "WF" else 1
+
+
+def nearest_middle(parts: Sequence[str], cuts: Iterable[int]) -> int:
+    """That of the cuts, indices into the parts, whose sides are the most equal in width."""
+    widths = [0, *accumulate(map(display_width, parts))]
+    return min(cuts, key=lambda cut: abs(2 * widths[cut] - widths[-1]))

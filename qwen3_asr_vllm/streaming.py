@@ -20,24 +20,22 @@ bin of the whole clip, so a window carries that; when it rises, all windows of t
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import regex
 
-from .audio import check_waveform, is_silent, quiet_frames
+from .audio import check_waveform
 from .decoding import Decoding, max_new_tokens
-from .geometry import HALF_FFT, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
+from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry
 from .languages import resolve_language, separator
+from .pauses import is_silent, quiet_frames
 from .prompt import OutputStream, build_prompt, parse_output
-from .transcript import split_sentences
+from .segments import split_sentences
+from .windows import GUARD_SAMPLES, GrowingClip, Tokenizer, Window
 
 MIN_STEP_S = 0.1  # seconds
 STEP_S = 2.0  # seconds of new audio for which the engine is asked again
@@ -48,99 +46,11 @@ HARD_CLIP_S = 120.0  # seconds after which it ends without one
 PAUSE_S = 0.3
 SILENCE_S = 5.0  # of digital silence end a clip, too
 
-_GUARD = HALF_FFT - HOP_LENGTH  # samples past its end that the last frame of a window sees
 _PAUSE_SEARCH_S = 10.0  # a pause is quiet against the speech of these last seconds
 _MAX_CARRIED = 200  # characters of the last sentence that go into the next clip's context
 
 
-class Tokenizer(Protocol):
-    """As much of a tokenizer as rolling back needs; those of transformers are one."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-
-    def decode(self, token_ids: list[int]) -> str: ...
-
-
 # audio --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """One attention window of a clip that grows, as an item of vLLM's multimodal input.
-
-    ``samples``: float32 at 16 kHz. All but a clip's first open with the 200 samples before the
-    window; a finished one ends 40 samples after it. ``peak``: the largest value of the clip's
-    log-mel spectrogram so far, before its floor; -inf stands for the window's own.
-    """
-
-    samples: np.ndarray
-    has_context: bool
-    peak: float
-
-    @property
-    def num_frames(self) -> int:
-        if self.has_context:
-            return (len(self.samples) - HALF_FFT) // HOP_LENGTH
-        return num_frames(len(self.samples))
-
-    @cached_property
-    def uuid(self) -> str:
-        """A hash of all that its audio tokens depend on."""
-        digest = hashlib.blake2b(self.samples.tobytes(), digest_size=16)
-        digest.update(np.array([self.peak, self.has_context], dtype=np.float32).tobytes())
-        return f"qwen3-asr-window-{digest.hexdigest()}"
-
-
-class GrowingClip:
-    """The samples of a clip, and its windows at any length so far."""
-
-    def __init__(
-        self, samples: np.ndarray, geometry: Geometry, loudest: Callable[[Window], float]
-    ) -> None:
-        self._buffer = samples
-        self._size = geometry.window_samples
-        self._loudest = loudest
-        self._finished: list[Window] = []  # as they are now
-        self._peaks: list[float] = []  # the largest value of each finished one
-        self.num_samples = len(samples)
-
-    @property
-    def samples(self) -> np.ndarray:
-        return self._buffer[: self.num_samples]
-
-    def append(self, samples: np.ndarray) -> None:
-        needed = self.num_samples + len(samples)
-        if needed > len(self._buffer):
-            grown = np.empty(max(needed, 2 * len(self._buffer)), np.float32)
-            grown[: self.num_samples] = self.samples
-            self._buffer = grown
-        self._buffer[self.num_samples : needed] = samples
-        self.num_samples = needed
-
-    def windows(self, num_samples: int) -> list[Window]:
-        """The windows of the first samples, each finished one the same object as long as it is
-        the same; together they have the features of the whole."""
-        num_finished = max(0, (num_samples - _GUARD) // self._size)
-        for i in range(len(self._finished), num_finished):
-            window = self._window(i, (i + 1) * self._size + _GUARD)
-            self._finished.append(window)
-            self._peaks.append(self._loudest(window))
-        peaks = self._peaks[:num_finished]
-        tail = self._window(num_finished, num_samples)
-        if has_tail := tail.num_frames > 0:
-            peaks.append(self._loudest(tail))
-        finished = [_at(window, max(peaks)) for window in self._finished[:num_finished]]
-        self._finished[:num_finished] = finished
-        return finished + [_at(tail, max(peaks))] * has_tail
-
-    def _window(self, index: int, end: int) -> Window:
-        start = max(0, index * self._size - HALF_FFT)
-        return Window(self._buffer[start:end], has_context=index > 0, peak=-np.inf)
-
-
-def _at(window: Window, peak: float) -> Window:
-    """The window in a clip with this peak."""
-    return window if window.peak == peak else replace(window, peak=peak)
 
 
 # text ---------------------------------------------------------------------------------------
@@ -230,68 +140,6 @@ def _whole_words(text: str, *, start: int) -> int:
 
 
 # turns --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Speech begins or ends here, in samples since the first."""
-
-    is_speech: bool
-    sample: int
-
-
-class VoiceActivity:
-    """Tells speech from its background by loudness, 10 ms at a time, over 50 ms.
-
-    Speech begins 4 + 12 * ``threshold`` dB above the background (10 dB at 0.5), and at no less
-    than -60 + 10 * ``threshold`` dBFS; it ends once ``silence_ms`` lie 4 dB below that. The
-    background is the quietest moment of the last 5 s, from -70 to -30 dBFS, and -50 at first.
-    """
-
-    _SMOOTH, _BLOCK, _ONSET, _HYSTERESIS_DB = 5, 10, 3, 4.0  # frames, frames, frames
-
-    def __init__(self, *, threshold: float = 0.5, silence_ms: int = 500) -> None:
-        self._margin = 4 + 12 * threshold
-        self._least = -60 + 10 * threshold
-        self._silence = max(1, silence_ms * SAMPLE_RATE // 1000 // HOP_LENGTH)  # frames
-        self._rest = np.empty(0, np.float32)
-        self._powers: deque[float] = deque(maxlen=self._SMOOTH)
-        self._minima: deque[float] = deque([-50.0] * 50, maxlen=50)  # dBFS, of 100 ms each
-        self._minimum = np.inf
-        self._frame = 0
-        self._run = 0  # frames in a row that speak against the present state
-        self.is_speech = False
-
-    def push(self, samples: np.ndarray) -> Iterator[Turn]:
-        """The turns in these samples."""
-        samples = np.concatenate([self._rest, samples])
-        frames = samples[: len(samples) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH)
-        self._rest = samples[frames.size :]
-        for power in (np.einsum("ij,ij->i", frames, frames) / HOP_LENGTH).tolist():
-            self._frame += 1
-            self._powers.append(power)
-            if self._turns(10 * math.log10(max(sum(self._powers) / len(self._powers), 1e-10))):
-                yield self._turn()
-
-    def _turns(self, level: float) -> bool:
-        """Whether a turn is found at a frame with this level in dBFS."""
-        self._minimum = min(self._minimum, level)
-        if self._frame % self._BLOCK == 0:
-            self._minima.append(self._minimum)
-            self._minimum = math.inf
-        background = min(max(min(*self._minima, self._minimum), -70.0), -30.0)
-        limit = max(background + self._margin, self._least)
-        if self.is_speech:
-            self._run = self._run + 1 if level < limit - self._HYSTERESIS_DB else 0
-            return self._run >= self._silence
-        self._run = self._run + 1 if level > limit else 0
-        return self._run >= self._ONSET
-
-    def _turn(self) -> Turn:
-        self.is_speech = not self.is_speech
-        back = self._run if self.is_speech else 0  # speech began before it was found
-        self._run = 0
-        return Turn(self.is_speech, max(0, self._frame - back - self.is_speech) * HOP_LENGTH)
 
 
 # the stream ---------------------------------------------------------------------------------
@@ -461,8 +309,8 @@ class Stream:
         silence = clip[max(self._asked, len(clip) - round(SILENCE_S * SAMPLE_RATE)) :]
         if len(silence) >= SILENCE_S * SAMPLE_RATE and is_silent(silence):
             return len(clip), True
-        end = (len(clip) - _GUARD) // self._step * self._step + _GUARD
-        return (end, False) if end > max(self._asked, _GUARD) else (None, False)
+        end = (len(clip) - GUARD_SAMPLES) // self._step * self._step + GUARD_SAMPLES
+        return (end, False) if end > max(self._asked, GUARD_SAMPLES) else (None, False)
 
     def _pause(self, clip: np.ndarray) -> int | None:
         """Where the clip ends: in the widest pause that was not asked about yet, if one is there;

@@ -22,15 +22,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from .alignment import AlignmentError, align_words, cut_warnings, shifted, timed_segments
-from .audio import (
-    Pauses,
-    halve_at_silence,
-    is_silent,
-    quiet_frames,
-    split_at_pauses,
-    split_at_silence,
-)
+from .alignment import align_words, shifted
 from .decoding import (
     DEFAULT_CLIP_S,
     LOOP_PENALTY,
@@ -44,8 +36,15 @@ from .decoding import (
     place_tokens,
     settled_length,
 )
-from .geometry import HOP_LENGTH, SAMPLE_RATE
-from .languages import ALIGNER_LANGUAGES, resolve_language, separator
+from .geometry import SAMPLE_RATE
+from .languages import ALIGNER_LANGUAGES, display_width, resolve_language, separator
+from .pauses import (
+    Pauses,
+    halve_at_silence,
+    is_silent,
+    split_at_pauses,
+    split_at_silence,
+)
 from .prompt import (
     MAX_CONTEXT,
     OutputStream,
@@ -54,11 +53,10 @@ from .prompt import (
     cap_context,
     parse_output,
 )
-from .transcript import Segment, Token, Transcript, Word, display_width, split_sentences
+from .segments import sentence_spans, split_sentences, timed_segments, with_leading_space
+from .transcript import Segment, Token, Transcript, Word
+from .units import AlignmentError, cut_warnings
 
-_PAUSE_SHARE = 0.2  # of the text that belongs to a frame of speech, what a quiet one is given
-_NEAR_S = 1.0  # a pause that is this far from where it is expected counts half
-_MARGIN_FRAMES = 10  # of quiet on either side of speech that count as speech: it fades
 _SHORTEST_CUT_S = 2.0  # a clip that is shorter is not cut in halves
 
 # What may be wrong with an answer, as warnings say it.
@@ -169,7 +167,7 @@ def transcribe_channels(
     text = ""
     segments: list[Segment] = []
     for segment in sorted(spoken, key=lambda segment: segment.start):
-        opened = _opened(segment, seam=separator(text, segment.text.strip()))
+        opened = with_leading_space(segment, seam=separator(text, segment.text.strip()))
         segments.append(opened)
         text += opened.text
     return Transcript(
@@ -484,21 +482,13 @@ def _segments(part: _Part, seam: str) -> Iterator[Segment]:
         said = range(at, end := at + len(segment.text))
         tokens = tuple(token for begin, token in part.tokens or () if begin in said)
         yield replace(
-            segment if at else _opened(segment, seam),
+            segment if at else with_leading_space(segment, seam),
             language_probability=part.language_probability,
             no_speech_prob=part.no_speech_prob,
             avg_logprob=mean_logprob(tokens),
             tokens=None if part.tokens is None else tokens,
         )
         at = end
-
-
-def _opened(segment: Segment, seam: str) -> Segment:
-    """A segment with ``seam``, for what stands before it, and its first word likewise."""
-    words = segment.words
-    if words:
-        words = (replace(words[0], word=seam + words[0].word.lstrip()), *words[1:])
-    return replace(segment, text=seam + segment.text.lstrip(), words=words)
 
 
 def _timed(part: _Part) -> Iterator[Segment]:
@@ -508,7 +498,7 @@ def _timed(part: _Part) -> Iterator[Segment]:
         yield from timed_segments(sentences, part.words, part.parsed.language)
         return
     widths = [max(1, display_width(sentence)) for sentence in sentences]
-    spans = _spans(part.request.waveform, widths)
+    spans = sentence_spans(part.request.waveform, widths)
     offset = round(part.request.start * SAMPLE_RATE)
     for sentence, (start, end) in zip(sentences, spans, strict=True):
         yield Segment(
@@ -517,54 +507,3 @@ def _timed(part: _Part) -> Iterator[Segment]:
             text=sentence,
             language=part.parsed.language,
         )
-
-
-def _spans(clip: np.ndarray, widths: list[int]) -> list[tuple[float, float]]:
-    """When each part of a clip's text is said: (start, end) in samples, in order, none empty.
-
-    A part takes the share of the speech that its width, above 0, has in all widths; then each cut
-    moves to a pause, where there is one before the middles of the parts on its sides. Estimates:
-    nothing here knows the words.
-    """
-    if not widths:
-        return []
-    quiet, edges = _speech(clip)
-    said = np.cumsum([0, *np.where(quiet, _PAUSE_SHARE, 1)])
-    shares = np.cumsum([0, *widths]) / sum(widths)
-    cuts = np.interp(shares * said[-1], said, edges).tolist()
-    middles = np.interp((shares[1:] + shares[:-1]) / 2 * said[-1], said, edges).tolist()
-    pauses = edges[np.flatnonzero(np.diff(quiet, prepend=False, append=False))].reshape(-1, 2)
-    snapped = [
-        _snap(cut, pauses.clip(low, high))
-        for cut, low, high in zip(cuts[1:-1], middles[:-1], middles[1:], strict=True)
-    ]
-    starts = [cuts[0], *(end for _, end in snapped)]
-    ends = [*(start for start, _ in snapped), cuts[-1]]
-    return list(zip(starts, ends, strict=True))
-
-
-def _speech(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frames from the first to the last that is not quiet: (is quiet, edges in samples)."""
-    if len(clip) < HOP_LENGTH:
-        return np.ones(1, bool), np.array([0, len(clip)])
-    quiet = quiet_frames(clip)
-    edges = HOP_LENGTH * np.arange(len(quiet) + 1)
-    edges[-1] = len(clip)
-    heard = np.flatnonzero(~quiet)
-    if heard.size:
-        frames = slice(max(heard[0] - _MARGIN_FRAMES, 0), heard[-1] + 1 + _MARGIN_FRAMES)
-        quiet, edges = quiet[frames], edges[frames.start : frames.stop + 1]
-    return quiet, edges
-
-
-def _snap(cut: float, pauses: np.ndarray) -> tuple[float, float]:
-    """Where speech ends and where it goes on: around a wide pause near the cut, or at the cut.
-
-    ``pauses``, (number, 2) in samples, reach no farther than the cut may move.
-    """
-    pauses = np.vstack([(cut, cut), pauses])
-    starts, ends = pauses.T
-    distances = np.maximum(np.maximum(starts - cut, cut - ends), 0)
-    start, end = pauses[np.argmax((ends - starts) / (_NEAR_S * SAMPLE_RATE + distances))].tolist()
-    margin, middle = _MARGIN_FRAMES * HOP_LENGTH, (start + end) / 2
-    return min(start + margin, middle), max(end - margin, middle)

@@ -11,11 +11,12 @@ from conftest import lines_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_asr_vllm import alignment
-from qwen3_asr_vllm.alignment import AlignmentError, AlignmentOutput, align, repair, split_units
+from qwen3_asr_vllm import units as text_units
+from qwen3_asr_vllm.alignment import AlignmentOutput, align, repair
+from qwen3_asr_vllm.formats import rounded
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
-from qwen3_asr_vllm.transcript import rounded
 from qwen3_asr_vllm.transcription import EngineOutput, transcribe
+from qwen3_asr_vllm.units import AlignmentError, split_units
 
 # Any text, rich in what units and punctuation are made of.
 TEXTS = st.text(
@@ -123,9 +124,9 @@ def korean(monkeypatch, tmp_path):
     path = tmp_path / "korean"
     path.write_text("대한 10 x\n대한민국 10 x\n민주공화국 10 x\n학교 10 x\n친구 10 x\n\n만 10 x\n")
     monkeypatch.setenv("QWEN3_ASR_KOREAN_DICT", str(path))
-    alignment.korean_dictionary.cache_clear()
-    yield alignment.korean_dictionary()
-    alignment.korean_dictionary.cache_clear()
+    text_units.korean_dictionary.cache_clear()
+    yield text_units.korean_dictionary()
+    text_units.korean_dictionary.cache_clear()
 
 
 def test_korean_is_cut_before_its_endings(korean):
@@ -138,18 +139,18 @@ def test_korean_is_cut_as_by_soynlp(text):
     known = {"대한", "대한민국", "학교", "에서", "민국은", "은학교."}
     expected = tokenizer.LTokenizer(scores=dict.fromkeys(known, 1.0)).tokenize(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alignment, "korean_dictionary", lambda: known)
-        cut = [text[start:end] for start, end in alignment._cut_korean(text)]
+        patch.setattr(text_units, "korean_dictionary", lambda: known)
+        cut = [text[start:end] for start, end in text_units._cut_korean(text)]
     assert cut == expected
 
 
 @pytest.fixture
 def no_korean(monkeypatch):
     monkeypatch.delenv("QWEN3_ASR_KOREAN_DICT", raising=False)
-    monkeypatch.setattr(alignment, "find_spec", lambda name: None)
-    alignment.korean_dictionary.cache_clear()
+    monkeypatch.setattr(text_units, "find_spec", lambda name: None)
+    text_units.korean_dictionary.cache_clear()
     yield
-    alignment.korean_dictionary.cache_clear()
+    text_units.korean_dictionary.cache_clear()
 
 
 def heard(text):

@@ -138,14 +138,14 @@ def test_what_is_wrong_is_named(post, fields, status, param, message):
 
 
 def test_how_korean_is_cut_is_said(post, monkeypatch, tmp_path):
-    from qwen3_asr_vllm import alignment
+    from qwen3_asr_vllm import units
 
-    monkeypatch.setattr(alignment, "find_spec", lambda name: None)
+    monkeypatch.setattr(units, "find_spec", lambda name: None)
     monkeypatch.delenv("QWEN3_ASR_KOREAN_DICT", raising=False)
-    alignment.korean_dictionary.cache_clear()
-    assert post(text="친구를").json()["warnings"] == [alignment.NO_DICTIONARY]
+    units.korean_dictionary.cache_clear()
+    assert post(text="친구를").json()["warnings"] == [units.NO_DICTIONARY]
     assert "warnings" not in post(text=TEXT).json()
-    alignment.korean_dictionary.cache_clear()
+    units.korean_dictionary.cache_clear()
     monkeypatch.setenv("QWEN3_ASR_KOREAN_DICT", str(tmp_path))
     response = post(text="친구를")
     assert response.status_code == 501 and "QWEN3_ASR_KOREAN_DICT" in response.text

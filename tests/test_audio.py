@@ -17,14 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qwen3_asr_vllm import audio
-from qwen3_asr_vllm.audio import (
+from qwen3_asr_vllm.audio import PcmStream, check_waveform, load_audio, load_channels
+from qwen3_asr_vllm.pauses import (
     Pauses,
-    PcmStream,
-    check_waveform,
     halve_at_silence,
     is_silent,
-    load_audio,
-    load_channels,
     split_at_pauses,
     split_at_silence,
 )

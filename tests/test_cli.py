@@ -18,10 +18,11 @@ import soundfile
 
 from qwen3_asr_vllm.cli import entry as cli
 from qwen3_asr_vllm.corpus import ray_data as cluster
+from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.recordings import Progress, Result
 from qwen3_asr_vllm.streaming import Update
-from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript, Word
+from qwen3_asr_vllm.transcript import Segment, Transcript, Word
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

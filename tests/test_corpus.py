@@ -25,8 +25,9 @@ from qwen3_asr_vllm.corpus.sources import (
     mirrored_name,
     write_whole,
 )
+from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.recordings import Loader, Recording, fetch, load_recording
-from qwen3_asr_vllm.transcript import FORMATS, Transcript
+from qwen3_asr_vllm.transcript import Transcript
 
 TRANSCRIPT = Transcript("Hello.", 1.0)
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen3_asr_vllm.geometry import num_frames
 from qwen3_asr_vllm.model.log_mel import cut_chunks
-from qwen3_asr_vllm.streaming import GrowingClip
+from qwen3_asr_vllm.windows import GrowingClip
 
 CLIPS_S = (0.5, 0.99, 1, 3.05, 8, 8.01, 17.3, 31)
 

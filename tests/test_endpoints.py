@@ -422,7 +422,7 @@ def test_a_stream_ends_with_the_segments(post):
 
 @pytest.mark.parametrize("name", ["verbose_json", "srt", "vtt"])
 def test_formats_are_those_of_the_command_line(post, name):
-    from qwen3_asr_vllm.transcript import FORMATS
+    from qwen3_asr_vllm.formats import FORMATS
 
     assert name in FORMATS
     response = post(response_format=name)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 
 from qwen3_asr_vllm.corpus.sources import OutputFolder, OutputManifest
+from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.recordings import Recording
-from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript
+from qwen3_asr_vllm.transcript import Segment, Transcript
 
 # Write one transcript after the other, each larger than the last, until the disk says no.
 WRITE = """

@@ -153,7 +153,8 @@ def test_a_growing_clip_is_heard_like_the_whole_and_finished_windows_are_not_enc
     from qwen3_asr_vllm.decoding import Decoding
     from qwen3_asr_vllm.engine import stream_parts
     from qwen3_asr_vllm.geometry import Geometry
-    from qwen3_asr_vllm.streaming import GrowingClip, StreamRequest
+    from qwen3_asr_vllm.streaming import StreamRequest
+    from qwen3_asr_vllm.windows import GrowingClip
 
     config = Qwen3ASRConfig.from_dict(reference.config.to_dict()).thinker_config
     parts = stream_parts(config, llm.get_tokenizer())

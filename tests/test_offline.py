@@ -42,10 +42,10 @@ from qwen3_asr_vllm.cli import entry as cli
 from qwen3_asr_vllm.cli import main
 from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
 from qwen3_asr_vllm.engine import sampling_params
+from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
 from qwen3_asr_vllm.offline import Qwen3ASR
 from qwen3_asr_vllm.prompt import build_prompt, parse_output
-from qwen3_asr_vllm.transcript import FORMATS
 
 pytestmark = pytest.mark.vllm
 

@@ -26,8 +26,9 @@ from conftest import eventually
 from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.corpus import client as remote
 from qwen3_asr_vllm.corpus.client import Server
+from qwen3_asr_vllm.formats import FORMATS, read_verbose_json, rounded
 from qwen3_asr_vllm.recordings import Recording
-from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript, read_verbose_json, rounded
+from qwen3_asr_vllm.transcript import Segment, Transcript
 
 SAID = Transcript("Hi.", 1.0, (Segment(0.0, 0.5, "Hi.", "English"),), ("loop",))
 

@@ -17,8 +17,9 @@ import pytest
 from conftest import CHECKPOINT, DATA
 
 from qwen3_asr_vllm.audio import load_audio
+from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.prompt import build_prompt
-from qwen3_asr_vllm.transcript import FORMATS, Segment, Transcript
+from qwen3_asr_vllm.transcript import Segment, Transcript
 
 HELLO = DATA / "hello.flac"
 README = Path(__file__).parent.parent / "README.md"

@@ -15,17 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm import streaming
-from qwen3_asr_vllm.audio import is_silent
 from qwen3_asr_vllm.geometry import SAMPLE_RATE, Geometry, num_frames
+from qwen3_asr_vllm.pauses import VoiceActivity, is_silent
 from qwen3_asr_vllm.prompt import parse_output
-from qwen3_asr_vllm.streaming import (
-    Draft,
-    GrowingClip,
-    Stream,
-    Update,
-    VoiceActivity,
-    Window,
-)
+from qwen3_asr_vllm.streaming import Draft, Stream, Update
+from qwen3_asr_vllm.windows import GrowingClip, Window
 
 GEOMETRY = Geometry()
 STEP = 2 * SAMPLE_RATE

@@ -39,9 +39,9 @@ from conftest import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from qwen3_asr_vllm.formats import rounded
 from qwen3_asr_vllm.server import supervisor
 from qwen3_asr_vllm.server.supervisor import plan
-from qwen3_asr_vllm.transcript import rounded
 
 HELLO = DATA / "hello.flac"
 BOTH = ["asr", "--aligner", "aligner", "--port", "8000"]

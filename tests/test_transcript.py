@@ -15,15 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.audio import TranscriptionVerbose
 
-from qwen3_asr_vllm.transcript import (
-    FORMATS,
-    SUBTITLES,
-    Segment,
-    Transcript,
-    Word,
-    read_verbose_json,
-    split_sentences,
-)
+from qwen3_asr_vllm.formats import FORMATS, SUBTITLES, read_verbose_json
+from qwen3_asr_vllm.segments import split_sentences
+from qwen3_asr_vllm.transcript import Segment, Transcript, Word
 
 MIXED = Transcript(
     text="Hello world. 你好。",

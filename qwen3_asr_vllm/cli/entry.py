@@ -26,18 +26,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .. import __version__
 from ..corpus.sources import OutputFolder, OutputManifest, find_recordings
 from ..decoding import DEFAULT_CLIP_S
+from ..formats import FORMATS, KARAOKE, SUBTITLES, rounded
 from ..geometry import MAX_CLIP_S
-from ..languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
+from ..languages import ALIGNER_LANGUAGES, LANGUAGES, display_width, resolve_language
 from ..recordings import Recording, Result
-from ..transcript import (
-    FORMATS,
-    KARAOKE,
-    MAX_LINE_COUNT,
-    MAX_LINE_WIDTH,
-    SUBTITLES,
-    display_width,
-    rounded,
-)
+from ..subtitles import MAX_LINE_COUNT, MAX_LINE_WIDTH
 from .doctor import DECODERS, INSTALLATION, SERVE_ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -662,7 +655,7 @@ def _bar(*, hidden: bool) -> Iterator[Callable[[Progress], None]]:
 
 
 def _align(args: argparse.Namespace, rest: list[str]) -> int:
-    from ..alignment import AlignmentError, check_language
+    from ..units import AlignmentError, check_language
 
     if len(args.formats) > 1:
         return _usage_error("align writes one format; give one")

@@ -24,9 +24,10 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from ..formats import read_verbose_json
 from ..geometry import SAMPLE_RATE
 from ..recordings import Loader, Progress, Recording, Result, SourceReader, fetch, is_url
-from ..transcript import Transcript, read_verbose_json
+from ..transcript import Transcript
 
 NUM_CONNECTIONS = 32  # recordings that are sent at once: enough to keep a server's batch full
 CONNECT_S = 10

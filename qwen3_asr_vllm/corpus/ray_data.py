@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..engine import EngineDiedError
+from ..formats import rounded
 from ..recordings import Progress, Recording, Result, is_url
-from ..transcript import rounded
 from .sources import OutputManifest, check_apart, find_recordings, output_line, write_whole
 
 BATCH_SIZE = 256  # recordings: an engine runs empty at the end of each

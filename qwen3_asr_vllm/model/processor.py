@@ -45,7 +45,7 @@ from vllm.multimodal.processing import (
 from ..audio import as_float, check_waveform
 from ..geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
 from ..prompt import AUDIO_PAD
-from ..streaming import Window
+from ..windows import Window
 from .config import Qwen3ASRConfig, Qwen3ASRThinkerConfig
 from .log_mel import cut_chunks
 

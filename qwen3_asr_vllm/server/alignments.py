@@ -27,11 +27,13 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancell
 from vllm.pooling_params import PoolingParams
 
 from ..aligner import class_ms, read_times
-from ..alignment import AlignmentError, AlignmentOutput, AlignmentRequest, align
+from ..alignment import AlignmentOutput, AlignmentRequest, align
 from ..audio import check_waveform
 from ..engine import engine_prompt
-from ..transcript import FORMATS, KARAOKE, Transcript, rounded
+from ..formats import FORMATS, KARAOKE, rounded
+from ..transcript import Transcript
 from ..transcription import Steps
+from ..units import AlignmentError
 from .form import ApiError, RecordingForm, load_posted, posted, validate
 from .metrics import add_counted_route
 from .serving import MEDIA_TYPES, AudioServing, told_of_its_end

@@ -21,8 +21,9 @@ from starlette.exceptions import HTTPException
 from vllm import envs
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from ..audio import MAX_DURATION_S, Pauses, load_audio
+from ..audio import MAX_DURATION_S, load_audio
 from ..languages import resolve_language
+from ..pauses import Pauses
 from ..prompt import NO_TRANSLATION, join_context
 from .admission import RETRY_AFTER_S, Admission, Busy, Place
 
@@ -52,8 +53,6 @@ HARMLESS = {"use_beam_search": "false", "word_timestamps": "false", "n": "1"}
 SPEAKERS = ("A", "B")  # of the left and the right channel, as OpenAI calls who has no name
 _VAD_FIELD = re.compile(r"chunking_strategy\[(\w+)\]")
 _NOT_IN_HEADERS = re.compile(r"[^\w.\[\]-]", re.ASCII)
-
-
 _Fields = TypeVar("_Fields", bound=BaseModel)
 
 

@@ -37,8 +37,9 @@ from ..audio import PcmStream
 from ..engine import sampling_params, stream_parts
 from ..geometry import SAMPLE_RATE
 from ..languages import language_code, resolve_language
+from ..pauses import VoiceActivity
 from ..prompt import join_context
-from ..streaming import Stream, StreamRequest, VoiceActivity
+from ..streaming import Stream, StreamRequest
 from .admission import Admission, Busy, Place
 from .form import busy
 from .metrics import SESSIONS, count_utterance

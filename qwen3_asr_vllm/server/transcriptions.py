@@ -42,7 +42,6 @@ from vllm.sampling_params import SamplingParams
 from ..alignment import AlignmentOutput, AlignmentRequest
 from ..audio import (
     MAX_DURATION_S,
-    SILENT_PEAK,
     ChannelError,
     decodable_formats,
     decoders,
@@ -51,8 +50,10 @@ from ..audio import (
 )
 from ..decoding import place_tokens
 from ..engine import Answer, engine_prompt, sampling_params, slot_ids
+from ..formats import FORMATS, diarized_json, logprobs
 from ..languages import language_code, separator
-from ..transcript import FORMATS, Token, Transcript, diarized_json, logprobs
+from ..pauses import SILENT_PEAK
+from ..transcript import Token, Transcript
 from ..transcription import (
     CUT_OFF,
     EngineOutput,

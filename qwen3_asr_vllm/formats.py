@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formats of a transcript, as text.
+
+Transcript -> txt json srt vtt tsv lrc verbose_json
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+from .languages import language_code, resolve_language
+from .subtitles import Cue, cues, one_line
+from .transcript import Segment, Token, Transcript, Word
+
+
+def _txt(transcript: Transcript) -> str:
+    return transcript.text + "\n"
+
+
+def _json(transcript: Transcript) -> str:
+    """An object with these keys, always; a segment has the fields that were measured.
+
+    text, language (null if nobody speaks), languages, duration, segments, warnings
+    """
+    return _dumps(
+        {
+            "text": transcript.text,
+            "language": transcript.language,
+            "languages": transcript.languages,
+            "duration": transcript.duration,
+            "segments": [
+                asdict(replace(s, tokens=None), dict_factory=_measured) for s in transcript.segments
+            ],
+            "warnings": transcript.warnings,
+        }
+    )
+
+
+def _verbose_json(transcript: Transcript, *, temperature: float = 0.0) -> str:
+    """OpenAI's format of this name, in which every field of a segment is there and no null.
+
+    A confidence that was not measured is 0.0, and ``unmeasured`` lists its name: that nobody
+    speaks cannot be said in a forced language. ``seek`` is the start in frames of 10 ms.
+    ``language`` is in small letters, as OpenAI has it, and "" if nobody speaks.
+    """
+    segments = transcript.segments
+    words = list(map(asdict, transcript.words))
+    confidences = ("avg_logprob", "no_speech_prob")
+    unmeasured = [c for c in confidences if any(getattr(s, c) is None for s in segments)]
+    return _dumps(
+        {
+            "task": "transcribe",
+            "language": (transcript.language or "").lower(),
+            "languages": [{"code": language_code(name) or name} for name in transcript.languages],
+            "duration": transcript.duration,
+            "text": transcript.text,
+            "segments": [_verbose_segment(i, s, temperature) for i, s in enumerate(segments)],
+            **({"words": words} if words else {}),
+            **({"unmeasured": unmeasured} if unmeasured else {}),
+            **({"warnings": transcript.warnings} if transcript.warnings else {}),
+            "usage": {"type": "duration", "seconds": transcript.duration},
+        }
+    )
+
+
+def read_verbose_json(document: dict[str, Any]) -> Transcript:
+    """What ``FORMATS["verbose_json"]``, or another server of OpenAI's route, wrote.
+
+    Raises ValueError for what is no such document.
+    """
+    try:
+        default = document.get("language") or None
+        rows = document.get("segments") or []
+        segments = tuple(_read_segment(row, default, document) for row in rows)
+        segments = tuple(_with_words(segments, document.get("words") or ()))
+        text, duration = str(document["text"]), float(document.get("duration") or 0)
+        if text and not segments:
+            segments = (Segment(0, duration, text, _model_language(default)),)
+        return Transcript(text, duration, segments, tuple(document.get("warnings") or ()))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"no verbose_json: {str(document)[:200]}") from error
+
+
+def _read_segment(row: dict[str, Any], language: str | None, document: dict[str, Any]) -> Segment:
+    unmeasured = document.get("unmeasured", ())
+    measured = {
+        name: row.get(name) for name in ("avg_logprob", "no_speech_prob") if name not in unmeasured
+    }
+    words = [Word(w["word"], w["start"], w["end"]) for w in row.get("words") or ()]
+    return Segment(
+        start=float(row["start"]),
+        end=float(row["end"]),
+        text=str(row["text"]),
+        language=_model_language(row["language"] if "language" in row else language),
+        language_probability=row.get("language_probability"),
+        words=tuple(words) or None,
+        **measured,
+    )
+
+
+def _with_words(segments: Sequence[Segment], rows: Iterable[dict[str, Any]]) -> Iterator[Segment]:
+    """Segments with those of a document's words that tile them, as ours do."""
+    words = [Word(row["word"], row["start"], row["end"]) for row in rows]
+    for segment in segments:
+        ends = accumulate(len(word.word) for word in words)
+        number = next((n for n, end in enumerate(ends, 1) if end >= len(segment.text)), 0)
+        said, rest = tuple(words[:number]), words[number:]
+        if said and "".join(word.word for word in said) == segment.text:
+            segment, words = replace(segment, words=said), rest
+        yield segment
+
+
+def _model_language(language: str | None) -> str | None:
+    try:
+        return resolve_language(language)
+    except ValueError:  # another model's
+        return language
+
+
+def rounded(transcript: Transcript) -> Transcript:
+    """With times and ratios as they are written, and without the tokens, which are not: the same
+    as a transcript that was written and read again."""
+    segments = tuple(map(_rounded_segment, transcript.segments))
+    return replace(transcript, duration=round(transcript.duration, 3), segments=segments)
+
+
+def _rounded_segment(segment: Segment) -> Segment:
+    numbers = {name: _rounded(x) for name, x in vars(segment).items() if isinstance(x, float)}
+    words = segment.words and tuple(Word(**_rounded(vars(word))) for word in segment.words)
+    return replace(segment, **numbers, words=words, tokens=None)
+
+
+def _verbose_segment(index: int, segment: Segment, temperature: float) -> dict[str, Any]:
+    text = segment.text.encode(errors="replace")
+    return {
+        "id": index,
+        "seek": int(segment.start * 100),
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "language": segment.language,
+        "tokens": [token.id for token in segment.tokens or ()],
+        "temperature": temperature,
+        "avg_logprob": segment.avg_logprob or 0.0,
+        "compression_ratio": len(text) / len(zlib.compress(text)),
+        "no_speech_prob": segment.no_speech_prob or 0.0,
+        **_measured([("language_probability", segment.language_probability)]),
+        **({"words": [asdict(word) for word in segment.words]} if segment.words else {}),
+    }
+
+
+def diarized_json(transcript: Transcript) -> str:
+    """OpenAI's format of this name: who said what."""
+    return _dumps(
+        {
+            "task": "transcribe",
+            "duration": transcript.duration,
+            "text": transcript.text,
+            "segments": [
+                {
+                    "type": "transcript.text.segment",
+                    "id": f"seg_{index}",
+                    "start": segment.start,
+                    "end": segment.end,
+                    "speaker": segment.speaker,
+                    "text": segment.text,
+                    "language": segment.language,
+                }
+                for index, segment in enumerate(transcript.segments)
+            ],
+            "usage": {"type": "duration", "seconds": transcript.duration},
+        }
+    )
+
+
+def logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
+    """OpenAI's list of this name."""
+    return [
+        {
+            "token": token.text,
+            "logprob": token.logprob,
+            "bytes": list(token.text.encode(errors="replace")),
+        }
+        for token in tokens
+    ]
+
+
+def _srt(transcript: Transcript, **layout: Any) -> str:
+    """SubRip. It has no escapes, so an arrow, which parsers look for, becomes another one."""
+    return "\n".join(
+        f"{number}\n{_span(cue, ',')}\n{_lines(cue, lambda text: text.replace('-->', '→'))}\n"
+        for number, cue in enumerate(cues(transcript, **layout), 1)
+    )
+
+
+def _vtt(transcript: Transcript, **layout: Any) -> str:
+    """WebVTT, with &, < and > escaped."""
+    escape = partial(html.escape, quote=False)
+    blocks = (f"{_span(cue, '.')}\n{_lines(cue, escape)}\n" for cue in cues(transcript, **layout))
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+def _tsv(transcript: Transcript) -> str:
+    """Whisper's table of segments: start and end in milliseconds, text."""
+    rows = (
+        f"{round(1000 * s.start)}\t{round(1000 * s.end)}\t{one_line(s.text)}\n"
+        for s in transcript.segments
+    )
+    return "start\tend\ttext\n" + "".join(rows)
+
+
+def _lrc(transcript: Transcript, *, highlight_words: bool = False) -> str:
+    """Lyrics: a line for each segment, after its start as [minutes:seconds].
+
+    With ``highlight_words``, each word has its start before it as <minutes:seconds>, and the line
+    its end after it: the enhanced format of karaoke players.
+    """
+    lines = (
+        _sung(s) if highlight_words and s.words else one_line(s.text) for s in transcript.segments
+    )
+    starts = (f"[{_lrc_time(segment.start)}]" for segment in transcript.segments)
+    return "".join(f"{start}{line}\n" for start, line in zip(starts, lines, strict=True))
+
+
+def _sung(segment: Segment) -> str:
+    words = segment.words or ()
+    sung = "".join(f" <{_lrc_time(w.start)}> {one_line(w.word)}" for w in words)
+    return f"{sung} <{_lrc_time(segment.end)}>"
+
+
+def _dumps(document: dict[str, Any]) -> str:
+    """JSON for people, with times and ratios to three decimals."""
+    return json.dumps(_rounded(document), ensure_ascii=False, indent=2) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def _measured(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if value is not None}
+
+
+def _lines(cue: Cue, escape: Callable[[str], str]) -> str:
+    """The text of a cue, with its marked word in <u>."""
+    text = "\n".join(cue.lines)
+    if cue.mark is None:
+        return escape(text)
+    visible = [i for i, char in enumerate(text) if not char.isspace()]
+    first, end = visible[cue.mark.first], visible[cue.mark.end - 1] + 1
+    return f"{escape(text[:first])}<u>{escape(text[first:end])}</u>{escape(text[end:])}"
+
+
+def _span(cue: Cue, point: str) -> str:
+    return f"{_clock(cue.start_ms, point)} --> {_clock(cue.end_ms, point)}"
+
+
+def _clock(milliseconds: int, point: str) -> str:
+    """Hours, minutes, seconds: 01:02:03,456."""
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours:02d}:{minutes:02d}:{seconds % 60:02d}{point}{milliseconds:03d}"
+
+
+def _lrc_time(seconds: float) -> str:
+    minutes, hundredths = divmod(round(100 * seconds), 6000)
+    return f"{minutes:02d}:{hundredths // 100:02d}.{hundredths % 100:02d}"
+
+
+FORMATS: dict[str, Callable[..., str]] = {
+    "txt": _txt,
+    "json": _json,
+    "srt": _srt,
+    "vtt": _vtt,
+    "tsv": _tsv,
+    "lrc": _lrc,
+    "verbose_json": _verbose_json,
+}
+
+
+SUBTITLES = ("srt", "vtt")  # which also take max_line_width and max_line_count
+KARAOKE = (*SUBTITLES, "lrc")  # which also take highlight_words

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where speech pauses: silence, the cutting of recordings into clips, voice activity.
+
+waveform -> loudness of each 10 ms frame -> quiet or speech -> cuts, turns
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE
+
+SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """Which pauses end a clip, as OpenAI's ``server_vad`` has it.
+
+    A frame is quiet below ``threshold`` of the way, in dB, from the quietest to the loud ones. A
+    pause lasts ``silence_s`` or longer; the last ``padding_s`` of it open the next clip.
+    """
+
+    threshold: float = 0.5
+    silence_s: float = 0.2
+    padding_s: float = 0.3
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether nothing in it is louder than -66 dBFS: digital silence or dither."""
+    return bool(max(waveform.max(), -waveform.min()) < SILENT_PEAK)
+
+
+def split_at_silence(
+    waveform: np.ndarray, *, max_clip_s: float, search_s: float | None = None
+) -> list[tuple[int, int]]:
+    """Clips as (start, end) in samples, that concatenate exactly to the waveform.
+
+    Each clip but the last is cut in the middle of the widest quiet stretch of the last
+    ``search_s`` seconds (default: half of ``max_clip_s``) before ``max_clip_s`` is reached, so
+    no clip is longer than ``max_clip_s``.
+
+    Raises ValueError where ``max_clip_s`` is not between 1 and 1200.
+    """
+    if not 1 <= max_clip_s <= MAX_CLIP_S:
+        raise ValueError(f"max_clip_s is {max_clip_s:g}; the model takes 1 to {MAX_CLIP_S} s.")
+    max_frames = _frames(max_clip_s)
+    search = min(max(_frames(search_s or max_clip_s / 2), 1), max_frames - 1)
+    if len(waveform) <= max_frames * HOP_LENGTH:
+        return [(0, len(waveform))]
+    levels = _levels(waveform)
+    cuts = [0]  # in frames
+    while len(waveform) - cuts[-1] * HOP_LENGTH > max_frames * HOP_LENGTH:
+        limit = cuts[-1] + max_frames
+        cuts.append(limit - search + _widest_quiet(levels[limit - search : limit]))
+    return list(pairwise([*(cut * HOP_LENGTH for cut in cuts), len(waveform)]))
+
+
+def split_at_pauses(
+    waveform: np.ndarray, pauses: Pauses, *, max_clip_s: float
+) -> list[tuple[int, int]]:
+    """Clips as those of ``split_at_silence``, that also end at every pause."""
+    quiet = quiet_frames(waveform, threshold=pauses.threshold)
+    edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
+    cuts = [
+        int(max(start, end - _frames(pauses.padding_s))) * HOP_LENGTH
+        for start, end in edges
+        if start > 0 and end < len(quiet) and end - start >= _frames(pauses.silence_s)
+    ]
+    return [
+        (start + begin, start + finish)
+        for start, end in pairwise([0, *cuts, len(waveform)])
+        for begin, finish in split_at_silence(waveform[start:end], max_clip_s=max_clip_s)
+    ]
+
+
+def halve_at_silence(waveform: np.ndarray) -> int:
+    """Where to cut a clip in two, in samples: in the widest quiet stretch of its middle half."""
+    levels = _levels(waveform)
+    margin = len(levels) // 4
+    return (margin + _widest_quiet(levels[margin : len(levels) - margin])) * HOP_LENGTH
+
+
+def quiet_frames(waveform: np.ndarray, *, threshold: float = 0.5) -> np.ndarray:
+    """Which whole frames are pauses rather than speech, shape (len(waveform) // 160,), bool."""
+    if len(waveform) < HOP_LENGTH:
+        return np.zeros(0, bool)
+    return _is_quiet(_levels(waveform), threshold)
+
+
+def _frames(seconds: float) -> int:
+    return int(seconds * SAMPLE_RATE / HOP_LENGTH)
+
+
+def _levels(waveform: np.ndarray) -> np.ndarray:
+    """Loudness in dB of each whole frame, averaged over 50 ms, shape (len(waveform) // 160,)."""
+    frames = waveform[: len(waveform) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH)
+    power = np.einsum("ij,ij->i", frames, frames) / HOP_LENGTH
+    if len(power) >= 5:
+        power = np.convolve(power, np.full(5, 0.2), mode="same")
+    return np.asarray(10 * np.log10(np.maximum(power, 1e-10)))
+
+
+def _is_quiet(levels: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Whether each frame lies below half the way, in dB, from the quietest to the loud ones.
+
+    Loud is the 90th percentile; the quietest counts as at most 60 dB below it: a dropout must not
+    make pauses look loud.
+    """
+    rank = len(levels) * 9 // 10
+    loud = np.partition(levels, rank)[rank]  # np.percentile takes as long as all else here
+    quietest = max(levels.min(), loud - 60)
+    return np.asarray(levels <= quietest + threshold * (loud - quietest))
+
+
+def _widest_quiet(levels: np.ndarray) -> int:
+    """The middle of the longest run of quiet frames."""
+    edges = np.flatnonzero(np.diff(_is_quiet(levels), prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    widest = np.argmax(ends - starts)
+    return int(starts[widest] + ends[widest]) // 2
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Speech begins or ends here, in samples since the first."""
+
+    is_speech: bool
+    sample: int
+
+
+class VoiceActivity:
+    """Tells speech from its background by loudness, 10 ms at a time, over 50 ms.
+
+    Speech begins 4 + 12 * ``threshold`` dB above the background (10 dB at 0.5), and at no less
+    than -60 + 10 * ``threshold`` dBFS; it ends once ``silence_ms`` lie 4 dB below that. The
+    background is the quietest moment of the last 5 s, from -70 to -30 dBFS, and -50 at first.
+    """
+
+    _SMOOTH, _BLOCK, _ONSET, _HYSTERESIS_DB = 5, 10, 3, 4.0  # frames, frames, frames
+
+    def __init__(self, *, threshold: float = 0.5, silence_ms: int = 500) -> None:
+        self._margin = 4 + 12 * threshold
+        self._least = -60 + 10 * threshold
+        self._silence = max(1, silence_ms * SAMPLE_RATE // 1000 // HOP_LENGTH)  # frames
+        self._rest = np.empty(0, np.float32)
+        self._powers: deque[float] = deque(maxlen=self._SMOOTH)
+        self._minima: deque[float] = deque([-50.0] * 50, maxlen=50)  # dBFS, of 100 ms each
+        self._minimum = np.inf
+        self._frame = 0
+        self._run = 0  # frames in a row that speak against the present state
+        self.is_speech = False
+
+    def push(self, samples: np.ndarray) -> Iterator[Turn]:
+        """The turns in these samples."""
+        samples = np.concatenate([self._rest, samples])
+        frames = samples[: len(samples) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH)
+        self._rest = samples[frames.size :]
+        for power in (np.einsum("ij,ij->i", frames, frames) / HOP_LENGTH).tolist():
+            self._frame += 1
+            self._powers.append(power)
+            if self._turns(10 * math.log10(max(sum(self._powers) / len(self._powers), 1e-10))):
+                yield self._turn()
+
+    def _turns(self, level: float) -> bool:
+        """Whether a turn is found at a frame with this level in dBFS."""
+        self._minimum = min(self._minimum, level)
+        if self._frame % self._BLOCK == 0:
+            self._minima.append(self._minimum)
+            self._minimum = math.inf
+        background = min(max(min(*self._minima, self._minimum), -70.0), -30.0)
+        limit = max(background + self._margin, self._least)
+        if self.is_speech:
+            self._run = self._run + 1 if level < limit - self._HYSTERESIS_DB else 0
+            return self._run >= self._silence
+        self._run = self._run + 1 if level > limit else 0
+        return self._run >= self._ONSET
+
+    def _turn(self) -> Turn:
+        self.is_speech = not self.is_speech
+        back = self._run if self.is_speech else 0  # speech began before it was found
+        self._run = 0
+        return Turn(self.is_speech, max(0, self._frame - back - self.is_speech) * HOP_LENGTH)

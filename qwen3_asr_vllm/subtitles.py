@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From segments to cues: the subtitles of SRT and WebVTT, laid out in lines.
+
+Width is measured in columns: a full-width character, as Chinese has, takes two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import TypeAlias
+
+from .languages import columns, display_width, nearest_middle
+from .transcript import Segment, Transcript
+
+MAX_LINE_WIDTH = 42  # columns of a subtitle line: 42 Latin letters or 21 Chinese characters
+MAX_LINE_COUNT = 2
+MIN_CUE_S, MAX_CUE_S = 1.0, 7.0  # how long a subtitle stays
+_CLAUSE_MARKS = ",;:.!?…،؛؟۔।，、；：。！？"
+_NO_LINE_START = "、。，．！？：；）」』】》〉”’…・ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ),.!?:;%"
+_NO_LINE_END = "（「『【《〈“‘("
+_Span: TypeAlias = tuple[float, float]  # start and end in seconds
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A word in a text: which of its visible characters, and when."""
+
+    first: int
+    end: int
+    span: _Span
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What one subtitle shows: atoms, when each is said, and where the words are in them."""
+
+    atoms: list[str]
+    spans: list[_Span]
+    marks: list[_Mark]
+
+
+@dataclass(frozen=True)
+class Cue:
+    start_ms: int
+    end_ms: int
+    lines: list[str]
+    mark: _Mark | None = None  # the word that is shown underlined
+
+
+def cues(
+    transcript: Transcript,
+    *,
+    max_line_width: int = MAX_LINE_WIDTH,
+    max_line_count: int = MAX_LINE_COUNT,
+    highlight_words: bool = False,
+) -> Iterator[Cue]:
+    """The segments laid out as subtitles: in order, never two at once, each at least 1 ms.
+
+    A segment that does not fit into one cue, or lasts longer than 7 s, is cut in halves, at a
+    comma if one is near. A half lasts from its first word to its last; where words have no times,
+    the time is shared by width. A cue stays for a second where the next one leaves the room, and
+    for 7 s at most. With ``highlight_words`` it comes once for each of its words, underlined, and
+    without between them.
+
+    Raises ValueError for lines of less than two columns, or none.
+    """
+    if max_line_width < 2 or max_line_count < 1:
+        raise ValueError(f"no text fits {max_line_count} line(s) of {max_line_width} column(s).")
+    blocks = [
+        block
+        for segment in transcript.segments
+        if (atoms := _atoms(segment.text, max_line_width))
+        for block in _blocks(_block(atoms, segment), max_line_width, max_line_count)
+    ]
+    limits = [*(block.spans[0][0] for block in blocks[1:]), transcript.duration]
+    shown_until = 0
+    for block, limit in zip(blocks, limits, strict=False):
+        start, end = block.spans[0][0], block.spans[-1][1]
+        end = min(max(end, min(start + MIN_CUE_S, limit)), start + MAX_CUE_S)
+        start_ms = max(round(1000 * start), shown_until)
+        shown_until = max(round(1000 * end), start_ms + 1)
+        cue = Cue(start_ms, shown_until, _balanced_lines(block.atoms, max_line_width))
+        yield from _highlighted(cue, block.marks) if highlight_words else [cue]
+
+
+def _highlighted(cue: Cue, marks: Iterable[_Mark]) -> Iterator[Cue]:
+    """A cue cut where its words begin and end."""
+    shown_until = cue.start_ms
+    for mark in marks:
+        start, end = (min(max(round(1000 * t), shown_until), cue.end_ms) for t in mark.span)
+        if shown_until < start:
+            yield Cue(shown_until, start, cue.lines)
+        if start < end:
+            yield Cue(start, end, cue.lines, mark)
+        shown_until = end
+    if shown_until < cue.end_ms:
+        yield Cue(shown_until, cue.end_ms, cue.lines)
+
+
+def _atoms(text: str, width: int) -> list[str]:
+    """What stays on one line: words after a space, ideographs with the punctuation around them.
+
+    White space becomes one space. A word that is wider than a line makes several atoms.
+    """
+    atoms: list[str] = []
+    for char in one_line(text):
+        last = atoms[-1] if atoms else ""
+        fits = not columns(char) or display_width(last.lstrip() + char) <= width
+        if last and fits and not _may_break(last[-1], char):
+            atoms[-1] += char
+        else:
+            atoms.append(char)
+    return atoms
+
+
+def _may_break(left: str, right: str) -> bool:
+    """Whether a line may end between two characters."""
+    if left == " " or right == " ":
+        return right == " "
+    may = left not in _NO_LINE_END and right not in _NO_LINE_START and columns(right) > 0
+    return may and (_is_ideograph(left) or _is_ideograph(right))
+
+
+def _is_ideograph(char: str) -> bool:
+    """Whether it is full-width and written without spaces, unlike Korean."""
+    return columns(char) == 2 and not "\uac00" <= char <= "\ud7a3"
+
+
+def _visible(text: str) -> int:
+    """Characters that are not white space, whose number no layout changes."""
+    return sum(not char.isspace() for char in text)
+
+
+def _block(atoms: list[str], segment: Segment) -> _Block:
+    """A whole segment; an atom is said when its words are, or as long as its width says."""
+    edges = list(accumulate(map(_visible, atoms), initial=0))
+    words = [word for word in segment.words or () if _visible(word.word)]
+    word_edges = list(accumulate((_visible(word.word) for word in words), initial=0))
+    if not words or word_edges[-1] != edges[-1]:
+        widths = [0, *accumulate(max(1, display_width(atom)) for atom in atoms)]
+        length = (segment.end - segment.start) / widths[-1]
+        times = [segment.start + length * width for width in widths]
+        return _Block(atoms, list(pairwise(times)), [])
+    marks = [
+        _Mark(first, end, (word.start, word.end))
+        for word, (first, end) in zip(words, pairwise(word_edges), strict=True)
+    ]
+    chars = [span for mark in marks for span in _shares(mark)]
+    spans = [(chars[first][0], chars[end - 1][1]) for first, end in pairwise(edges)]
+    return _Block(atoms, spans, marks)
+
+
+def _shares(mark: _Mark) -> Iterator[_Span]:
+    """When each character of a word is said, for a word that is wider than a line."""
+    (start, end), count = mark.span, mark.end - mark.first
+    edges = [start + (end - start) * i / count for i in range(count + 1)]
+    return pairwise(edges)
+
+
+def _blocks(block: _Block, width: int, count: int) -> Iterator[_Block]:
+    """A block, cut until each part fits into one cue."""
+    atoms, spans = block.atoms, block.spans
+    fits = len(_wrap(atoms, width)) <= count and spans[-1][1] - spans[0][0] <= MAX_CUE_S
+    if fits or len(atoms) == 1:
+        yield block
+        return
+    margin = len(atoms) // 4
+    near = range(margin + 1, len(atoms) - margin)
+    clause_ends = [cut for cut in near if atoms[cut - 1][-1] in _CLAUSE_MARKS]
+    cut = nearest_middle(atoms, clause_ends or range(1, len(atoms)))
+    for half in _halves(block, cut):
+        yield from _blocks(half, width, count)
+
+
+def _halves(block: _Block, cut: int) -> tuple[_Block, _Block]:
+    """The atoms before and after the cut; a word that it goes through is in both."""
+    middle = sum(map(_visible, block.atoms[:cut]))
+    left = [replace(m, end=min(m.end, middle)) for m in block.marks if m.first < middle]
+    right = [
+        replace(m, first=max(m.first - middle, 0), end=m.end - middle)
+        for m in block.marks
+        if m.end > middle
+    ]
+    return (
+        _Block(block.atoms[:cut], block.spans[:cut], left),
+        _Block(block.atoms[cut:], block.spans[cut:], right),
+    )
+
+
+def _wrap(atoms: list[str], width: int) -> list[str]:
+    """Lines, each as full as it gets."""
+    lines = [""]
+    for atom in atoms:
+        if lines[-1] and display_width(lines[-1] + atom) > width:
+            lines.append("")
+        lines[-1] += atom if lines[-1] else atom.lstrip(" ")
+    return lines
+
+
+def _balanced_lines(atoms: list[str], width: int) -> list[str]:
+    """No more lines than ``_wrap`` needs, of the least width that does."""
+    count = len(_wrap(atoms, width))
+    fair = min(width, -(-display_width("".join(atoms)) // count))
+    wraps = (_wrap(atoms, narrower) for narrower in range(fair, width + 1))
+    return next(lines for lines in wraps if len(lines) <= count)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
