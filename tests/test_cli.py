@@ -17,6 +17,8 @@ import pytest
 import soundfile
 
 from qwen3_asr_vllm.cli import entry as cli
+from qwen3_asr_vllm.cli import models, options, serve
+from qwen3_asr_vllm.cli.terminal import bar
 from qwen3_asr_vllm.corpus import ray_data as cluster
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.languages import LANGUAGES
@@ -56,7 +58,7 @@ def said(seconds):
 @pytest.fixture
 def model(monkeypatch):
     fake = FakeModel()
-    monkeypatch.setattr(cli, "_load_model", lambda name, options: fake)
+    monkeypatch.setattr(models, "load_model", lambda name, options: fake)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     return fake
 
@@ -127,7 +129,7 @@ WRONG = {
     ],
 )
 def test_a_flag_may_be_followed_by_what_whisper_wants_there(line, flags):
-    arguments = cli._without_booleans(map(cli._with_hyphens, line.split()))
+    arguments = options.without_booleans(map(options.with_hyphens, line.split()))
     assert sorted(arguments) == sorted([*flags, "a.wav"])
 
 
@@ -180,13 +182,13 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_has_a_bar_with_the_speed(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    with cli._bar(hidden=False) as show:
+    with bar(hidden=False) as show:
         show(Progress(2, 1, 20.0, 10.0, 4))
         time.sleep(0.2)
         show(Progress(4, 2, 40.0, 30.0, 4))
     shown = terminal.getvalue()
     assert re.search(r"75% \|.*\| 2/4 \d+\.\dx real time, \d\d:\d\d left", shown)
-    with cli._bar(hidden=True) as show:
+    with bar(hidden=True) as show:
         show(Progress(2, 1, 20.0, 10.0, 4))
     assert terminal.getvalue() == shown
 
@@ -196,7 +198,7 @@ def test_what_ends_a_run_is_told_in_a_line(files, monkeypatch, capsys, error):
     def load(name, options):
         raise error
 
-    monkeypatch.setattr(cli, "_load_model", load)
+    monkeypatch.setattr(models, "load_model", load)
     assert cli.main(["transcribe", files[0]]) == 1
     assert capsys.readouterr().err == f"qwen3-asr: {error}\n"
 
@@ -241,7 +243,7 @@ def test_a_file_that_fails_is_reported_and_the_others_are_written(model, files, 
 
 
 def test_no_model_is_loaded_where_there_is_nothing_to_hear(files, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("loaded"))
     assert cli.main(["transcribe", "gone.wav", "none.mp3"]) == 1
     assert "gone.wav: no such file" in (err := capsys.readouterr().err) and "none.mp3" in err
 
@@ -291,7 +293,7 @@ class Microphone(io.BytesIO):
 
 
 def test_a_stream_ends_with_its_last_text_on_ctrl_c(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_load_model", lambda *_: FakeStream())
+    monkeypatch.setattr(models, "load_model", lambda *_: FakeStream())
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Microphone()))
     before = signal.getsignal(signal.SIGINT)
@@ -302,7 +304,7 @@ def test_a_stream_ends_with_its_last_text_on_ctrl_c(monkeypatch, capsys):
 
 SPAWN = """
 import multiprocessing, signal
-from qwen3_asr_vllm.cli.entry import _unheard_by_children
+from qwen3_asr_vllm.cli.stream import _unheard_by_children
 with _unheard_by_children():
     pool = multiprocessing.get_context("spawn").Pool(1)
 print(signal.SIGINT in pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ())))
@@ -321,8 +323,8 @@ def test_ctrl_c_is_no_traceback(files, tmp_path, monkeypatch, capsys, line):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    for name in ("_load_model", "_load_aligner"):
-        monkeypatch.setattr(cli, name, interrupted)
+    for name in ("load_model", "load_aligner"):
+        monkeypatch.setattr(models, name, interrupted)
     monkeypatch.setattr(cluster, "_batches_done", interrupted)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio_filepath": "a.wav", "text": "Hi."}))
@@ -459,17 +461,17 @@ def test_overwrite_keeps_a_manifest_until_there_is_another(files, tmp_path, monk
     assert cli.main([*line, "--server", "localhost:1"]) == 1
     assert out.read_text() == row
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(cli, "_load_model", lambda *_: FakeModel())
+    monkeypatch.setattr(models, "load_model", lambda *_: FakeModel())
     assert cli.main(line) == 0
     assert [json.loads(row)["audio_filepath"] for row in out.open()] == [files[0]]
 
 
 @pytest.mark.vllm
 def test_other_options_are_the_engine_s(capsys):
-    options = cli._engine_options("align", ["--gpu-memory-utilization", "0.5", "--enforce_eager"])
+    options = models.engine_options("align", ["--gpu-memory-utilization", "0.5", "--enforce_eager"])
     assert options == {"gpu_memory_utilization": 0.5, "enforce_eager": True}
     with pytest.raises(SystemExit, match="2"):
-        cli._engine_options("align", ["--no-such-option", "1"])
+        models.engine_options("align", ["--no-such-option", "1"])
     assert "qwen3-asr align" in capsys.readouterr().err
 
 
@@ -496,7 +498,7 @@ def test_serve_is_vllm_serve_with_our_routes_and_limits():
     result = python("-c", SERVE, VLLM_MAX_AUDIO_CLIP_FILESIZE_MB="7")
     assert result.returncode == 0, result.stderr
     model, port, max_model_len, cache_gb, environment = json.loads(result.stdout.splitlines()[-1])
-    assert (model, port, max_model_len, cache_gb) == ("some/model", 8123, 4000, cli.SENT_AUDIO_GB)
+    assert (model, port, max_model_len, cache_gb) == ("some/model", 8123, 4000, serve.SENT_AUDIO_GB)
     assert environment == {**cli.SERVE_ENVIRONMENT, "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "7"}
     assert environment["VLLM_PLUGINS"] == "qwen3_asr"
 
@@ -565,7 +567,7 @@ def test_wishes_for_words_that_do_not_fit_exit_2(
 
 def test_word_timestamps_load_an_aligner_and_ask_for_words(model, files, monkeypatch, capsys):
     given = {}
-    monkeypatch.setattr(cli, "_load_model", lambda name, options: given.update(options) or model)
+    monkeypatch.setattr(models, "load_model", lambda name, options: given.update(options) or model)
     assert cli.main(["transcribe", files[0], "--word_timestamps", "-f", "vtt"]) == 0
     assert model.wishes["word_timestamps"] is True
     assert given == {"aligner": "Qwen/Qwen3-ForcedAligner-0.6B"}
@@ -580,7 +582,7 @@ def test_align_writes_what_an_aligner_says(files, tmp_path, capsys, monkeypatch)
             segments = (Segment(0.1, 0.9, text.strip(), language, words=words),)
             return Transcript(text.strip(), len(audio) / 16_000, segments)
 
-    monkeypatch.setattr(cli, "_load_aligner", lambda name, options: FakeAligner())
+    monkeypatch.setattr(models, "load_aligner", lambda name, options: FakeAligner())
     monkeypatch.setattr(os, "environ", dict(os.environ))
     path = tmp_path / "a.txt"
     path.write_text("one second\n")

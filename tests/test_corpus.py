@@ -18,13 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm import audio
-from qwen3_asr_vllm.corpus.sources import (
-    OutputFolder,
-    OutputManifest,
-    find_recordings,
-    mirrored_name,
-    write_whole,
-)
+from qwen3_asr_vllm.corpus.outputs import OutputFolder, OutputManifest, write_whole
+from qwen3_asr_vllm.corpus.sources import find_recordings, mirrored_name
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.recordings import Loader, Recording, fetch, load_recording
 from qwen3_asr_vllm.transcript import Transcript

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import DATA
 
-from qwen3_asr_vllm.cli.entry import SERVE_ENVIRONMENT
+from qwen3_asr_vllm.cli.doctor import SERVE_ENVIRONMENT
 
 DOCKER = Path(__file__).parent.parent / "docker"
 HELLO = DATA / "hello.flac"

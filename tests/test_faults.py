@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 
-from qwen3_asr_vllm.corpus.sources import OutputFolder, OutputManifest
+from qwen3_asr_vllm.corpus.outputs import OutputFolder, OutputManifest
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.recordings import Recording
 from qwen3_asr_vllm.transcript import Segment, Transcript

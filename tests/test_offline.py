@@ -39,7 +39,7 @@ from qwen3_asr_vllm import offline
 from qwen3_asr_vllm.aligner import ForcedAligner
 from qwen3_asr_vllm.alignment import AlignmentRequest
 from qwen3_asr_vllm.cli import entry as cli
-from qwen3_asr_vllm.cli import main
+from qwen3_asr_vllm.cli import main, models
 from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
 from qwen3_asr_vllm.engine import sampling_params
 from qwen3_asr_vllm.formats import FORMATS
@@ -271,7 +271,7 @@ def shown(output, columns=39):
 def test_the_command_streams_a_pipe_as_it_streams_a_file(model, monkeypatch, capsys):
     samples, rate = soundfile.read(HELLO, dtype="int16")
     raw = samples.tobytes()
-    monkeypatch.setattr("qwen3_asr_vllm.cli.entry._load_model", lambda *_: model)
+    monkeypatch.setattr("qwen3_asr_vllm.cli.models.load_model", lambda *_: model)
     monkeypatch.setenv("COLUMNS", "40")
     pipe = io.TextIOWrapper(io.BufferedReader(io.BytesIO(raw), buffer_size=4_099))
     monkeypatch.setattr("sys.stdin", pipe)
@@ -284,7 +284,7 @@ def test_the_command_streams_a_pipe_as_it_streams_a_file(model, monkeypatch, cap
 
 
 def test_the_command_says_what_is_wrong_with_a_file(model, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("qwen3_asr_vllm.cli.entry._load_model", lambda *_: model)
+    monkeypatch.setattr("qwen3_asr_vllm.cli.models.load_model", lambda *_: model)
     (tmp_path / "notes.wav").write_text("not audio")
     assert main(["stream", str(tmp_path / "notes.wav"), "-m", "x"]) == 1
     assert "not audio" in capsys.readouterr().err
@@ -343,7 +343,7 @@ def test_a_corpus_is_the_same_from_a_server_an_engine_and_after_a_kill(
     err = capsys.readouterr().err
     assert "are finished" in err and "10 of " in err
 
-    monkeypatch.setattr(cli, "_load_model", lambda *_: model)
+    monkeypatch.setattr(models, "load_model", lambda *_: model)
     assert cli.main(line(from_engine)) == 1
     assert "10 of 200 failed: " in capsys.readouterr().err
 
@@ -568,7 +568,7 @@ def test_an_engine_that_dies_is_an_error_that_says_what_to_do(monkeypatch, capsy
     made.aligner = aligner
     made._engine = offline._Engines(llm, made.aligner)
     if dead == "engine":
-        monkeypatch.setattr(cli, "_load_model", lambda *_: made)
+        monkeypatch.setattr(models, "load_model", lambda *_: made)
         assert main(["transcribe", str(HELLO)]) == 1
         assert capsys.readouterr().err.startswith("qwen3-asr: the engine died; what it wrote")
         return
@@ -576,7 +576,7 @@ def test_an_engine_that_dies_is_an_error_that_says_what_to_do(monkeypatch, capsy
     for ask in made._engine.step, partial(made.align, HELLO, "Hi."):
         with pytest.raises(OSError, match="the aligner died; .* Load it again"):
             ask()
-    monkeypatch.setattr(cli, "_load_aligner", lambda *_: made.aligner)
+    monkeypatch.setattr(models, "load_aligner", lambda *_: made.aligner)
     assert main(["align", str(HELLO), str(HELLO.with_suffix(".txt"))]) == 1
     assert capsys.readouterr().err.startswith("qwen3-asr: the aligner died")
 

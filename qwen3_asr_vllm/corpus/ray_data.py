@@ -22,7 +22,8 @@ from typing import Any
 from ..engine import EngineDiedError
 from ..formats import rounded
 from ..recordings import Progress, Recording, Result, is_url
-from .sources import OutputManifest, check_apart, find_recordings, output_line, write_whole
+from .outputs import OutputManifest, check_apart, output_line, write_whole
+from .sources import find_recordings
 
 BATCH_SIZE = 256  # recordings: an engine runs empty at the end of each
 SHARDS = "shard-*.jsonl"

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engines and servers that commands use, and the environment that vLLM reads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+# What transcribe sets where the user has not: stdout is for the transcripts, stderr for errors.
+TRANSCRIBE_ENVIRONMENT = {
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-all",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def set_defaults(environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
+def engine_options(command: str, rest: list[str]) -> dict[str, Any]:
+    """Arguments for ``vllm.LLM`` from options in vLLM's own spelling; exits 2 where wrong."""
+    if not rest:
+        return {}
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog=f"qwen3-asr {command}"))
+    given = vars(parser.parse_args(rest))
+    return {name: value for name, value in given.items() if value != parser.get_default(name)}
+
+
+def load_model(model: str, options: dict[str, Any]) -> Any:
+    from ..offline import Qwen3ASR
+
+    return Qwen3ASR(model, **options)
+
+
+def load_aligner(model: str, options: dict[str, Any]) -> Any:
+    from ..aligner import ForcedAligner
+
+    return ForcedAligner(model, **options)
+
+
+def connect(args: argparse.Namespace) -> Any:
+    from ..corpus.client import Server
+
+    return Server(args.server, model=args.model, api_key=args.api_key)

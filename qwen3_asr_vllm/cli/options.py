@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of ``qwen3-asr``: its options, as Whisper and WhisperX spell them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..decoding import DEFAULT_CLIP_S
+from ..formats import FORMATS, KARAOKE, SUBTITLES
+from ..geometry import MAX_CLIP_S
+from ..languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
+from ..subtitles import MAX_LINE_COUNT, MAX_LINE_WIDTH
+
+if TYPE_CHECKING:
+    from ..transcript import Transcript
+
+DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
+DEFAULT_ALIGNER = "Qwen/Qwen3-ForcedAligner-0.6B"
+FLAGS = ("--word-timestamps", "--highlight-words")  # which Whisper has followed by one of these:
+BOOLEANS = ("True", "False")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qwen3-asr", description="Speech to text with Qwen3-ASR on vLLM.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"qwen3-asr {__version__}")
+    parser.add_argument("--list-languages", action=_ListLanguages, nargs=0, help="and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_transcribe(commands)
+    _add_align(commands)
+    _add_eval(commands)
+    _add_stream(commands)
+    _add_serve(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_command(
+    commands: Any, name: str, arguments: str, *, help: str, description: str
+) -> argparse.ArgumentParser:
+    """One that loads an engine, and takes the options of vLLM's beside its own."""
+    usage = f"qwen3-asr {name} {arguments} [options] [engine options of vllm serve]"
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, usage=usage, description=description, allow_abbrev=False
+    )
+    return parser
+
+
+def _add_transcribe(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "transcribe",
+        "SOURCE...",
+        help="transcribe files, folders, URLs, manifests",
+        description="Transcribe audio or video: files, folders, globs, URLs, manifests (JSONL of "
+        'NeMo or Hugging Face, CSV, TSV, or a list), and "-", standard input. What is finished is '
+        "skipped, so a run that was stopped goes on. Options that are not listed here, such as "
+        "--gpu-memory-utilization 0.5, go to vLLM's engine; put them last. Every option may be "
+        "written with - or with _.",
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE")
+    _add_model_options(parser)
+    add = parser.add_argument_group("what is written").add_argument
+    _add_format(add, "any of {}, or all; default: %(default)s", default="txt")
+    add(
+        "-o",
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="write DIR/NAME.txt and so on, in the folders of the sources; default: stdout",
+    )
+    add("--stdout-only", action="store_true", help="write no files")
+    add("--manifest-out", type=Path, metavar="FILE", help="write JSONL with a pred_text for each")
+    add("--overwrite", action="store_true", help="transcribe what is finished again")
+    _add_layout(add)
+    add = parser.add_argument_group("when words are said").add_argument
+    add(
+        "--word-timestamps",
+        action="store_true",
+        help="time every word with a forced aligner: words in json, exact srt, vtt and lrc",
+    )
+    names = ("--aligner", "--align-model")
+    add(*names, metavar="MODEL", help=f"that times them; default: {DEFAULT_ALIGNER}")
+    _add_ray_options(parser)
+
+
+def _add_ray_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("on many machines, with Ray").add_argument
+    add("--ray", type=_at_least(1), metavar="N", help="N engines on Ray write -o DIR/shard-*.jsonl")
+    add("--gpus-per-worker", type=float, default=1, metavar="N", help="0: CPU engines; default: 1")
+
+
+def _add_align(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "align",
+        "AUDIO TEXT",
+        help="time the words of a recording whose text is known",
+        description="When each word of a text is said in a recording. TEXT is a file, or - for "
+        "standard input. Knows " + ", ".join(sorted(ALIGNER_LANGUAGES)) + ".",
+    )
+    parser.add_argument("audio", metavar="AUDIO")
+    parser.add_argument("text", metavar="TEXT")
+    add = parser.add_argument
+    add("-m", "--model", "--aligner", default=DEFAULT_ALIGNER, help="default: %(default)s")
+    _add_language(add, otherwise="by the script")
+    _add_format(add, "one of {}; default: %(default)s", default="json")
+    add("-o", "--output", type=Path, metavar="FILE", help="write it there; default: stdout")
+    _add_layout(add)
+
+
+def _add_layout(add: Callable[..., Any]) -> None:
+    """How subtitles look."""
+    add(
+        "--max-line-width",
+        type=_at_least(2),
+        metavar="N",
+        help=f"columns of a subtitle line, 2 for a Chinese character; default: {MAX_LINE_WIDTH}",
+    )
+    add(
+        "--max-line-count",
+        type=_at_least(1),
+        metavar="N",
+        help=f"lines of a subtitle; default: {MAX_LINE_COUNT}",
+    )
+    add(
+        "--highlight-words",
+        action="store_true",
+        help="show the word that is said: underlined in srt and vtt, with its time in lrc",
+    )
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "eval",
+        "MANIFEST...",
+        help="count the errors of a model on your own recordings",
+        description="Transcribe the recordings of a manifest and count what differs from its text: "
+        "WER and CER for each language, with the usual normalisers, and the speed. The manifest's "
+        "columns text, transcription or sentence say what is said, language or lang in which "
+        "language. Needs pip install 'qwen3-asr-vllm[eval]'.",
+    )
+    parser.add_argument("sources", nargs="+", metavar="MANIFEST")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--pred-text", action="store_true", help="score the manifest's pred_text; load no model"
+    )
+    _add_model_options(parser)
+    parser.set_defaults(formats=["txt"])
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What transcribe and eval share: the model, and what it is told."""
+    add = parser.add_argument_group("what hears").add_argument
+    add("-m", "--model", help=f"default: {DEFAULT_MODEL}, or what the server serves")
+    add(
+        "--server",
+        metavar="URL",
+        help="a server, such as http://localhost:8000, instead of an "
+        "engine in this process; needs no vLLM here",
+    )
+    _add_api_key(add)
+    add("--no-progress", action="store_true", help="no progress bar on a terminal")
+    add = parser.add_argument_group("how it hears").add_argument
+    _add_language(add, otherwise="detect")
+    add("--languages", type=_languages, default=[], metavar="LIST", help="detect one of these")
+    _add_context(add)
+    add(
+        "--keywords",
+        "--hotwords",
+        type=_words,
+        default=[],
+        metavar="WORDS",
+        help="names and terms to expect, between commas",
+    )
+    add(
+        "--max-clip-s",
+        "--chunk-size",
+        type=_seconds(1, MAX_CLIP_S),
+        metavar="S",
+        help=f"most seconds that the model hears at once; default: {DEFAULT_CLIP_S:g}",
+    )
+    add("--task", choices=["transcribe"], help="Whisper's option; Qwen3-ASR does not translate")
+
+
+def _add_stream(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "stream",
+        "FILE|-",
+        help="transcribe speech while it comes, from a pipe or a file",
+        description="Transcribe while audio comes: raw 16-bit PCM, mono, from a pipe (-), or a "
+        "file. On a terminal the text that may still change is redrawn in place; elsewhere there "
+        "is a line for each piece of text that is final. From a microphone: "
+        "arecord -q -t raw -f S16_LE -r 16000 | qwen3-asr stream -",
+    )
+    parser.add_argument("file", metavar="FILE|-")
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    _add_language(parser.add_argument, otherwise="detect")
+    _add_context(parser.add_argument)
+    parser.add_argument(
+        "-r",
+        "--rate",
+        type=_at_least(1000),
+        default=16_000,
+        metavar="HZ",
+        help="sampling rate of the pipe; default: %(default)d",
+    )
+    parser.add_argument(
+        "--step-s",
+        type=_step_seconds,
+        default=2.0,
+        metavar="S",
+        help="seconds of new audio for which the model is asked again; default: %(default)g",
+    )
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP",
+        usage="qwen3-asr serve MODEL [--aligner MODEL] [options of vllm serve]",
+        description="vLLM's OpenAI-compatible server, with this package's audio routes and limits "
+        "that fit long recordings. All options of `vllm serve` work; --help=all lists them.",
+        allow_abbrev=False,
+    )
+    serve.add_argument("model", metavar="MODEL", nargs="?", help=f"such as {DEFAULT_MODEL}")
+    serve.add_argument(
+        "--aligner",
+        metavar="MODEL",
+        help=f"such as {DEFAULT_ALIGNER}: a second server on this machine, which times words",
+    )
+    serve.add_argument(
+        "--aligner-options",
+        metavar="OPTIONS",
+        help="of vllm serve for the aligner, in one argument: --aligner-options='--dtype float32'",
+    )
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="check the installation; needs no model")
+    doctor.add_argument(
+        "--decoders", action="store_true", help="only check that audio formats decode; needs no GPU"
+    )
+    doctor.add_argument(
+        "--server", metavar="URL", help="check a server that runs, such as http://localhost:8000"
+    )
+    _add_api_key(doctor.add_argument)
+
+
+def _add_api_key(add: Callable[..., Any]) -> None:
+    key = os.environ.get("OPENAI_API_KEY")
+    add("--api-key", default=key, metavar="KEY", help="for the server; default: $OPENAI_API_KEY")
+
+
+def _add_language(add: Callable[..., Any], *, otherwise: str) -> None:
+    add("-l", "--language", type=_language, help=f"code or name; default: {otherwise}")
+
+
+def _add_context(add: Callable[..., Any]) -> None:
+    names = ("-c", "--context", "--initial-prompt", "--prompt")
+    add(*names, default="", metavar="TEXT", help="what it is about, what was said before")
+
+
+def _add_format(add: Callable[..., Any], told: str, *, default: str) -> None:
+    add(
+        "-f",
+        "--output-format",
+        "--format",
+        dest="formats",
+        type=_formats,
+        default=default,
+        metavar="FORMAT",
+        help=told.format(",".join(FORMATS)),
+    )
+
+
+class _ListLanguages(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for code, name in LANGUAGES.items():
+            print(f"{code:4} {name}")
+        parser.exit()
+
+
+def with_hyphens(argument: str) -> str:
+    """An option as it is declared: --max_line_width=20 becomes --max-line-width=20."""
+    if not argument.startswith("--"):
+        return argument
+    name = re.split("[=.]", argument, maxsplit=1)[0]
+    return name.replace("_", "-") + argument[len(name) :]
+
+
+def without_booleans(arguments: Iterable[str]) -> list[str]:
+    """Whisper says True or False after what is simply there or not: --word_timestamps True."""
+    kept: list[str] = []
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if flag in FLAGS and value in BOOLEANS:
+            kept.append(flag)
+            argument = value
+        if argument not in BOOLEANS or not kept or kept[-1] not in FLAGS:
+            kept.append(argument)
+        elif argument == "False":
+            kept.pop()
+    return kept
+
+
+def _languages(value: str) -> list[str]:
+    return [name for word in _words(value) if (name := _language(word))]
+
+
+def _words(value: str) -> list[str]:
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def _formats(value: str) -> list[str]:
+    """The formats of a comma list, each once."""
+    names = list(FORMATS) if value == "all" else list(dict.fromkeys(value.split(",")))
+    if unknown := [name for name in names if name not in FORMATS]:
+        known = ", ".join(FORMATS)
+        raise argparse.ArgumentTypeError(f"unknown format {unknown[0]!r}; use {known}, or all")
+    return names
+
+
+def _language(value: str) -> str | None:
+    try:
+        return resolve_language(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _step_seconds(value: str) -> float:
+    from ..streaming import CLIP_S, MIN_STEP_S
+
+    return _seconds(MIN_STEP_S, CLIP_S)(value)
+
+
+def _seconds(least: float, most: float) -> Callable[[str], float]:
+    def seconds(value: str) -> float:
+        try:
+            if least <= float(value) <= most:
+                return float(value)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{value!r} is not from {least:g} to {most:g} seconds")
+
+    return seconds
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(value: str) -> int:
+        if not value.isdecimal() or int(value) < least:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from {least}")
+        return int(value)
+
+    return number
+
+
+def wrong_layout(args: argparse.Namespace) -> str | None:
+    """What is wanted of subtitles, where none are."""
+    formats = ", ".join(args.formats)
+    for name in line_layout(args):
+        if not set(args.formats) & set(SUBTITLES):
+            return f"--{name.replace('_', '-')}: {formats} has no lines of subtitles; add -f srt"
+    if args.highlight_words and not set(args.formats) & set(KARAOKE):
+        return f"--highlight-words: {formats} shows no word as it is said; add -f srt"
+    return None
+
+
+def line_layout(args: argparse.Namespace) -> dict[str, int]:
+    """What was given of how wide and how high subtitles may be."""
+    layout = {"max_line_width": args.max_line_width, "max_line_count": args.max_line_count}
+    return {name: value for name, value in layout.items() if value is not None}
+
+
+def writer(name: str, args: argparse.Namespace) -> Callable[[Transcript], str]:
+    layout = line_layout(args) if name in SUBTITLES else {}
+    karaoke = {"highlight_words": args.highlight_words} if name in KARAOKE else {}
+    return partial(FORMATS[name], **karaoke, **layout)

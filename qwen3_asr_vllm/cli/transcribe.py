@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``qwen3-asr transcribe``: a corpus to files, a manifest, stdout, or shards on Ray."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..corpus.outputs import OutputFolder, OutputManifest
+from ..corpus.sources import find_recordings
+from ..decoding import DEFAULT_CLIP_S
+from ..formats import rounded
+from ..recordings import Recording, Result
+from . import models
+from .options import DEFAULT_ALIGNER, DEFAULT_MODEL, writer, wrong_layout
+from .terminal import INTERRUPTED, bar, complain, print_text, usage_error
+
+
+def transcribe(args: argparse.Namespace, rest: list[str]) -> int:
+    if args.ray:
+        return _transcribe_on_ray(args, rest)
+    if message := _wrong_outputs(args) or wrong_for_a_server(args, rest):
+        return usage_error(message)
+    try:
+        recordings = find_recordings(args.sources)
+        outputs = _outputs(args)
+        for output in outputs:
+            output.check_apart(recordings)
+        todo = [r for r in recordings if args.overwrite or not _is_done(r, outputs)]
+    except (OSError, ValueError) as error:
+        return usage_error(str(error))
+    if skipped := len(recordings) - len(todo):
+        complain(f"{skipped} of {len(recordings)} are finished; --overwrite does them again")
+    failed = [recording for recording in todo if recording.is_missing]
+    for recording in failed:
+        complain(f"{recording}: no such file, folder or manifest")
+    found = [recording for recording in todo if not recording.is_missing]
+    try:
+        results = transcriber(args, rest)(found, in_order=not outputs) if found else iter(())
+        for result in results:
+            if not _take(result, args, outputs):
+                failed.append(result.source)
+        for output in outputs:
+            output.finish(recordings)
+    except KeyboardInterrupt:
+        complain("stopped; the same command goes on from here")
+        return INTERRUPTED
+    except (ImportError, OSError, ValueError) as error:  # no vLLM, server or engine; a full disk
+        complain(str(error))
+        return 1
+    if failed:
+        complain(f"{len(failed)} of {len(todo)} failed: {', '.join(map(str, failed))}")
+    return 1 if failed else 0
+
+
+def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
+    other = args.server or args.manifest_out or args.stdout_only or args.overwrite
+    if not args.output_dir or args.formats != ["txt"] or other:
+        return usage_error(
+            "--ray writes JSONL shards into -o DIR, and goes on with those that are there; it "
+            "takes no -f, --server, --manifest-out, --stdout-only or --overwrite"
+        )
+    if args.word_timestamps or args.aligner:
+        return usage_error("--ray times no words; leave --word-timestamps and --aligner out")
+    if message := wrong_layout(args):
+        return usage_error(message)
+    from ..corpus.ray_data import transcribe_on_ray
+
+    try:
+        with bar(hidden=args.no_progress) as progress:
+            summary = transcribe_on_ray(
+                args.sources,
+                args.output_dir,
+                model=args.model or DEFAULT_MODEL,
+                num_workers=args.ray,
+                num_gpus=args.gpus_per_worker,
+                engine_options=models.engine_options(args.command, rest),
+                progress=progress,
+                **_wishes(args),
+            )
+    except (ImportError, OSError, ValueError) as error:
+        return usage_error(str(error))
+    for message in summary.failed.values():
+        complain(message)
+    complain(f"{summary.num_done} done, {summary.num_skipped} were, {len(summary.failed)} failed")
+    return 1 if summary.failed else 0
+
+
+def _wrong_outputs(args: argparse.Namespace) -> str | None:
+    if args.stdout_only and (args.output_dir or args.manifest_out):
+        return "--stdout-only writes no files; leave it out, or -o and --manifest-out"
+    if len(args.formats) > 1 and not args.output_dir:
+        return "several formats need -o DIR, where they are written"
+    if args.aligner and not args.word_timestamps:
+        return "--aligner is for --word-timestamps; give both, or neither"
+    if args.highlight_words and not args.word_timestamps:
+        return "--highlight-words needs to know when words are said; add --word-timestamps"
+    return wrong_layout(args)
+
+
+def wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
+    if args.server and args.max_clip_s:
+        return "--max-clip-s: the server cuts clips; set QWEN3_ASR_MAX_CLIP_S there"
+    if args.server and getattr(args, "aligner", None):
+        return "--aligner: the server has its own; set QWEN3_ASR_ALIGNER_URL there"
+    if args.server and rest:
+        return f"{' '.join(rest)}: options of an engine, which the server has; set them there"
+    return None
+
+
+def _outputs(args: argparse.Namespace) -> list[OutputFolder | OutputManifest]:
+    outputs: list[OutputFolder | OutputManifest] = []
+    if args.output_dir:
+        formats = {name.replace("_", "."): writer(name, args) for name in args.formats}
+        outputs.append(OutputFolder(args.output_dir, formats))
+    if args.manifest_out:
+        outputs.append(OutputManifest(args.manifest_out, overwrite=args.overwrite))
+    return outputs
+
+
+def _is_done(recording: Recording, outputs: list[OutputFolder | OutputManifest]) -> bool:
+    return bool(outputs) and all(output.is_done(recording) for output in outputs)
+
+
+def _take(
+    result: Result, args: argparse.Namespace, outputs: list[OutputFolder | OutputManifest]
+) -> bool:
+    """Write one result where it is wanted; False where there is none, or it cannot be."""
+    if result.transcript is None:
+        complain(str(result.error))
+        return False
+    transcript = rounded(result.transcript)
+    try:
+        for output in outputs:
+            output.write(result.source, transcript)
+    except ValueError as error:
+        complain(str(error))
+        return False
+    if not outputs:
+        print_text(writer(args.formats[0], args)(transcript))
+    for warning in transcript.warnings:
+        complain(f"{result.source}: {warning}")
+    return True
+
+
+def transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Iterator[Result]]:
+    """What makes results of recordings: a server, or an engine of this process, now loaded."""
+    if args.server:
+        model, wishes = models.connect(args), _shared_wishes(args) | {"on_busy": complain}
+    else:
+        models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
+        options = models.engine_options(args.command, rest)
+        if getattr(args, "word_timestamps", False):
+            options["aligner"] = args.aligner or DEFAULT_ALIGNER
+        model = models.load_model(args.model or DEFAULT_MODEL, options)
+        wishes = _wishes(args)
+
+    def transcribe(recordings: list[Recording], *, in_order: bool) -> Iterator[Result]:
+        with bar(hidden=args.no_progress) as progress:
+            yield from model.transcribe(recordings, in_order=in_order, progress=progress, **wishes)
+
+    return transcribe
+
+
+def _shared_wishes(args: argparse.Namespace) -> dict[str, Any]:
+    """What a server is told too."""
+    names = ("language", "languages", "context", "keywords")
+    wishes = {name: getattr(args, name) for name in names}
+    return wishes | ({"word_timestamps": True} if getattr(args, "word_timestamps", False) else {})
+
+
+def _wishes(args: argparse.Namespace) -> dict[str, Any]:
+    has_confidences = not {"json", "verbose_json"}.isdisjoint(args.formats)
+    own = {"max_clip_s": args.max_clip_s or DEFAULT_CLIP_S, "confidences": has_confidences}
+    return _shared_wishes(args) | own
