@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
+from .containers import SIGNATURES, RawAudio
 from .geometry import SAMPLE_RATE
 
 AudioSource: TypeAlias = (
@@ -49,6 +50,12 @@ _FORMATS = {
     "amr": (None, "amr", "amrnb"),
 }
 
+_RAW_SUBTYPES = {
+    "pcm_s16le": "PCM_16",
+    "pcm_s16be": "PCM_16",
+    "pcm_mulaw": "ULAW",
+    "pcm_alaw": "ALAW",
+}
 _BLOCK_VALUES = 1 << 19  # values (samples x channels) decoded at a time: 2 MiB
 _MOST_CHUNKS = 64  # of a wav file that are looked at
 _UNKNOWN_FRAMES = 2**63 - 1  # a piped flac states no length; libsndfile opens but cannot read it
@@ -68,6 +75,9 @@ def load_audio(
     sampling_rate: int | None = None,
     max_duration_s: float = MAX_DURATION_S,
     on_progress: Callable[[float], object] | None = None,
+    on_warning: Callable[[str], object] | None = None,
+    audio_track: int | None = None,
+    raw: RawAudio | None = None,
 ) -> np.ndarray:
     """The waveform of a recording, shape (samples,), float32, 16 kHz.
 
@@ -76,7 +86,10 @@ def load_audio(
     int16 or int32, of shape (samples,), (samples, channels) or (channels, samples): the longer
     axis is time. ``sampling_rate`` is the array's, 16 kHz by default; files state their own.
     An array that is a waveform already is returned without a copy. ``on_progress`` is told the
-    seconds that are decoded, block by block; what it raises ends the decoding.
+    seconds that are decoded, block by block; what it raises ends the decoding. ``on_warning``
+    takes each sentence about what could not be read; without it they are logged. ``audio_track``,
+    from 1, chooses one of several in a video. ``raw`` describes a file without a header, and is
+    ignored where the file has one.
 
     Raises ValueError, with the file's name, for what is not audio, is empty, holds NaN or
     infinity, or is longer than ``max_duration_s``; OSError for a file that cannot be opened;
@@ -92,7 +105,8 @@ def load_audio(
             raise ValueError("sampling_rate is for arrays; a file states its own. Leave it out.")
         else:
             with _open(source) as file:
-                waveform = _waveform(_decode(file), max_duration_s, on_progress)
+                stream = _decode(file, audio_track=audio_track, raw=raw)
+                waveform = _waveform(stream, max_duration_s, on_progress)
         check_waveform(waveform)
     except ValueError as error:
         raise ValueError(f"{_label(source)}{error}") from error
@@ -193,6 +207,9 @@ def load_channels(
     *,
     max_duration_s: float = MAX_DURATION_S,
     on_progress: Callable[[float], object] | None = None,
+    on_warning: Callable[[str], object] | None = None,
+    audio_track: int | None = None,
+    raw: RawAudio | None = None,
 ) -> list[np.ndarray]:
     """The waveform of each channel of a file that has so many: a speaker each, in a call.
 
@@ -203,7 +220,7 @@ def load_channels(
     with _open(source) as file:
         for channel in range(num_channels):  # decodes as often, and holds no block of all
             file.seek(0)
-            stream = _decode(file)
+            stream = _decode(file, audio_track=audio_track, raw=raw)
             only = stream._replace(blocks=_channel(stream.blocks, channel, num_channels))
             before_s = sum(map(len, channels)) / SAMPLE_RATE
             progress = partial(_progress_after, before_s, on_progress or _ignore)
@@ -365,10 +382,29 @@ def _read_pipe(pipe: BinaryIO) -> io.BytesIO:
     return read
 
 
-def _decode(file: BinaryIO) -> _Stream:
-    if not file.read(1):
+def _decode(file: BinaryIO, *, audio_track: int | None, raw: RawAudio | None) -> _Stream:
+    if not (head := file.read(16)):
         raise ValueError("audio is empty: the file has 0 bytes.")
-    return _open_soundfile(file) or _open_pyav(file)
+    if raw and not head.startswith(SIGNATURES):
+        return _open_raw(file, raw)
+    return _open_soundfile(file) or _open_pyav(file, audio_track or 1)
+
+
+def _open_raw(file: BinaryIO, raw: RawAudio) -> _Stream:
+    if raw.encoding == "g729":
+        return _open_pyav(file, 1, format="g729")
+    soundfile = _require("soundfile", "read audio without a header")
+    file.seek(0)
+    recording = soundfile.SoundFile(
+        file,
+        samplerate=raw.sampling_rate,
+        channels=raw.num_channels,
+        format="RAW",
+        subtype=_RAW_SUBTYPES[raw.encoding],
+        endian="BIG" if raw.encoding == "pcm_s16be" else "LITTLE",
+        closefd=False,
+    )
+    return _Stream(raw.sampling_rate, None, _soundfile_blocks(recording, soundfile))
 
 
 def _open_soundfile(file: BinaryIO) -> _Stream | None:
@@ -398,7 +434,7 @@ def _soundfile_blocks(recording: Any, soundfile: Any) -> Iterator[np.ndarray]:
             yield block if scale is None else block * scale
 
 
-def _open_pyav(file: BinaryIO) -> _Stream:
+def _open_pyav(file: BinaryIO, track: int, *, format: str | None = None) -> _Stream:
     """Raises ValueError where FFmpeg finds no audio."""
     av = _require("av", "decode what libsndfile cannot read (m4a, aac, webm, video)")
     _check_riff(file)
@@ -408,12 +444,12 @@ def _open_pyav(file: BinaryIO) -> _Stream:
         # files of this machine or sockets. The tags of old files are often not UTF-8.
         # The mode: without one, PyAV takes that of the file, and would write to a temporary one.
         options = {"protocol_whitelist": "none"}
-        container = av.open(file, "r", options=options, metadata_errors="replace")
+        container = av.open(file, "r", format, options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         raise ValueError(
             "not audio, or cut off: neither libsndfile nor FFmpeg can read it."
         ) from error
-    frames = _pyav_frames(container, av)
+    frames = _pyav_frames(container, av, track)
     first = next(frames, None)
     if first is None:
         return _Stream(SAMPLE_RATE, None, [])
@@ -439,13 +475,15 @@ def _check_riff(file: BinaryIO) -> None:
         place += 8 + size + size % 2
 
 
-def _pyav_frames(container: Any, av: Any) -> Iterator[Any]:
-    """The decoded frames of the first audio track; closes the container after the last."""
+def _pyav_frames(container: Any, av: Any, track: int) -> Iterator[Any]:
+    """The decoded frames of an audio track, from 1; closes the container after the last."""
     with container:
         if not container.streams.audio:
             raise ValueError("not audio: the file has no audio track.")
+        if not 1 <= track <= (num_tracks := len(container.streams.audio)):
+            raise ValueError(f"audio_track is {track}; the file has {num_tracks}, from 1.")
         with _as_broken_audio(av.FFmpegError):
-            yield from container.decode(container.streams.audio[0])
+            yield from container.decode(container.streams.audio[track - 1])
 
 
 def _pyav_blocks(frames: Iterable[Any], av: Any) -> Iterator[np.ndarray]:

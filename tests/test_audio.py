@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.audio import PcmStream, check_waveform, load_audio, load_channels
+from qwen3_asr_vllm.containers import RawAudio
 from qwen3_asr_vllm.pauses import (
     Pauses,
     halve_at_silence,
@@ -537,3 +538,26 @@ def test_channels_are_those_of_the_file(sampling_rate):
         np.testing.assert_allclose(waveform, alone, atol=1e-6)
     with pytest.raises(ValueError, match=r"2 channel\(s\), not 3"):
         load_channels(file, 3)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "subtype", "endian"),
+    [
+        ("pcm_s16le", "PCM_16", "LITTLE"),
+        ("pcm_s16be", "PCM_16", "BIG"),
+        ("pcm_mulaw", "ULAW", "FILE"),
+        ("pcm_alaw", "ALAW", "FILE"),
+    ],
+)
+def test_a_file_without_a_header_is_read_as_described(encoding, subtype, endian):
+    file = io.BytesIO()
+    stereo = voice(1.0, 16_000, channels=2)
+    soundfile.write(file, stereo, 16_000, subtype, endian, "RAW")
+    waveform = load_audio(file, raw=RawAudio(encoding, 16_000, 2))
+    np.testing.assert_allclose(waveform, stereo.mean(axis=1), atol=0.02)
+
+
+def test_a_header_counts_more_than_a_description():
+    wav = wav_bytes(voice(1.0, 16_000))
+    waveform = load_audio(wav, raw=RawAudio("pcm_mulaw"))
+    np.testing.assert_array_equal(waveform, load_audio(wav))
