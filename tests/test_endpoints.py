@@ -506,7 +506,7 @@ def test_an_upload_of_unknown_size_ends_at_the_limit(serve, monkeypatch):
 def test_limits_are_four_hours_and_a_gibibyte_where_vllm_sets_none(monkeypatch):
     """V10."""
     from qwen3_asr_vllm.audio import MAX_DURATION_S
-    from qwen3_asr_vllm.server.form import MAX_UPLOAD_MB, limit
+    from qwen3_asr_vllm.server.settings import MAX_UPLOAD_MB, limit
 
     for name in ("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "VLLM_MAX_AUDIO_DECODE_DURATION_S"):
         monkeypatch.delenv(name, raising=False)

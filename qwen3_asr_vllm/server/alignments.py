@@ -34,9 +34,10 @@ from ..formats import FORMATS, KARAOKE, rounded
 from ..transcript import Transcript
 from ..transcription import Steps
 from ..units import AlignmentError
-from .form import ApiError, RecordingForm, load_posted, posted, validate
+from .errors import ApiError, engine_dead_as_503
 from .metrics import add_counted_route
-from .serving import MEDIA_TYPES, AudioServing, told_of_its_end
+from .serving import MEDIA_TYPES, AudioServing
+from .uploads import RecordingForm, load_posted, posted, validate
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -112,7 +113,7 @@ class AlignerServing(AudioServing):
     ) -> AlignmentOutput:
         params = PoolingParams(task="token_classify")
         trace = await self._get_trace_headers(headers)
-        with told_of_its_end():
+        with engine_dead_as_503():
             prompt = await self.render(engine_prompt(request))
             outputs = self.engine_client.encode(prompt, params, request_id, trace_headers=trace)
             async for output in outputs:

@@ -15,7 +15,7 @@ from ..prompt import NO_TRANSLATION
 from . import alignments, page
 from .admission import Busy
 from .alignments import AlignerServing
-from .form import ApiError, busy
+from .errors import ApiError, busy
 from .metrics import add_counted_route
 from .realtime import Realtime, realtime
 from .serving import end_what_waits

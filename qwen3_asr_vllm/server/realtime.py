@@ -41,9 +41,10 @@ from ..pauses import VoiceActivity
 from ..prompt import join_context
 from ..streaming import Stream, StreamRequest
 from .admission import Admission, Busy, Place
-from .form import busy
+from .errors import busy, engine_dead_as_503
 from .metrics import SESSIONS, count_utterance
-from .serving import EngineServing, setting, told_of_its_end
+from .serving import EngineServing
+from .settings import setting
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -267,7 +268,7 @@ class Realtime(EngineServing):
             "lora_request": self.models.lora_requests.get(model or ""),
             "trace_headers": await self._get_trace_headers(headers),
         }
-        with told_of_its_end():
+        with engine_dead_as_503():
             prompt = await self.render(request.engine_prompt)
             outputs = self.engine_client.generate(prompt, params, request_id, **options)
             async with aclosing(outputs):

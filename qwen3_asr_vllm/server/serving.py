@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from .admission import MAX_AUDIO_S, MAX_RECORDINGS, RETRY_AFTER_S, Admission
-from .form import ApiError, limit
+from .admission import MAX_AUDIO_S, MAX_RECORDINGS, Admission
+from .errors import ApiError
+from .settings import limit, setting
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -33,8 +32,6 @@ MEDIA_TYPES = {
 
 POLL_S = 0.5  # seconds between two looks at whether the engine is there
 
-_Number = TypeVar("_Number", int, float)
-
 
 async def end_what_waits(engine_client: Any) -> None:
     """Tell whoever waits for an engine that is no more, for as long as this runs.
@@ -46,16 +43,6 @@ async def end_what_waits(engine_client: Any) -> None:
         await asyncio.sleep(POLL_S)
         if engine_client.errored:
             engine_client.output_processor.propagate_error(EngineDeadError(suppress_context=True))
-
-
-@contextmanager
-def told_of_its_end() -> Iterator[None]:
-    """An engine that ended is a 503, and not a 500: another replica can take the recording over."""
-    try:
-        yield
-    except EngineDeadError as error:
-        message = "the engine ended, and this server with it; another can be asked at once."
-        raise ApiError(503, message, code="engine_dead", retry_after_s=RETRY_AFTER_S) from error
 
 
 class EngineServing(GenerateBaseServing):
@@ -99,20 +86,3 @@ class AudioServing(EngineServing):
             error = refusal.error
             raise ApiError(error.code, error.message, param=error.param, code="model_not_found")
         self._preflight()
-
-
-def setting(variable: str, default: _Number) -> _Number:
-    """A number above 0 of the default's type, from the environment if it is set there.
-
-    Raises ValueError, which names the variable, for anything else.
-    """
-    given = os.environ.get(variable)
-    if given is None:
-        return default
-    try:
-        if (number := type(default)(given)) > 0:
-            return number
-    except ValueError:
-        pass
-    kind = "whole number" if isinstance(default, int) else "number"
-    raise ValueError(f"{variable} is {given!r}; give a {kind} above 0.")

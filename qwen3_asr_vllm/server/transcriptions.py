@@ -66,9 +66,12 @@ from ..transcription import (
 from . import page
 from .admission import RETRY_AFTER_S
 from .alignments import remote_aligner
-from .form import MAX_UPLOAD_MB, ApiError, Form, limit, load_posted, read_form
+from .errors import ApiError, engine_dead_as_503
+from .form import Form, read_form
 from .metrics import count_transcript, observe_decoding
-from .serving import MEDIA_TYPES, AudioServing, told_of_its_end
+from .serving import MEDIA_TYPES, AudioServing
+from .settings import MAX_UPLOAD_MB, limit
+from .uploads import load_posted
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -154,7 +157,7 @@ class Transcriber(AudioServing):
         self, request: EngineRequest, *, request_id: str, params: SamplingParams, **options: Any
     ) -> AsyncIterator[RequestOutput]:
         params = sampling_params(request.decoding, self.slot_ids, params)
-        with told_of_its_end():
+        with engine_dead_as_503():
             prompt = await self.render(engine_prompt(request))
             outputs = self.engine_client.generate(prompt, params, request_id, **options)
             async for output in outputs:
@@ -418,7 +421,7 @@ async def create_transcription(
 ) -> Response:
     """Transcribe a recording."""
     transcriber: Transcriber = raw_request.app.state.qwen3_asr
-    with told_of_its_end():  # before the first request reaches it, too
+    with engine_dead_as_503():  # before the first request reaches it, too
         recording = await transcriber.start(form, raw_request)
     if form.stream:
         return StreamingResponse(
