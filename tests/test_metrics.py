@@ -144,7 +144,7 @@ def test_dashboard_and_alerts_are_whole():
     assert all(rule["annotations"]["summary"] and rule["for"] for rule in alerts())
     ids = [panel["id"] for panel in panels()]
     assert len(set(ids)) == len(ids) and all(panel["description"] for panel in panels())
-    readme = (DOCKER.parent / "README.md").read_text()
+    readme = (DOCKER.parent / "qwen3_asr_vllm" / "server" / "README.md").read_text()
     recordings = (REQUESTS, AUDIO, CLIPS, LOOPS, DECODING, REAL_TIME_FACTOR)
     for metric in (*recordings, SESSIONS, REALTIME_DELAY):
         (family,) = metric.describe()

@@ -17,17 +17,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-READMES = ("README.md", "docker/README.md", "benchmarks/accuracy.md")
+READMES = (
+    "README.md",
+    "qwen3_asr_vllm/README.md",
+    "qwen3_asr_vllm/server/README.md",
+    "qwen3_asr_vllm/cli/README.md",
+    "docker/README.md",
+    "tests/README.md",
+    "benchmarks/accuracy.md",
+)
 PROGRAMS = ("qwen3-asr ", "vllm ", "curl ", "python3 ", "pip ", "pytest ", "docker ", "arecord ")
-PROGRAMS += ("VLLM_PLUGINS=qwen3_asr ", ".ci/")
+PROGRAMS += ("VLLM_PLUGINS=qwen3_asr ", ".ci/", "apt-get ")
 
 # Beginnings of commands, and why they are not run here.
 ELSEWHERE = {
+    "apt-get ": "installs; .ci/run installs the same packages",
     "docker ": "needs docker; .ci/dockerfile runs the steps of Dockerfile.cpu without it",
     "pip install '.[gpu]'": "needs a GPU",
     "pip install '.[": "installs; .ci/run installs '.[test]'",
     "pip install --no-deps qwen-asr": "installs; test_alignment.py reads such a dictionary",
     "qwen3-asr serve MODEL --data-parallel-size 4": "test_weather.py serves with two",
+    "qwen3-asr serve MODEL --aligner ALIGNER": "test_supervisor.py",
     "qwen3-asr serve Qwen/": "needs a GPU and a download; the tests serve the tiny checkpoint",
     "vllm serve Qwen/": "as above; test_core_route.py",
     "VLLM_PLUGINS=qwen3_asr vllm serve": "test_weather.py",
@@ -67,7 +77,8 @@ def commands() -> list[str]:
 
 def is_name(code: str) -> bool:
     """Of a command, without anything to do."""
-    return code in ("qwen3-asr serve", "vllm serve")
+    programs, commands = "qwen3-asr|vllm", "serve|transcribe|stream|align|eval|run-batch"
+    return bool(re.fullmatch(rf"({programs}) ({commands})|\.ci/run", code))
 
 
 def beginning(command: str, table: dict) -> str | None:
@@ -83,8 +94,9 @@ def test_every_command_is_run_or_says_why_not():
 
 
 def test_python_of_the_readme_is_python():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert blocks
+    texts = [(ROOT / name).read_text() for name in READMES]
+    blocks = [block for text in texts for block in re.findall(r"```python\n(.*?)```", text, re.S)]
+    assert len(blocks) > 2
     for block in blocks:
         names = {}
         exec(compile(block, "README.md", "exec"), names | {"__name__": "imported"})

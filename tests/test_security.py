@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threat model of the README, line by line. Crowds, keys and logs are in test_weather.py."""
+"""The threat model of the server, line by line. Crowds, keys and logs are in test_weather.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qwen3_asr_vllm.prompt import build_prompt
 from qwen3_asr_vllm.transcript import Segment, Transcript
 
 HELLO = DATA / "hello.flac"
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent / "qwen3_asr_vllm" / "server" / "README.md"
 
 
 # ---- an upload opens no file and no connection ----
