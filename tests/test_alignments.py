@@ -181,7 +181,7 @@ REQUEST = AlignmentRequest(("Guten", "今"), noise(2))
 
 
 def ask(url, do):
-    from qwen3_asr_vllm.server.alignments import RemoteAligner
+    from qwen3_asr_vllm.server.aligner_client import RemoteAligner
 
     async def run():
         aligner = RemoteAligner(url)
@@ -214,12 +214,12 @@ def stub(monkeypatch):
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
 
-    from qwen3_asr_vllm.server import alignments
+    from qwen3_asr_vllm.server import aligner_client
 
-    monkeypatch.setattr(alignments, "RETRY_DELAYS_S", (0.01,) * 4)
+    monkeypatch.setattr(aligner_client, "RETRY_DELAYS_S", (0.01,) * 4)
     app, answers = FastAPI(), []
 
-    @app.post(alignments.TIMES)
+    @app.post(aligner_client.TIMES)
     async def times():
         status = answers.pop(0) if answers else 200
         body = {"times": [0, 80, 80, 160]} if status == 200 else {"error": "no units"}
@@ -255,7 +255,7 @@ def test_what_may_pass_is_no_refusal_for_good(stub, status):
 
 
 def test_what_is_no_address_is_refused(monkeypatch):
-    from qwen3_asr_vllm.server.alignments import remote_aligner
+    from qwen3_asr_vllm.server.aligner_client import remote_aligner
 
     monkeypatch.setenv("QWEN3_ASR_ALIGNER_URL", "localhost:8001")
     with pytest.raises(ValueError, match="'localhost:8001'.*such as http://127.0.0.1:8001"):

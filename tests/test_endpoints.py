@@ -587,7 +587,7 @@ def test_a_format_without_warnings_has_them_in_a_header(serve, monkeypatch, resp
 
 
 def test_a_header_does_not_grow_with_the_warnings():
-    from qwen3_asr_vllm.server.transcriptions import _warning_headers
+    from qwen3_asr_vllm.server.responses import _warning_headers
 
     header = _warning_headers(["The clip at 0:30 looped."] * 500)["X-Warnings"]
     assert len(header) < 2100 and header.endswith("(500 in all)")

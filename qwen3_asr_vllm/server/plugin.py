@@ -14,6 +14,7 @@ from vllm.logger import init_logger
 from ..prompt import NO_TRANSLATION
 from . import alignments, page
 from .admission import Busy
+from .aligner_client import ALIGNMENTS
 from .alignments import AlignerServing
 from .errors import ApiError, busy
 from .metrics import add_counted_route
@@ -58,7 +59,7 @@ class EndpointPlugin:
         state.qwen3_asr_watch = asyncio.create_task(end_what_waits(engine_client))
         if engine_client.model_config.hf_config.is_aligner:
             state.qwen3_asr_aligner = AlignerServing(engine_client, state.openai_serving_models)
-            logger.info("Aligning at %s.", alignments.ALIGNMENTS)
+            logger.info("Aligning at %s.", ALIGNMENTS)
             return
         core = state.openai_serving_transcription
         models, max_clip_s = state.openai_serving_models, core.asr_config.max_audio_clip_s

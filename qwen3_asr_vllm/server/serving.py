@@ -20,16 +20,6 @@ from .settings import limit, setting
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
-MEDIA_TYPES = {
-    "json": "application/json",
-    "text": "text/plain",
-    "srt": "application/x-subrip",
-    "vtt": "text/vtt",
-    "lrc": "text/plain",
-    "verbose_json": "application/json",
-    "diarized_json": "application/json",
-}
-
 POLL_S = 0.5  # seconds between two looks at whether the engine is there
 
 

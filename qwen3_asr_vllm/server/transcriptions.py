@@ -10,31 +10,21 @@ its answers. Here are only the engine, and what is sent back.
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import time
 from argparse import Namespace
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
-    Iterator,
     Mapping,
-    Sequence,
 )
-from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import Depends, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from vllm import envs
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
-from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
@@ -48,38 +38,33 @@ from ..audio import (
     load_audio,
     load_channels,
 )
-from ..decoding import place_tokens
-from ..engine import Answer, engine_prompt, sampling_params, slot_ids
-from ..formats import FORMATS, diarized_json, logprobs
-from ..languages import language_code, separator
+from ..engine import engine_prompt, sampling_params, slot_ids
 from ..pauses import SILENT_PEAK
-from ..transcript import Token, Transcript
+from ..transcript import Transcript
 from ..transcription import (
-    CUT_OFF,
-    EngineOutput,
     EngineRequest,
-    LiveText,
     Steps,
     transcribe,
     transcribe_channels,
 )
 from . import page
 from .admission import RETRY_AFTER_S
-from .alignments import remote_aligner
+from .aligner_client import remote_aligner
 from .errors import ApiError, engine_dead_as_503
 from .form import Form, read_form
 from .metrics import count_transcript, observe_decoding
-from .serving import MEDIA_TYPES, AudioServing
+from .responses import events, respond
+from .run import Run
+from .serving import AudioServing
 from .settings import MAX_UPLOAD_MB, limit
 from .uploads import load_posted
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.outputs import RequestOutput
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-MAX_HEADER = 2000  # characters of warnings: no proxy takes headers of any length
 RECORDINGS_PER_TOKEN = 16  # in the server, for each token more that an event of a stream has
 MOST_TOKENS = 16  # of an event
 CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
@@ -115,7 +100,7 @@ class Transcriber(AudioServing):
             words=self.aligner is not None,
         )
 
-    async def start(self, form: Form, raw_request: Request) -> Recording:
+    async def start(self, form: Form, raw_request: Request) -> Run:
         """Raises what there is to refuse (the model, a value, the audio) before the answer."""
         await self.check(form)
         times_words = await self._times_words(form)
@@ -135,7 +120,7 @@ class Transcriber(AudioServing):
         started = time.perf_counter()
         steps = await self.in_pool(self._steps, form, times_words)
         observe_decoding(time.perf_counter() - started, model := self.models.model_name())
-        return Recording(
+        return Run(
             request_id=request_id,
             model=form.model or model,
             steps=steps,
@@ -248,169 +233,6 @@ def _check_channels(channels: list[np.ndarray]) -> None:
         raise ApiError(400, message, param="response_format")
 
 
-class Delta(NamedTuple):
-    """The next piece of text, and the tokens that wrote it, where they are wanted."""
-
-    text: str
-    tokens: Sequence[Token]
-
-
-class Clip:
-    """The answer to one request, as the engine writes it."""
-
-    def __init__(self, request: EngineRequest, ids: Mapping[str, int]) -> None:
-        self.inbox: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
-        self._request = request
-        self._answer = Answer(request.decoding, ids)
-        self._live = LiveText(request)
-        self._num_told = 0  # tokens
-
-    async def deltas(self, left: str) -> AsyncIterator[Delta]:
-        """Its text, as far as it stays, joined to what is on the left of it."""
-        async for piece in self._pieces():
-            yield Delta(separator(left, piece) + piece, self._new_tokens())
-            left = ""  # no seam inside the clip
-
-    async def wait(self) -> None:
-        """For the end of an answer of which nothing is shown."""
-        async for _ in self._messages():
-            pass
-
-    @property
-    def output(self) -> EngineOutput:
-        return self._answer.output(shown=self._live.shown)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether ``deltas`` were all of the text that will be."""
-        return self._live.is_settled
-
-    async def _pieces(self) -> AsyncIterator[str]:
-        finish_reason = None
-        async for completion in self._messages():
-            finish_reason = completion.finish_reason
-            if piece := self._live.push(completion.text):
-                yield piece
-        if piece := self._live.finish(finish_reason):
-            yield piece
-
-    def _new_tokens(self) -> list[Token]:
-        """Those that wrote what was shown since the last call, where they are wanted."""
-        if not self._answer.tokens:
-            return []
-        language = self._request.language
-        placed = place_tokens(self._answer.tokens, self._live.shown, language=language)
-        new = [token for _, token in placed[self._num_told :]]
-        self._num_told = len(placed)
-        return new
-
-    async def _messages(self) -> AsyncIterator[CompletionOutput]:
-        while (message := await self.inbox.get()) is not None:
-            if isinstance(message, Exception):
-                raise message
-            self._answer.push(message.outputs[0])
-            yield message.outputs[0]
-
-
-@dataclass
-class Recording:
-    """One recording on its way through the engine, some clips at a time."""
-
-    request_id: str
-    model: str
-    steps: Steps[Transcript]
-    generate: Callable[..., AsyncIterator[RequestOutput]]
-    align: Callable[[AlignmentRequest], Awaitable[AlignmentOutput]]
-    slot_ids: Mapping[str, int]
-    in_pool: Callable[..., Awaitable[Any]]  # runs a function beside the event loop
-    seats: asyncio.Semaphore  # held by a clip while the engine decodes it
-    on_end: Callable[..., None]  # is told the transcript, and of how many clips it was made
-    numbers: Iterator[int] = field(default_factory=count)  # of the engine's requests
-    is_live: bool = False  # somebody reads along
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-
-    async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The text, in the order of the clips; when it ends there is ``steps.result``.
-
-        After a clip that must be asked for again, and where nobody reads along, the rest comes at
-        once when all is done. Closing this, or cancelling who waits for it, aborts what the engine
-        still decodes.
-        """
-        text = ""
-        num_clips = num_tokens = 0
-        is_live = self.is_live
-        is_one_clip = len(self.steps.requests) == 1
-        while requests := self.steps.requests:
-            to_align = [r for r in requests if isinstance(r, AlignmentRequest)]
-            to_hear = [r for r in requests if not isinstance(r, AlignmentRequest)]
-            clips = [Clip(request, self.slot_ids) for request in to_hear]
-            tasks = list(map(asyncio.create_task, map(self._decode, to_hear, clips)))
-            timing = list(map(asyncio.create_task, map(self._align, to_align)))
-            try:
-                for clip in clips:
-                    if not is_live:
-                        await clip.wait()
-                        continue
-                    async for delta in clip.deltas(text):
-                        text += delta.text
-                        num_tokens += len(delta.tokens)
-                        yield delta
-                    is_live = clip.is_settled
-                timed = iter(await asyncio.gather(*timing))
-            finally:
-                for task in tasks + timing:
-                    task.cancel()
-            heard = (clip.output for clip in clips)
-            outputs = [next(timed if isinstance(r, AlignmentRequest) else heard) for r in requests]
-            if is_one_clip:  # which takes less than the way to a thread and back
-                self.steps.send(outputs)
-            else:
-                await self.in_pool(self.steps.send, outputs)
-            is_live = False
-            num_clips += len(to_hear)
-        self.on_end(self.steps.result, num_clips=num_clips)
-        if rest := self.steps.result.text[len(text) :]:
-            yield Delta(rest, _tokens(self.steps.result)[num_tokens:])
-
-    async def _align(self, request: AlignmentRequest) -> AlignmentOutput:
-        async with self.seats:
-            return await self.align(request)
-
-    async def _decode(self, request: EngineRequest, clip: Clip) -> None:
-        end: Exception | None = None
-        prompt_tokens = 0
-        try:
-            async with self.seats:
-                request_id = f"{self.request_id}-{next(self.numbers)}"
-                async for output in self.generate(request, request_id=request_id):
-                    prompt_tokens = len(output.prompt_token_ids or ()) or prompt_tokens
-                    self.output_tokens += len(output.outputs[0].token_ids)
-                    clip.inbox.put_nowait(output)
-        except Exception as error:  # whatever it is, the reader of the clip raises it
-            end = error
-        self.prompt_tokens += prompt_tokens
-        clip.inbox.put_nowait(end)
-
-    @property
-    def finish_reason(self) -> str:
-        """At the end: whether some clip reached its token limit."""
-        is_cut_off = any(warning.endswith(CUT_OFF) for warning in self.steps.result.warnings)
-        return "length" if is_cut_off else "stop"
-
-    @property
-    def usage(self) -> dict[str, int | str]:
-        """Tokens so far, under the names that OpenAI and vLLM give them."""
-        return {
-            "type": "tokens",
-            "input_tokens": self.prompt_tokens,
-            "output_tokens": self.output_tokens,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.output_tokens,
-            "total_tokens": self.prompt_tokens + self.output_tokens,
-        }
-
-
 # the answer ---------------------------------------------------------------------------------
 
 
@@ -422,109 +244,18 @@ async def create_transcription(
     """Transcribe a recording."""
     transcriber: Transcriber = raw_request.app.state.qwen3_asr
     with engine_dead_as_503():  # before the first request reaches it, too
-        recording = await transcriber.start(form, raw_request)
+        run = await transcriber.start(form, raw_request)
     if form.stream:
         return StreamingResponse(
-            _events(recording, form, raw_request),
+            events(run, form, raw_request),
             media_type="text/event-stream",
             headers=form.headers,
         )
-    async for _ in recording.deltas():
+    async for _ in run.deltas():
         pass
-    transcript = recording.steps.result
+    transcript = run.steps.result
     if transcript.duration <= transcriber.max_clip_s:
-        return _response(transcript, form)
+        return respond(transcript, form)
     # The subtitles of four hours take half a second, in which nobody else would be heard.
-    response: Response = await recording.in_pool(_response, transcript, form)
+    response: Response = await run.in_pool(respond, transcript, form)
     return response
-
-
-def _response(transcript: Transcript, form: Form) -> Response:
-    media_type = MEDIA_TYPES[form.response_format]
-    if media_type == "application/json":
-        return JSONResponse(_document(transcript, form), headers=form.headers)
-    name = "txt" if form.response_format == "text" else form.response_format
-    headers = form.headers | _warning_headers(transcript.warnings)
-    return Response(FORMATS[name](transcript), media_type=media_type, headers=headers)
-
-
-def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """Where the body has no room for them; in ASCII, as headers are."""
-    if not warnings:
-        return {}
-    text = re.sub(r"[^ -~]", "?", " ".join(warnings))
-    if len(text) > MAX_HEADER:
-        text = f"{text[:MAX_HEADER]}... ({len(warnings)} in all)"
-    return {"X-Warnings": text}
-
-
-def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
-    """The text and its languages; warnings where there are any; what else was asked for."""
-    document: dict[str, Any] = {
-        "text": transcript.text,
-        "language": transcript.language,
-        "languages": [{"code": language_code(name) or name} for name in transcript.languages],
-        "usage": {"type": "duration", "seconds": round(transcript.duration, 3)},
-    }
-    if transcript.warnings:
-        document["warnings"] = transcript.warnings
-    if form.response_format == "verbose_json":
-        verbose = FORMATS["verbose_json"](transcript, temperature=form.temperature)
-        document |= json.loads(verbose)
-        words = document.pop("words", [])
-        if form.needs_words:
-            document["words"] = words
-    if form.response_format == "diarized_json":
-        document |= json.loads(diarized_json(transcript))
-    if form.wants_logprobs:
-        document["logprobs"] = logprobs(_tokens(transcript))
-    subtitles = (name for name in form.include if name in FORMATS)
-    return document | {name: FORMATS[name](transcript) for name in subtitles}
-
-
-def _tokens(transcript: Transcript) -> list[Token]:
-    return [token for segment in transcript.segments for token in segment.tokens or ()]
-
-
-async def _events(recording: Recording, form: Form, raw_request: Request) -> AsyncIterator[str]:
-    """Server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once."""
-    chunk = {
-        "id": recording.request_id,
-        "object": "transcription.chunk",
-        "created": int(time.time()),
-        "model": recording.model,
-    }
-
-    def delta_event(delta: Delta, finish_reason: str | None = None) -> str:
-        choice = {"delta": {"content": delta.text}, "finish_reason": finish_reason}
-        event: dict[str, Any] = {"type": "transcript.text.delta", "delta": delta.text}
-        event["choices"] = [choice]
-        if form.wants_logprobs:
-            event["logprobs"] = logprobs(delta.tokens)
-        if form.stream_continuous_usage_stats:
-            event["usage"] = recording.usage
-        return _event(event | chunk)
-
-    try:
-        async with aclosing(recording.deltas()) as deltas:
-            async for delta in deltas:
-                yield delta_event(delta)
-        yield delta_event(Delta("", ()), recording.finish_reason)
-        done = {"type": "transcript.text.done", "choices": [], "usage": recording.usage}
-        document = await recording.in_pool(_document, recording.steps.result, form)
-        yield _event(document | done | chunk)
-    except Exception as error:  # the status has been sent, so the client is told in the stream
-        if isinstance(error, ApiError):
-            logger.warning("Transcription %s failed: %s", recording.request_id, error)
-            raw_request.state.failed_with = error.status
-            yield _event(error.body)
-        else:
-            logger.exception("Transcription %s failed.", recording.request_id)
-            answer = create_error_response(error)
-            raw_request.state.failed_with = answer.error.code
-            yield _event(answer.model_dump())
-    yield "data: [DONE]\n\n"
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

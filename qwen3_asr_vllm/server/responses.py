@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Responses: a transcript as a document, as subtitles or as server-sent events."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from vllm.entrypoints.serve import create_error_response
+from vllm.logger import init_logger
+
+from ..formats import FORMATS, diarized_json, logprobs
+from ..languages import language_code
+from ..transcript import Transcript
+from .errors import ApiError
+from .form import Form
+from .run import Delta, Run, written_tokens
+
+logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
+
+MEDIA_TYPES = {
+    "json": "application/json",
+    "text": "text/plain",
+    "srt": "application/x-subrip",
+    "vtt": "text/vtt",
+    "lrc": "text/plain",
+    "verbose_json": "application/json",
+    "diarized_json": "application/json",
+}
+MAX_HEADER = 2000  # characters of warnings: no proxy takes headers of any length
+
+
+def respond(transcript: Transcript, form: Form) -> Response:
+    media_type = MEDIA_TYPES[form.response_format]
+    if media_type == "application/json":
+        return JSONResponse(_document(transcript, form), headers=form.headers)
+    name = "txt" if form.response_format == "text" else form.response_format
+    headers = form.headers | _warning_headers(transcript.warnings)
+    return Response(FORMATS[name](transcript), media_type=media_type, headers=headers)
+
+
+def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """Where the body has no room for them; in ASCII, as headers are."""
+    if not warnings:
+        return {}
+    text = re.sub(r"[^ -~]", "?", " ".join(warnings))
+    if len(text) > MAX_HEADER:
+        text = f"{text[:MAX_HEADER]}... ({len(warnings)} in all)"
+    return {"X-Warnings": text}
+
+
+def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
+    """The text and its languages; warnings where there are any; what else was asked for."""
+    document: dict[str, Any] = {
+        "text": transcript.text,
+        "language": transcript.language,
+        "languages": [{"code": language_code(name) or name} for name in transcript.languages],
+        "usage": {"type": "duration", "seconds": round(transcript.duration, 3)},
+    }
+    if transcript.warnings:
+        document["warnings"] = transcript.warnings
+    if form.response_format == "verbose_json":
+        verbose = FORMATS["verbose_json"](transcript, temperature=form.temperature)
+        document |= json.loads(verbose)
+        words = document.pop("words", [])
+        if form.needs_words:
+            document["words"] = words
+    if form.response_format == "diarized_json":
+        document |= json.loads(diarized_json(transcript))
+    if form.wants_logprobs:
+        document["logprobs"] = logprobs(written_tokens(transcript))
+    subtitles = (name for name in form.include if name in FORMATS)
+    return document | {name: FORMATS[name](transcript) for name in subtitles}
+
+
+async def events(run: Run, form: Form, raw_request: Request) -> AsyncIterator[str]:
+    """Server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once."""
+    chunk = {
+        "id": run.request_id,
+        "object": "transcription.chunk",
+        "created": int(time.time()),
+        "model": run.model,
+    }
+
+    def delta_event(delta: Delta, finish_reason: str | None = None) -> str:
+        choice = {"delta": {"content": delta.text}, "finish_reason": finish_reason}
+        event: dict[str, Any] = {"type": "transcript.text.delta", "delta": delta.text}
+        event["choices"] = [choice]
+        if form.wants_logprobs:
+            event["logprobs"] = logprobs(delta.tokens)
+        if form.stream_continuous_usage_stats:
+            event["usage"] = run.usage
+        return _event(event | chunk)
+
+    try:
+        async with aclosing(run.deltas()) as deltas:
+            async for delta in deltas:
+                yield delta_event(delta)
+        yield delta_event(Delta("", ()), run.finish_reason)
+        done = {"type": "transcript.text.done", "choices": [], "usage": run.usage}
+        document = await run.in_pool(_document, run.steps.result, form)
+        yield _event(document | done | chunk)
+    except Exception as error:  # the status has been sent, so the client is told in the stream
+        if isinstance(error, ApiError):
+            logger.warning("Transcription %s failed: %s", run.request_id, error)
+            raw_request.state.failed_with = error.status
+            yield _event(error.body)
+        else:
+            logger.exception("Transcription %s failed.", run.request_id)
+            answer = create_error_response(error)
+            raw_request.state.failed_with = answer.error.code
+            yield _event(answer.model_dump())
+    yield "data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running request: the clips of a recording on their way through the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..alignment import AlignmentOutput, AlignmentRequest
+from ..decoding import place_tokens
+from ..engine import Answer
+from ..languages import separator
+from ..transcript import Token, Transcript
+from ..transcription import CUT_OFF, EngineOutput, EngineRequest, LiveText, Steps
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+
+class Delta(NamedTuple):
+    """The next piece of text, and the tokens that wrote it, where they are wanted."""
+
+    text: str
+    tokens: Sequence[Token]
+
+
+class ClipOutput:
+    """The answer to one request, as the engine writes it."""
+
+    def __init__(self, request: EngineRequest, ids: Mapping[str, int]) -> None:
+        self.inbox: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
+        self._request = request
+        self._answer = Answer(request.decoding, ids)
+        self._live = LiveText(request)
+        self._num_told = 0  # tokens
+
+    async def deltas(self, left: str) -> AsyncIterator[Delta]:
+        """Its text, as far as it stays, joined to what is on the left of it."""
+        async for piece in self._pieces():
+            yield Delta(separator(left, piece) + piece, self._new_tokens())
+            left = ""  # no seam inside the clip
+
+    async def wait(self) -> None:
+        """For the end of an answer of which nothing is shown."""
+        async for _ in self._messages():
+            pass
+
+    @property
+    def output(self) -> EngineOutput:
+        return self._answer.output(shown=self._live.shown)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether ``deltas`` were all of the text that will be."""
+        return self._live.is_settled
+
+    async def _pieces(self) -> AsyncIterator[str]:
+        finish_reason = None
+        async for completion in self._messages():
+            finish_reason = completion.finish_reason
+            if piece := self._live.push(completion.text):
+                yield piece
+        if piece := self._live.finish(finish_reason):
+            yield piece
+
+    def _new_tokens(self) -> list[Token]:
+        """Those that wrote what was shown since the last call, where they are wanted."""
+        if not self._answer.tokens:
+            return []
+        language = self._request.language
+        placed = place_tokens(self._answer.tokens, self._live.shown, language=language)
+        new = [token for _, token in placed[self._num_told :]]
+        self._num_told = len(placed)
+        return new
+
+    async def _messages(self) -> AsyncIterator[CompletionOutput]:
+        while (message := await self.inbox.get()) is not None:
+            if isinstance(message, Exception):
+                raise message
+            self._answer.push(message.outputs[0])
+            yield message.outputs[0]
+
+
+@dataclass
+class Run:
+    """One running request: a recording on its way through the engine, some clips at a time."""
+
+    request_id: str
+    model: str
+    steps: Steps[Transcript]
+    generate: Callable[..., AsyncIterator[RequestOutput]]
+    align: Callable[[AlignmentRequest], Awaitable[AlignmentOutput]]
+    slot_ids: Mapping[str, int]
+    in_pool: Callable[..., Awaitable[Any]]  # runs a function beside the event loop
+    seats: asyncio.Semaphore  # held by a clip while the engine decodes it
+    on_end: Callable[..., None]  # is told the transcript, and of how many clips it was made
+    numbers: Iterator[int] = field(default_factory=count)  # of the engine's requests
+    is_live: bool = False  # somebody reads along
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """The text, in the order of the clips; when it ends there is ``steps.result``.
+
+        After a clip that must be asked for again, and where nobody reads along, the rest comes at
+        once when all is done. Closing this, or cancelling who waits for it, aborts what the engine
+        still decodes.
+        """
+        text = ""
+        num_clips = num_tokens = 0
+        is_live = self.is_live
+        is_one_clip = len(self.steps.requests) == 1
+        while requests := self.steps.requests:
+            to_align = [r for r in requests if isinstance(r, AlignmentRequest)]
+            to_hear = [r for r in requests if not isinstance(r, AlignmentRequest)]
+            clips = [ClipOutput(request, self.slot_ids) for request in to_hear]
+            tasks = list(map(asyncio.create_task, map(self._decode, to_hear, clips)))
+            timing = list(map(asyncio.create_task, map(self._align, to_align)))
+            try:
+                for clip in clips:
+                    if not is_live:
+                        await clip.wait()
+                        continue
+                    async for delta in clip.deltas(text):
+                        text += delta.text
+                        num_tokens += len(delta.tokens)
+                        yield delta
+                    is_live = clip.is_settled
+                timed = iter(await asyncio.gather(*timing))
+            finally:
+                for task in tasks + timing:
+                    task.cancel()
+            heard = (clip.output for clip in clips)
+            outputs = [next(timed if isinstance(r, AlignmentRequest) else heard) for r in requests]
+            if is_one_clip:  # which takes less than the way to a thread and back
+                self.steps.send(outputs)
+            else:
+                await self.in_pool(self.steps.send, outputs)
+            is_live = False
+            num_clips += len(to_hear)
+        self.on_end(self.steps.result, num_clips=num_clips)
+        if rest := self.steps.result.text[len(text) :]:
+            yield Delta(rest, written_tokens(self.steps.result)[num_tokens:])
+
+    async def _align(self, request: AlignmentRequest) -> AlignmentOutput:
+        async with self.seats:
+            return await self.align(request)
+
+    async def _decode(self, request: EngineRequest, clip: ClipOutput) -> None:
+        end: Exception | None = None
+        prompt_tokens = 0
+        try:
+            async with self.seats:
+                request_id = f"{self.request_id}-{next(self.numbers)}"
+                async for output in self.generate(request, request_id=request_id):
+                    prompt_tokens = len(output.prompt_token_ids or ()) or prompt_tokens
+                    self.output_tokens += len(output.outputs[0].token_ids)
+                    clip.inbox.put_nowait(output)
+        except Exception as error:  # whatever it is, the reader of the clip raises it
+            end = error
+        self.prompt_tokens += prompt_tokens
+        clip.inbox.put_nowait(end)
+
+    @property
+    def finish_reason(self) -> str:
+        """At the end: whether some clip reached its token limit."""
+        is_cut_off = any(warning.endswith(CUT_OFF) for warning in self.steps.result.warnings)
+        return "length" if is_cut_off else "stop"
+
+    @property
+    def usage(self) -> dict[str, int | str]:
+        """Tokens so far, under the names that OpenAI and vLLM give them."""
+        return {
+            "type": "tokens",
+            "input_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.output_tokens,
+            "total_tokens": self.prompt_tokens + self.output_tokens,
+        }
+
+
+def written_tokens(transcript: Transcript) -> list[Token]:
+    return [token for segment in transcript.segments for token in segment.tokens or ()]
