@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import http.client
+import os
+import stat
 import sys
 import urllib.error
 import urllib.request
@@ -11,7 +13,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
@@ -45,13 +46,27 @@ class Recording:
         return self.offset_s > 0 or self.duration_s is not None
 
     @property
-    def is_missing(self) -> bool:
+    def problem(self) -> str | None:
+        """Why there is no file to load, as far as that shows without opening it.
+
+        A pipe may be given on the command line, where somebody writes to it, and not by a manifest.
+        """
         if self.source == "-" or is_url(self.source):
-            return False
+            return None
         try:
-            return not Path(self.source).exists()
-        except OSError:  # whoever opens it is told why
-            return False
+            mode = os.stat(self.source).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return "no such file, folder or manifest"
+        except (OSError, ValueError):  # opening it gives the reason
+            return None
+        if stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and not self.row):
+            return None
+        return "a folder, not a file" if stat.S_ISDIR(mode) else "a pipe, socket or device, no file"
+
+    def check(self) -> None:
+        """Raise FileNotFoundError where there is no file to load."""
+        if problem := self.problem:
+            raise FileNotFoundError(f"{self}: {problem}")
 
     @property
     def key(self) -> tuple[str, float]:
@@ -67,6 +82,7 @@ class Recording:
         """The waveform of all that it is a part of."""
         from .audio import load_audio
 
+        self.check()
         if self.source == "-":
             return load_audio(sys.stdin.buffer.read())
         return _load_url(self.source) if is_url(self.source) else load_audio(self.source)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,82 @@ def test_an_empty_folder_and_a_glob_without_matches_are_refused(tmp_path):
     for source in (tmp_path, tmp_path / "*.wav"):
         with pytest.raises(ValueError, match="no recordings found"):
             names([source])
+
+
+def scan(*sources):
+    """The names that are found, and what is reported as left out."""
+    told = []
+    found = find_recordings(map(str, sources), report=told.append)
+    return [recording.name for recording in found], told
+
+
+def test_what_a_scan_leaves_out_is_named(tmp_path):
+    for name in ("a.wav", "a.jpg", "b.JPG", "c.txt", "README", "._a.wav", ".DS_Store", "d.mts"):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.wav")
+    found, told = scan(tmp_path)
+    assert found == ["a", "d"]
+    left_out = ".jpg (2), .txt (1), .wav that is no file (1), hidden .wav (1), no suffix (1)"
+    assert sorted(told[0].partition("no audio: ")[2].split(", ")) == left_out.split(", ")
+    assert told[0].startswith(f"{tmp_path}: 6 files are no audio")
+    found, told = scan(tmp_path / "*")
+    assert len(found) == 6 and told == [
+        f"{tmp_path}/*: {tmp_path}/pipe.wav is no file (1 of these)"
+    ]
+
+
+def test_folders_of_a_glob_are_named(tmp_path):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "talks").mkdir()
+    found, told = scan(tmp_path / "*")
+    assert found == ["a"]
+    assert told[0].endswith(
+        f"1 folder not searched, such as {tmp_path}/talks; add /** to search them"
+    )
+
+
+def test_a_folder_that_cannot_be_searched_is_named(tmp_path, monkeypatch):
+    def scandir(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    real = os.scandir
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "a.wav").touch()
+    monkeypatch.setattr(os, "scandir", scandir)
+    found, (told,) = scan(tmp_path)
+    assert found == ["a"] and "not searched" in told and "secret" in told
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    (corpus / "real").mkdir(parents=True)
+    elsewhere.mkdir()
+    for path in (corpus / "real/a.wav", elsewhere / "b.wav"):
+        path.touch()
+    (corpus / "an_alias").symlink_to(corpus / "real")
+    (corpus / "link").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(corpus)
+    assert scan(corpus) == (["link/b", "real/a"], [])
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "device"])
+def test_a_manifest_names_files_only(tmp_path, kind):
+    path = tmp_path / "x.wav"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+    manifest = write_lines(tmp_path / "m.txt", "x.wav")
+    (recording,) = find_recordings([str(manifest)])
+    assert "not a file" in recording.problem or "no file" in recording.problem
+    with pytest.raises(FileNotFoundError, match="x.wav: a (folder|pipe)"):
+        recording.load()
 
 
 def test_urls_are_http_only():
@@ -139,7 +216,7 @@ def test_a_recording_that_cannot_be_read_is_tried_again_for_its_next_part(tmp_pa
     [
         ('{"audio_filepath": "a.wav"}\n{"text": "Hi"}\n', ":2: names no audio"),
         ('{"audio_filepath": "a.wav"\n', ":1: not JSON"),
-        ('["a.wav"]\n', ":1: names no audio"),
+        ("5\n", ":1: names no audio"),
         ('{"audio_filepath": "a.wav", "offset": "soon"}\n', "offset is 'soon'"),
         ('{"audio_filepath": "file:///etc/passwd"}\n', "cannot open file URLs"),
     ],

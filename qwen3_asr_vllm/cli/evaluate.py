@@ -17,7 +17,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     if message := wrong_for_a_server(args, rest):
         return usage_error(message)
     try:
-        recordings = find_recordings(args.sources)
+        recordings = find_recordings(args.sources, report=complain)
         if silent := [r for r in recordings if reference_text(r.row) is None]:
             raise ValueError(f"{silent[0]}: its manifest has no text that says what is said.")
         if args.pred_text:

@@ -22,10 +22,11 @@ def print_text(text: str) -> None:
 
 
 def complain(message: str) -> None:
-    """To stderr, above a progress bar."""
+    """Print each line of a message to stderr, above a progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(f"qwen3-asr: {message}", file=sys.stderr)
+    for line in message.split("\n"):
+        tqdm.write(f"qwen3-asr: {line}", file=sys.stderr)
 
 
 def usage_error(message: str) -> int:

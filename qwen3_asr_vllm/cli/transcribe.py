@@ -23,7 +23,7 @@ def transcribe(args: argparse.Namespace, rest: list[str]) -> int:
     if message := _wrong_outputs(args) or wrong_for_a_server(args, rest):
         return usage_error(message)
     try:
-        recordings = find_recordings(args.sources)
+        recordings = find_recordings(args.sources, report=complain)
         outputs = _outputs(args)
         for output in outputs:
             output.check_apart(recordings)
@@ -32,10 +32,10 @@ def transcribe(args: argparse.Namespace, rest: list[str]) -> int:
         return usage_error(str(error))
     if skipped := len(recordings) - len(todo):
         complain(f"{skipped} of {len(recordings)} are finished; --overwrite does them again")
-    failed = [recording for recording in todo if recording.is_missing]
+    failed = [recording for recording in todo if recording.problem]
     for recording in failed:
-        complain(f"{recording}: no such file, folder or manifest")
-    found = [recording for recording in todo if not recording.is_missing]
+        complain(f"{recording}: {recording.problem}")
+    found = [recording for recording in todo if not recording.problem]
     try:
         results = transcriber(args, rest)(found, in_order=not outputs) if found else iter(())
         for result in results:

@@ -316,6 +316,8 @@ def _open(recording: Any, load: Loader) -> BinaryIO:
         file = io.BytesIO()
         soundfile.write(file, load(recording), SAMPLE_RATE, format="WAV", subtype="FLOAT")
         return file
+    if isinstance(recording, Recording):
+        recording.check()
     source = recording.source if isinstance(recording, Recording) else recording
     if source == "-":
         return io.BytesIO(sys.stdin.buffer.read())

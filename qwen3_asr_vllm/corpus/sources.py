@@ -1,68 +1,146 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recordings of a corpus: files, folders, globs, URLs, standard input, and manifests.
 
-A manifest is JSONL as NeMo ("audio_filepath") or Hugging Face ("file_name") writes it, CSV or TSV
-with such a column, or a plain list.
+Nothing is left out in silence: what a folder holds beside audio is counted and named, and a
+manifest with a row that cannot be read is refused, with all such rows. A name may be spelled with
+composed accents (NFC) or decomposed ones (NFD, as macOS writes them): both find the same file.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
-import json
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
+from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
+from ..containers import AUDIO_SUFFIXES
 from ..recordings import Recording, is_url
+from .manifests import MANIFEST_SUFFIXES, PATH_FIELDS, read_rows
 
 MAX_SECONDS = 1e9  # of an offset: 30 years
+MAX_PROBLEMS = 20  # of a manifest, in one message
 
-# What a folder is searched for: recordings, and films for their sound.
-AUDIO_SUFFIXES = frozenset(
-    ".aac .ac3 .aif .aiff .amr .au .caf .flac .m4a .m4b .mka .mp2 .mp3 .oga .ogg .opus .spx .wav "
-    ".webm .wma .3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv".split()
-)
-PATH_FIELDS = ("audio_filepath", "file_name", "audio", "path")  # of a manifest's row, in this order
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_MANIFEST_SUFFIXES = (".jsonl", ".json", *_DELIMITERS, ".txt", ".lst", ".list")
+Report: TypeAlias = Callable[[str], object]
+
+_logger = logging.getLogger(__name__)
 
 
-def find_recordings(sources: Iterable[str]) -> list[Recording]:
-    """All recordings that are meant by files, folders, globs, URLs, manifests, and "-".
+def find_recordings(sources: Iterable[str], *, report: Report = _logger.warning) -> list[Recording]:
+    """All recordings of files, folders, globs, URLs, manifests, and "-".
 
-    Raises ValueError for a source that holds none and for a manifest that cannot be read.
+    ``report`` is called with what a folder or glob leaves out.
+
+    Raises ValueError for sources that hold none and manifests that cannot be read: one message
+    for all of them.
     """
-    return [recording for source in sources for recording in _find(source)]
+    recordings: list[Recording] = []
+    problems: list[str] = []
+    for source in sources:
+        try:
+            recordings += _find(source, report)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    return recordings
 
 
-def _find(source: str) -> Iterator[Recording]:
-    path = Path(source)
+def _find(source: str, report: Report) -> list[Recording]:
     if source == "-":
-        yield Recording("-", "stdin")
-    elif is_url(source):
-        yield Recording(source, mirrored_name(PurePosixPath(unquote(urlsplit(source).path)).name))
-    elif os.path.isdir(path):  # unlike is_dir(), no error for a name that is too long
-        yield from _below(path, source, sorted(_audio_files(path)))
-    elif path.suffix.lower() in _MANIFEST_SUFFIXES and os.path.isfile(path):
-        if not (recordings := list(read_manifest(path))):
-            raise ValueError(f"{source}: no recordings found.")
-        yield from recordings
-    elif glob.has_magic(source) and not os.path.exists(path):
-        found = sorted(map(Path, glob.glob(source, recursive=True)))
-        yield from _below(_fixed_part(path), source, [file for file in found if file.is_file()])
-    else:
-        yield Recording(source, mirrored_name(path.name))
+        return [Recording("-", "stdin")]
+    if is_url(source):
+        name = PurePosixPath(unquote(urlsplit(source).path)).name
+        return [Recording(source, mirrored_name(name))]
+    source = spelled_as_on_disk(source)
+    path = Path(source)
+    if os.path.isdir(path):  # unlike is_dir(), no error for a name that is too long
+        return _below(path, source, sorted(_audio_files(path, report)))
+    if path.suffix.lower() in MANIFEST_SUFFIXES and os.path.isfile(path):
+        return read_manifest(path)
+    if glob.has_magic(source) and not os.path.exists(path):
+        return _below(_fixed_part(path), source, _matches(source, report))
+    return [Recording(source, mirrored_name(path.name))]
 
 
-def _audio_files(folder: Path) -> Iterator[Path]:
-    for place, _, names in os.walk(folder):
-        for name in names:  # those with a dot in front are hidden; macOS puts ._a.mp3 by a.mp3
-            if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
-                yield Path(place, name)
+def spelled_as_on_disk(path: str, folder: str | Path = "") -> str:
+    """A path below ``folder`` as its files are called, which may be in NFC or in NFD."""
+    if path.isascii() or os.path.lexists(os.path.join(folder, path)):
+        return path
+    found = ""
+    for part in PurePosixPath(path).parts:
+        spellings = (os.path.join(found, normalize(form, part)) for form in ("NFC", "NFD"))
+        on_disk = (name for name in spellings if os.path.lexists(os.path.join(folder, name)))
+        found = next(on_disk, os.path.join(found, part))
+    return found
+
+
+# folders ------------------------------------------------------------------------------------
+
+
+def _audio_files(folder: Path, report: Report) -> Iterator[Path]:
+    """The files below a folder that are called as audio is; all others are reported."""
+    others: Counter[str] = Counter()
+    for path in _files(folder, report):
+        suffix = path.suffix.lower()
+        is_hidden = path.name.startswith(".")  # macOS puts ._a.mp3 by a.mp3
+        if suffix not in AUDIO_SUFFIXES:
+            others[suffix or "no suffix"] += not is_hidden
+        elif is_hidden:
+            others[f"hidden {suffix}"] += 1
+        elif _is_special(path):
+            others[f"{suffix} that is no file"] += 1
+        else:
+            yield path
+    if others := +others:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common())
+        report(f"{folder}: {_count(others.total(), 'file is', 'files are')} no audio: {kinds}")
+
+
+def _files(folder: Path, report: Report) -> Iterator[Path]:
+    """All files below a folder, those behind links to folders last; no folder twice."""
+    seen: set[tuple[int, int]] = set()
+    folders = [str(folder)]
+    for start in folders:
+        for place, inner, names in os.walk(start, onerror=lambda e: report(f"not searched: {e}")):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+                inner.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            links = (os.path.join(place, name) for name in sorted(inner))
+            folders += filter(os.path.islink, links)  # which os.walk does not follow
+            yield from (Path(place, name) for name in names)
+
+
+def _matches(pattern: str, report: Report) -> list[Path]:
+    """The files that a glob matches; folders, pipes and devices are reported."""
+    found = sorted(map(Path, glob.glob(pattern, recursive=True)))
+    folders = [] if "**" in pattern else [path for path in found if path.is_dir()]
+    if folders:
+        count = _count(len(folders), "folder", "folders")
+        report(f"{pattern}: {count} not searched, such as {folders[0]}; add /** to search them")
+    if special := [path for path in found if not path.is_dir() and _is_special(path)]:
+        report(f"{pattern}: {special[0]} is no file ({len(special)} of these)")
+    return [path for path in found if not path.is_dir() and not _is_special(path)]
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, socket or device, which may never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a broken link, say: opening it gives the reason
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -71,11 +149,10 @@ def _fixed_part(pattern: Path) -> Path:
     return parents[0]
 
 
-def _below(folder: Path, source: str, files: list[Path]) -> Iterator[Recording]:
+def _below(folder: Path, source: str, files: list[Path]) -> list[Recording]:
     if not files:
         raise ValueError(f"{source}: no recordings found.")
-    for file in files:
-        yield Recording(str(file), mirrored_name(file.relative_to(folder)))
+    return [Recording(str(file), mirrored_name(file.relative_to(folder))) for file in files]
 
 
 def mirrored_name(path: str | PurePosixPath | Path) -> str:
@@ -91,30 +168,50 @@ def mirrored_name(path: str | PurePosixPath | Path) -> str:
     return str(PurePosixPath(*parts).with_suffix(""))
 
 
-def read_manifest(path: Path) -> Iterator[Recording]:
+# manifests ----------------------------------------------------------------------------------
+
+
+def read_manifest(path: Path) -> list[Recording]:
     """The recordings of a manifest; relative paths are relative to it.
 
-    Raises ValueError, with the line, for a row that names no audio or is not JSON.
+    Raises ValueError, with the file and line of each, for rows that cannot be read or name no
+    audio, and for a manifest without rows.
     """
-    for line, row in _rows(path):
-        try:
-            yield _of_row(path.parent, row)
-        except ValueError as error:
-            raise ValueError(f"{path}:{line}: {error}") from error
+    recordings: list[Recording] = []
+    problems: list[str] = []
+    try:
+        for line, row in read_rows(path):
+            try:
+                recordings.append(_of_row(path.parent, row))
+            except ValueError as error:
+                problems.append(f"{path}:{line}: {error}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(problems) > MAX_PROBLEMS:
+        problems[MAX_PROBLEMS:] = [f"{path}: {len(problems) - MAX_PROBLEMS} more rows like these"]
+    if problems:
+        raise ValueError("\n".join(problems))
+    if not recordings:
+        raise ValueError(f"{path}: no recordings found.")
+    return recordings
 
 
-def _of_row(folder: Path, row: Mapping[str, Any]) -> Recording:
+def _of_row(folder: Path, row: Mapping[str, Any] | ValueError) -> Recording:
+    if isinstance(row, ValueError):
+        raise row
     audio = next((row[name] for name in PATH_FIELDS if row.get(name)), None)
     if not isinstance(audio, str):
         raise ValueError(f"names no audio; one of {', '.join(PATH_FIELDS)} must be a path.")
     audio.encode()  # half a surrogate pair is no part of a name
+    if "\0" in audio:
+        raise ValueError("the path holds a NUL character, as UTF-16 read as UTF-8 does.")
     offset = _seconds(row, "offset")
-    source = audio if is_url(audio) else str(folder / audio)
-    name = audio
     if is_url(audio):
-        parts = urlsplit(audio)
-        name = unquote(parts.netloc + parts.path)
-    name = mirrored_name(name)
+        source, parts = audio, urlsplit(audio)
+        name = mirrored_name(unquote(parts.netloc + parts.path))
+    else:
+        audio = spelled_as_on_disk(audio, folder)
+        source, name = str(folder / audio), mirrored_name(audio)
     return Recording(
         source,
         name if offset is None else f"{name}_{offset:.3f}",
@@ -123,37 +220,6 @@ def _of_row(folder: Path, row: Mapping[str, Any]) -> Recording:
         # NeMo states the duration of every row; without an offset it is that of the file.
         duration_s=None if offset is None else _seconds(row, "duration"),
     )
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}).") from error
-    if delimiter := _DELIMITERS.get(path.suffix.lower()):
-        yield from _table_rows(path, csv.DictReader(io.StringIO(text), delimiter=delimiter))
-        return
-    for line, content in enumerate(text.split("\n"), 1):  # str.splitlines() also cuts at U+2028
-        if not content.strip():
-            continue
-        if path.suffix.lower() in (".jsonl", ".json"):
-            try:
-                row = json.loads(content)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{line}: not JSON ({error}).") from error
-            yield line, row if isinstance(row, dict) else {}
-        else:
-            yield line, {"audio_filepath": content.strip()}
-
-
-def _table_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        for row in reader:
-            if None in row:
-                raise ValueError(f"{path}:{reader.line_num}: more columns than the first line.")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: no such table ({error}).") from error
 
 
 def _seconds(row: Mapping[str, Any], name: str) -> float | None:
