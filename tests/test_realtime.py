@@ -40,7 +40,7 @@ MANUAL = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": Non
 
 
 def test_a_config_is_honoured_or_refused_by_name():
-    from qwen3_asr_vllm.server.realtime import Config, EventError
+    from qwen3_asr_vllm.server.session_config import Config, EventError
 
     config = Config().updated({"audio": {"input": {"transcription": {"prompt": "Ada"}}}})
     config = config.updated({"audio": {"input": MANUAL | {"transcription": {"language": "DE"}}}})
