@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The events of ``/v1/realtime``: how a client writes them, and how it reads ours.
+
+Two dialects differ in names and shapes, not in what happens: OpenAI's events, and vLLM's own
+(``session.update {"model": ...}``, errors as strings). A dialect turns what happens in a session
+into events; each method returns the events to send.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..geometry import SAMPLE_RATE
+from ..languages import language_code
+from .session_config import Config, EventError
+
+if TYPE_CHECKING:
+    from ..streaming import Update
+    from .turns import Item
+
+MAX_PARTS = 20_000  # values in one event: a prompt and its keywords have fewer
+MAX_EVENT_ID = 512  # characters
+
+Events: TypeAlias = list[dict[str, Any]]
+
+_TRANSCRIPTION = "conversation.item.input_audio_transcription"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+# from the client ------------------------------------------------------------------------------
+
+
+def read_event(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object of one WebSocket message. Raises EventError for anything else.
+
+    Lists and objects cost a hundred times their text, and a message may have 16 MiB, so they are
+    counted before they are parsed.
+    """
+    text = message.get("text")
+    try:
+        content: str = (message.get("bytes") or b"").decode() if text is None else text
+        if sum(map(content.count, ",[{")) > MAX_PARTS:
+            raise ValueError(f"it has more than {MAX_PARTS} values")
+        event = json.loads(content)
+        if not isinstance(event, dict):
+            raise ValueError("it is not a JSON object")
+    except (ValueError, RecursionError) as error:
+        hint = "" if text is not None else _NO_BINARY
+        raise EventError(f"not an event: {error}.{hint}", code="invalid_json") from error
+    return event
+
+
+_NO_BINARY = (
+    " It came in a binary frame: send events as JSON in text frames, and audio as base64 in "
+    "input_audio_buffer.append."
+)
+
+
+def read_audio(audio: Any) -> bytes:
+    """The bytes of an event's base64, with line breaks, url-safe or unpadded as it may be."""
+    try:
+        if not isinstance(audio, str):
+            raise ValueError("it is no string")
+        data = audio.encode("ascii").translate(_URL_SAFE, b" \t\r\n=")
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = f"audio must be base64: {error}."
+        raise EventError(message, code="invalid_audio", param="audio") from error
+
+
+# to the client --------------------------------------------------------------------------------
+
+
+class OpenAI:
+    """OpenAI's transcription events."""
+
+    announces_audio = False  # whether a client commits before its audio, too
+
+    def created(self, session_id: str, config: Config) -> Events:
+        return [self._session("session.created", session_id, config)]
+
+    def updated(self, session_id: str, config: Config) -> Events:
+        return [self._session("session.updated", session_id, config)]
+
+    def speech_started(self, item: Item, sample: int) -> Events:
+        return [
+            {
+                "type": "input_audio_buffer.speech_started",
+                "item_id": item.id,
+                "audio_start_ms": _ms(sample),
+            }
+        ]
+
+    def speech_stopped(self, item: Item, sample: int) -> Events:
+        return [
+            {
+                "type": "input_audio_buffer.speech_stopped",
+                "item_id": item.id,
+                "audio_end_ms": _ms(sample),
+            }
+        ]
+
+    def committed(self, item: Item, previous_id: str | None) -> Events:
+        committed = {
+            "type": "input_audio_buffer.committed",
+            "item_id": item.id,
+            "previous_item_id": previous_id,
+        }
+        return [committed, *self._item_created(item, previous_id)]
+
+    def cleared(self) -> Events:
+        return [{"type": "input_audio_buffer.cleared"}]
+
+    def delta(self, item: Item, update: Update) -> Events:
+        return [
+            {
+                "type": f"{_TRANSCRIPTION}.delta",
+                "item_id": item.id,
+                "content_index": 0,
+                "delta": update.delta,
+            }
+        ]
+
+    def completed(self, item: Item) -> Events:
+        stream = item.stream
+        return [
+            {
+                "type": f"{_TRANSCRIPTION}.completed",
+                "item_id": item.id,
+                "content_index": 0,
+                "transcript": stream.text,
+                "languages": [{"code": language_code(name) or name} for name in stream.languages],
+                "usage": {"type": "duration", "seconds": round(item.num_samples / SAMPLE_RATE, 3)},
+            }
+        ]
+
+    def failed(self, item: Item, message: str) -> Events:
+        error = {"type": "server_error", "code": "transcription_failed", "message": message}
+        kind = f"{_TRANSCRIPTION}.failed"
+        return [{"type": kind, "item_id": item.id, "content_index": 0, "error": error}]
+
+    def error(self, error: EventError, event_id: Any) -> Events:
+        described = {
+            "type": "invalid_request_error",
+            "code": error.code,
+            "message": str(error),
+            "param": error.param,
+            "event_id": str(event_id)[:MAX_EVENT_ID] if event_id is not None else None,
+        }
+        return [{"type": "error", "error": described}]
+
+    def _session(self, kind: str, session_id: str, config: Config) -> dict[str, Any]:
+        """The session; ``id`` and ``created`` are where vLLM's clients look."""
+        about = {"id": session_id, "object": "realtime.transcription_session", "expires_at": None}
+        session = about | config.model_dump()
+        return {"type": kind, "session": session, "id": session_id, "created": int(time.time())}
+
+    def _item_created(self, item: Item, previous_id: str | None) -> Events:
+        about = {"previous_item_id": previous_id, "item": _message(item)}
+        return [{"type": f"conversation.item.{kind}"} | about for kind in ("added", "done")]
+
+
+class VLLM(OpenAI):
+    """vLLM's own events: text without items, errors as strings."""
+
+    announces_audio = True
+
+    def committed(self, item: Item, previous_id: str | None) -> Events:
+        return []
+
+    def delta(self, item: Item, update: Update) -> Events:
+        return [{"type": "transcription.delta", "delta": update.delta}]
+
+    def completed(self, item: Item) -> Events:
+        usage = {
+            "prompt_tokens": item.prompt_tokens,
+            "completion_tokens": item.output_tokens,
+            "total_tokens": item.prompt_tokens + item.output_tokens,
+        }
+        return [{"type": "transcription.done", "text": item.stream.text, "usage": usage}]
+
+    def failed(self, item: Item, message: str) -> Events:
+        return self.error(EventError(message, code="processing_error"), None)
+
+    def error(self, error: EventError, event_id: Any) -> Events:
+        return [{"type": "error", "error": str(error), "code": error.code}]
+
+
+def _message(item: Item) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "type": "message",
+        "role": "user",
+        "status": "completed",
+        "content": [{"type": "input_audio", "transcript": None}],
+    }
+
+
+def _ms(sample: int) -> int:
+    return sample * 1000 // SAMPLE_RATE
