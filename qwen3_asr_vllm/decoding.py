@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one clip is decoded, and when an answer is not to be trusted.
+"""Decoding policy of one clip: token budget, repetition loops, prompt leaks, confidence.
 
-    decode greedily, within a budget    -- loops? -->  both halves of the clip
-    a half                              -- loops? -->  again, with a repetition penalty
-    again                               -- loops? -->  keep three copies, and say so
+    decode greedily, within a budget    -- loops? -->  decode both halves of the clip
+    decode a half                       -- loops? -->  decode it again with a repetition penalty
+    decode again                        -- loops? -->  keep three copies and warn
 
-vLLM stops an answer whose last tokens repeat; nothing here runs an engine. What is decided are
-plain numbers and text. An answer that only says the context back is a leak, and is dropped.
+vLLM stops an output whose last tokens repeat; nothing here runs an engine. An output that only
+repeats the context is a prompt leak and is discarded.
 """
 
 import math
@@ -21,29 +21,29 @@ from .transcript import Token
 
 DEFAULT_CLIP_S = 60.0  # seconds; with cuts in the second half, clips last 30 to 60 s
 
-# vLLM looks for a run of a pattern of tokens at the end of every answer, at every token: 0.5 us
-# for each size of pattern. Longer patterns run into the budget, where the text shows them.
-LOOP_MAX_PATTERN = 16  # tokens
-LOOP_MIN_COUNT = 12  # copies; nobody says a word twelve times in a row, or the retry shows it
-LOOP_PENALTY = 1.1  # repetition penalty of the last attempt: mild, for it costs accuracy
+# vLLM looks for a repeated pattern at the end of the output, at every token: 0.5 us per size of
+# pattern. Longer patterns reach the token budget, and are found in the text.
+LOOP_MAX_PATTERN = 16  # tokens of the longest pattern that vLLM looks for
+LOOP_MIN_COUNT = 12  # copies that make a loop; speech rarely repeats a word that often
+LOOP_PENALTY = 1.1  # repetition penalty of the last attempt: mild, because it costs accuracy
 
-_BASE_TOKENS = 64  # the header, and room for a word in a very short clip
+_BASE_TOKENS = 64  # tokens for the header, and for a word in a very short clip
 _TOKENS_PER_S = 25  # fast Chinese needs about 8, the costliest scripts about 20
 
-_KEPT_COPIES = 3  # of a repeated run at the end of an answer that loops
-_LONGEST_PERIOD = 400  # characters
-_SUFFIX = 3  # characters; what repeats in a run of four copies, whatever its period
+_KEPT_COPIES = 3  # copies that are kept of a repeated run
+_LONGEST_PERIOD = 400  # characters of the longest run that is looked for
+_SUFFIX = 3  # characters; a run of four copies repeats this suffix, whatever its period
 
-_LEAKED_ITEMS = 3  # in a row; a speaker may well say one keyword, or two
-_LEAKED_WIDTH = 30  # columns of a context of one or two items that is said back whole
+_LEAKED_ITEMS = 3  # consecutive context items that make a leak; one or two may be real speech
+_LEAKED_WIDTH = 30  # columns of a short context that count as a leak when it is repeated whole
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the engine decodes one clip, as plain data.
+    """Decoding options of one clip, as plain data.
 
-    ``slot_names``: languages, and "None" for no speech, whose probability is wanted where the
-    model names the language. ``wants_logprobs``: that of every token is wanted.
+    ``slot_names``: languages, and "None" for no speech, whose log-probability is requested at the
+    token that names the language. ``wants_logprobs``: request it for every token.
     """
 
     max_tokens: int
@@ -53,10 +53,10 @@ class Decoding:
 
 
 def max_new_tokens(clip_s: float) -> int:
-    """The most text tokens that ``clip_s`` seconds of speech can need.
+    """Return the token budget of a clip of ``clip_s`` seconds.
 
-    Far above real speech, far below the model's context: what no other guard stops ends here, and
-    reaching the budget (``finish_reason == "length"``) means that text may be missing or repeated.
+    It lies far above real speech and far below the model's context. An output that reaches it
+    (``finish_reason == "length"``) may be incomplete or repeated.
     """
     return _BASE_TOKENS + math.ceil(_TOKENS_PER_S * clip_s)
 
@@ -65,24 +65,24 @@ def max_new_tokens(clip_s: float) -> int:
 
 
 def is_loop(text: str, finish_reason: str | None) -> bool:
-    """Whether an answer went round in circles until something stopped it."""
-    if finish_reason == "length":  # a long pattern that the engine did not look for
+    """Return whether an output ended in a repetition loop."""
+    if finish_reason == "length":  # a pattern longer than the engine looks for
         return settled_length(text) < len(text) / 2
     return finish_reason == "repetition"
 
 
 def settled_length(text: str) -> int:
-    """How much of a growing text stays, should it turn out to end in a loop.
+    """Return the length of the text that stays even if the text turns out to loop.
 
-    All of it, unless it ends in a run of more than three copies, of which three stay, and the rest
-    of a word. If the text loops, this is what remains of it, and it was never more before.
+    A run of more than three copies at the end is shortened to three copies, up to the end of a
+    word. The result never shrinks while the text grows.
     """
     kept = min((_kept(text, period) for period in _periods(text)), default=len(text))
     return len(text[:kept].rstrip())
 
 
 def _periods(text: str) -> Iterator[int]:
-    """Periods of the runs of more than three copies that the text ends in."""
+    """Yield the periods of all runs of more than three copies at the end of the text."""
     if len(text) <= _SUFFIX:
         return
     suffix, last = text[-_SUFFIX:], len(text) - _SUFFIX
@@ -95,7 +95,7 @@ def _periods(text: str) -> Iterator[int]:
 
 
 def _kept(text: str, period: int) -> int:
-    """Where the third copy ends of the run of this period that the text ends in, or its word."""
+    """Return the end of the third copy of the run of this period, extended to the end of a word."""
     start = len(text) - _KEPT_COPIES * period - 1
     while start > 0 and text[start - 1] == text[start - 1 + period]:
         start -= 1
@@ -109,25 +109,25 @@ _ITEM_END = re.compile(r"[,;\n，、；]")
 
 
 def is_leak(text: str, context: str) -> bool:
-    """Whether a text is nothing but the context said back: the model does so in noise.
+    """Return whether a text only repeats the context, as the model does in noise.
 
-    At least three items of a list in a row, or all of a context that is long enough.
+    That is at least three consecutive items of a list, or the whole of a context of 30 columns.
     """
     words, items = _words(text), _items(context)
     for start in range(len(items)):
         for end in range(start + 1, len(items) + 1):
-            said = " ".join(items[start:end])
-            if said == words:
+            repeated = " ".join(items[start:end])
+            if repeated == words:
                 return end - start >= _LEAKED_ITEMS or (
-                    end - start == len(items) and display_width(said) >= _LEAKED_WIDTH
+                    end - start == len(items) and display_width(repeated) >= _LEAKED_WIDTH
                 )
-            if len(said) > len(words):
+            if len(repeated) > len(words):
                 break
     return False
 
 
 def may_leak(text: str, context: str) -> bool:
-    """Whether a text that still grows has been nothing but context so far."""
+    """Return whether a growing text has only repeated the context so far."""
     return bool(context) and f" {_words(text)}" in f" {_words(context)}"
 
 
@@ -136,7 +136,7 @@ def _items(context: str) -> list[str]:
 
 
 def _words(text: str) -> str:
-    """In small letters, without punctuation."""
+    """Return the text in lower case, without punctuation."""
     return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
 
 
@@ -146,20 +146,20 @@ def _words(text: str) -> str:
 def place_tokens(
     tokens: Sequence[Token], text: str, *, language: str | None = None
 ) -> list[tuple[int, Token]]:
-    """Which tokens of an answer wrote its text, each with the index in it where it begins.
+    """Return the tokens that wrote the text, each with the index of its first character.
 
-    ``language`` is the forced one: such an answer has no header.
+    ``language`` is the forced language: such an output has no header.
     """
     header = header_end("".join(token.text for token in tokens), language=language)
     placed: list[tuple[int, Token]] = []
-    read = at = 0  # characters of the answer, characters of the text
+    read = at = 0  # characters read of the output and of the text
     for token in tokens:
         read += len(token.text)
         if read <= header or token.text == ASR_TEXT:
             continue
         start = at
         for char in token.text:
-            at += text.startswith(" " + char, at)  # a seam, which no token wrote
+            at += text.startswith(" " + char, at)  # a joining space, which no token wrote
             at += text.startswith(char, at)
         if at > start or (not token.text and at < len(text)):  # the latter: part of a character
             placed.append((start, token))
@@ -167,7 +167,7 @@ def place_tokens(
 
 
 def language_probability(tokens: Sequence[Token]) -> float | None:
-    """Probability of the language that opens an answer; None where it has no header."""
+    """Return the probability of the language in the header; None without a header."""
     name: list[Token] = []
     read = ""
     for token in tokens:
@@ -181,5 +181,5 @@ def language_probability(tokens: Sequence[Token]) -> float | None:
 
 
 def mean_logprob(tokens: Sequence[Token]) -> float | None:
-    """In nats per token; None of no tokens."""
+    """Return the mean log-probability in nats per token; None without tokens."""
     return fmean(token.logprob for token in tokens) if tokens else None

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formats of a transcript, as text.
 
-Transcript -> txt json srt vtt tsv lrc verbose_json
+    Transcript -> txt json srt vtt tsv lrc verbose_json
+
+``layout`` stands for the parameters of ``subtitles.cues``: ``max_line_width``,
+``max_line_count``, ``highlight_words``.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ def _txt(transcript: Transcript) -> str:
 
 
 def _json(transcript: Transcript) -> str:
-    """An object with these keys, always; a segment has the fields that were measured.
+    """Write an object that always has these keys; segments have the fields that were measured.
 
-    text, language (null if nobody speaks), languages, duration, segments, warnings
+    text, language (null without speech), languages, duration, segments, warnings
     """
     return _dumps(
         {
@@ -44,11 +47,11 @@ def _json(transcript: Transcript) -> str:
 
 
 def _verbose_json(transcript: Transcript, *, temperature: float = 0.0) -> str:
-    """OpenAI's format of this name, in which every field of a segment is there and no null.
+    """Write OpenAI's verbose_json, where a segment has every field and no field is null.
 
-    A confidence that was not measured is 0.0, and ``unmeasured`` lists its name: that nobody
-    speaks cannot be said in a forced language. ``seek`` is the start in frames of 10 ms.
-    ``language`` is in small letters, as OpenAI has it, and "" if nobody speaks.
+    A confidence that was not measured is 0.0 and listed in ``unmeasured``: a forced language, for
+    example, has no ``no_speech_prob``. ``seek`` is the start in frames of 10 ms. ``language`` is
+    in lower case, as OpenAI has it, and "" without speech.
     """
     segments = transcript.segments
     words = list(map(asdict, transcript.words))
@@ -71,9 +74,9 @@ def _verbose_json(transcript: Transcript, *, temperature: float = 0.0) -> str:
 
 
 def read_verbose_json(document: dict[str, Any]) -> Transcript:
-    """What ``FORMATS["verbose_json"]``, or another server of OpenAI's route, wrote.
+    """Read verbose_json of this package, or of another server of OpenAI's API.
 
-    Raises ValueError for what is no such document.
+    Raises ValueError for any other document.
     """
     try:
         default = document.get("language") or None
@@ -106,14 +109,14 @@ def _read_segment(row: dict[str, Any], language: str | None, document: dict[str,
 
 
 def _with_words(segments: Sequence[Segment], rows: Iterable[dict[str, Any]]) -> Iterator[Segment]:
-    """Segments with those of a document's words that tile them, as ours do."""
+    """Yield the segments with their words, where the words joined are the segment's text."""
     words = [Word(row["word"], row["start"], row["end"]) for row in rows]
     for segment in segments:
         ends = accumulate(len(word.word) for word in words)
         number = next((n for n, end in enumerate(ends, 1) if end >= len(segment.text)), 0)
-        said, rest = tuple(words[:number]), words[number:]
-        if said and "".join(word.word for word in said) == segment.text:
-            segment, words = replace(segment, words=said), rest
+        first, rest = tuple(words[:number]), words[number:]
+        if first and "".join(word.word for word in first) == segment.text:
+            segment, words = replace(segment, words=first), rest
         yield segment
 
 
@@ -125,8 +128,7 @@ def _model_language(language: str | None) -> str | None:
 
 
 def rounded(transcript: Transcript) -> Transcript:
-    """With times and ratios as they are written, and without the tokens, which are not: the same
-    as a transcript that was written and read again."""
+    """Return the transcript as it is after writing and reading: rounded, without tokens."""
     segments = tuple(map(_rounded_segment, transcript.segments))
     return replace(transcript, duration=round(transcript.duration, 3), segments=segments)
 
@@ -157,7 +159,7 @@ def _verbose_segment(index: int, segment: Segment, temperature: float) -> dict[s
 
 
 def diarized_json(transcript: Transcript) -> str:
-    """OpenAI's format of this name: who said what."""
+    """Write OpenAI's diarized_json: segments with their speakers."""
     return _dumps(
         {
             "task": "transcribe",
@@ -181,7 +183,7 @@ def diarized_json(transcript: Transcript) -> str:
 
 
 def logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
-    """OpenAI's list of this name."""
+    """Return OpenAI's list of log-probabilities."""
     return [
         {
             "token": token.text,
@@ -193,7 +195,7 @@ def logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
 
 
 def _srt(transcript: Transcript, **layout: Any) -> str:
-    """SubRip. It has no escapes, so an arrow, which parsers look for, becomes another one."""
+    """Write SubRip. It has no escapes, so ``-->``, which parsers look for, becomes an arrow."""
     return "\n".join(
         f"{number}\n{_span(cue, ',')}\n{_lines(cue, lambda text: text.replace('-->', '→'))}\n"
         for number, cue in enumerate(cues(transcript, **layout), 1)
@@ -201,14 +203,14 @@ def _srt(transcript: Transcript, **layout: Any) -> str:
 
 
 def _vtt(transcript: Transcript, **layout: Any) -> str:
-    """WebVTT, with &, < and > escaped."""
+    """Write WebVTT, with &, < and > escaped."""
     escape = partial(html.escape, quote=False)
     blocks = (f"{_span(cue, '.')}\n{_lines(cue, escape)}\n" for cue in cues(transcript, **layout))
     return "\n".join(["WEBVTT\n", *blocks])
 
 
 def _tsv(transcript: Transcript) -> str:
-    """Whisper's table of segments: start and end in milliseconds, text."""
+    """Write Whisper's table of segments: start and end in milliseconds, text."""
     rows = (
         f"{round(1000 * s.start)}\t{round(1000 * s.end)}\t{one_line(s.text)}\n"
         for s in transcript.segments
@@ -217,26 +219,27 @@ def _tsv(transcript: Transcript) -> str:
 
 
 def _lrc(transcript: Transcript, *, highlight_words: bool = False) -> str:
-    """Lyrics: a line for each segment, after its start as [minutes:seconds].
+    """Write lyrics: one line per segment, after its start as [minutes:seconds].
 
-    With ``highlight_words``, each word has its start before it as <minutes:seconds>, and the line
-    its end after it: the enhanced format of karaoke players.
+    With ``highlight_words``, each word follows its start as <minutes:seconds>, and the line ends
+    with its end: the enhanced format of karaoke players.
     """
     lines = (
-        _sung(s) if highlight_words and s.words else one_line(s.text) for s in transcript.segments
+        _karaoke_line(s) if highlight_words and s.words else one_line(s.text)
+        for s in transcript.segments
     )
     starts = (f"[{_lrc_time(segment.start)}]" for segment in transcript.segments)
     return "".join(f"{start}{line}\n" for start, line in zip(starts, lines, strict=True))
 
 
-def _sung(segment: Segment) -> str:
+def _karaoke_line(segment: Segment) -> str:
     words = segment.words or ()
-    sung = "".join(f" <{_lrc_time(w.start)}> {one_line(w.word)}" for w in words)
-    return f"{sung} <{_lrc_time(segment.end)}>"
+    line = "".join(f" <{_lrc_time(w.start)}> {one_line(w.word)}" for w in words)
+    return f"{line} <{_lrc_time(segment.end)}>"
 
 
 def _dumps(document: dict[str, Any]) -> str:
-    """JSON for people, with times and ratios to three decimals."""
+    """Write indented JSON, with times and ratios to three decimals."""
     return json.dumps(_rounded(document), ensure_ascii=False, indent=2) + "\n"
 
 
@@ -253,7 +256,7 @@ def _measured(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _lines(cue: Cue, escape: Callable[[str], str]) -> str:
-    """The text of a cue, with its marked word in <u>."""
+    """Return the text of a cue, with its marked word in <u>."""
     text = "\n".join(cue.lines)
     if cue.mark is None:
         return escape(text)
@@ -267,7 +270,7 @@ def _span(cue: Cue, point: str) -> str:
 
 
 def _clock(milliseconds: int, point: str) -> str:
-    """Hours, minutes, seconds: 01:02:03,456."""
+    """Format hours, minutes and seconds: 01:02:03,456."""
     seconds, milliseconds = divmod(milliseconds, 1000)
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours:02d}:{minutes:02d}:{seconds % 60:02d}{point}{milliseconds:03d}"
@@ -289,5 +292,5 @@ FORMATS: dict[str, Callable[..., str]] = {
 }
 
 
-SUBTITLES = ("srt", "vtt")  # which also take max_line_width and max_line_count
-KARAOKE = (*SUBTITLES, "lrc")  # which also take highlight_words
+SUBTITLES = ("srt", "vtt")  # formats with max_line_width and max_line_count
+KARAOKE = (*SUBTITLES, "lrc")  # formats with highlight_words

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long things are: samples, mel frames, chunks, windows, audio tokens.
+"""Lengths: samples, mel frames, chunks, windows, audio tokens.
 
     16000 samples = 100 frames = 1 chunk = 13 tokens = 1 s
     8 chunks = 1 attention window = 104 tokens = 8 s
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 SAMPLE_RATE = 16_000  # samples per second
 HOP_LENGTH = 160  # samples per frame: 10 ms
 FFT_LENGTH = 400  # samples that one frame sees: 25 ms
-HALF_FFT = FFT_LENGTH // 2  # of them on either side of its centre
+HALF_FFT = FFT_LENGTH // 2  # samples on either side of a frame's centre
 CONV_STRIDE = 8  # frames per token: three convolutions of stride 2
 MIN_SAMPLES = SAMPLE_RATE // 2  # a shorter clip is zero-padded to 0.5 s
 MAX_CLIP_S = 1200  # seconds of audio that the model takes in one clip

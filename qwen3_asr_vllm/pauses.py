@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where speech pauses: silence, the cutting of recordings into clips, voice activity.
+"""Pauses in speech: silence, the cutting of recordings into clips, voice activity.
 
-waveform -> loudness of each 10 ms frame -> quiet or speech -> cuts, turns
+    waveform -> loudness of each 10 ms frame -> quiet or speech -> cuts, turns
+
+Everything here goes by loudness alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
 
 @dataclass(frozen=True)
 class Pauses:
-    """Which pauses end a clip, as OpenAI's ``server_vad`` has it.
+    """The pauses that end a clip, as OpenAI's ``server_vad`` defines them.
 
     A frame is quiet below ``threshold`` of the way, in dB, from the quietest to the loud ones. A
     pause lasts ``silence_s`` or longer; the last ``padding_s`` of it open the next clip.
@@ -33,14 +35,14 @@ class Pauses:
 
 
 def is_silent(waveform: np.ndarray) -> bool:
-    """Whether nothing in it is louder than -66 dBFS: digital silence or dither."""
+    """Return whether no sample is louder than -66 dBFS: digital silence or dither."""
     return bool(max(waveform.max(), -waveform.min()) < SILENT_PEAK)
 
 
 def split_at_silence(
     waveform: np.ndarray, *, max_clip_s: float, search_s: float | None = None
 ) -> list[tuple[int, int]]:
-    """Clips as (start, end) in samples, that concatenate exactly to the waveform.
+    """Split a waveform into clips, (start, end) in samples, which concatenate to it exactly.
 
     Each clip but the last is cut in the middle of the widest quiet stretch of the last
     ``search_s`` seconds (default: half of ``max_clip_s``) before ``max_clip_s`` is reached, so
@@ -65,7 +67,7 @@ def split_at_silence(
 def split_at_pauses(
     waveform: np.ndarray, pauses: Pauses, *, max_clip_s: float
 ) -> list[tuple[int, int]]:
-    """Clips as those of ``split_at_silence``, that also end at every pause."""
+    """Split a waveform as ``split_at_silence`` does, and also at every pause."""
     quiet = quiet_frames(waveform, threshold=pauses.threshold)
     edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
     cuts = [
@@ -81,14 +83,14 @@ def split_at_pauses(
 
 
 def halve_at_silence(waveform: np.ndarray) -> int:
-    """Where to cut a clip in two, in samples: in the widest quiet stretch of its middle half."""
+    """Return the cut of a clip in two, in samples: the widest quiet stretch of its middle half."""
     levels = _levels(waveform)
     margin = len(levels) // 4
     return (margin + _widest_quiet(levels[margin : len(levels) - margin])) * HOP_LENGTH
 
 
 def quiet_frames(waveform: np.ndarray, *, threshold: float = 0.5) -> np.ndarray:
-    """Which whole frames are pauses rather than speech, shape (len(waveform) // 160,), bool."""
+    """Mark the whole frames that are pauses, shape (len(waveform) // 160,), bool."""
     if len(waveform) < HOP_LENGTH:
         return np.zeros(0, bool)
     return _is_quiet(_levels(waveform), threshold)
@@ -99,7 +101,7 @@ def _frames(seconds: float) -> int:
 
 
 def _levels(waveform: np.ndarray) -> np.ndarray:
-    """Loudness in dB of each whole frame, averaged over 50 ms, shape (len(waveform) // 160,)."""
+    """Return the loudness of each whole frame in dB, over 50 ms, shape (len(waveform) // 160,)."""
     frames = waveform[: len(waveform) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH)
     power = np.einsum("ij,ij->i", frames, frames) / HOP_LENGTH
     if len(power) >= 5:
@@ -108,10 +110,10 @@ def _levels(waveform: np.ndarray) -> np.ndarray:
 
 
 def _is_quiet(levels: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Whether each frame lies below half the way, in dB, from the quietest to the loud ones.
+    """Mark the frames below ``threshold`` of the way, in dB, from the quietest to the loud ones.
 
-    Loud is the 90th percentile; the quietest counts as at most 60 dB below it: a dropout must not
-    make pauses look loud.
+    Loud is the 90th percentile. The quietest counts as at most 60 dB below it, so that a dropout
+    does not make pauses look loud.
     """
     rank = len(levels) * 9 // 10
     loud = np.partition(levels, rank)[rank]  # np.percentile takes as long as all else here
@@ -120,7 +122,7 @@ def _is_quiet(levels: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
 
 def _widest_quiet(levels: np.ndarray) -> int:
-    """The middle of the longest run of quiet frames."""
+    """Return the middle of the longest run of quiet frames."""
     edges = np.flatnonzero(np.diff(_is_quiet(levels), prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
     widest = np.argmax(ends - starts)
@@ -129,16 +131,16 @@ def _widest_quiet(levels: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Turn:
-    """Speech begins or ends here, in samples since the first."""
+    """The start or end of speech, in samples since the first."""
 
     is_speech: bool
     sample: int
 
 
 class VoiceActivity:
-    """Tells speech from its background by loudness, 10 ms at a time, over 50 ms.
+    """Separates speech from background by loudness, in frames of 10 ms, over 50 ms.
 
-    Speech begins 4 + 12 * ``threshold`` dB above the background (10 dB at 0.5), and at no less
+    Speech starts 4 + 12 * ``threshold`` dB above the background (10 dB at 0.5), and at no less
     than -60 + 10 * ``threshold`` dBFS; it ends once ``silence_ms`` lie 4 dB below that. The
     background is the quietest moment of the last 5 s, from -70 to -30 dBFS, and -50 at first.
     """
@@ -154,11 +156,11 @@ class VoiceActivity:
         self._minima: deque[float] = deque([-50.0] * 50, maxlen=50)  # dBFS, of 100 ms each
         self._minimum = np.inf
         self._frame = 0
-        self._run = 0  # frames in a row that speak against the present state
+        self._run = 0  # consecutive frames that contradict the current state
         self.is_speech = False
 
     def push(self, samples: np.ndarray) -> Iterator[Turn]:
-        """The turns in these samples."""
+        """Yield the turns in these samples."""
         samples = np.concatenate([self._rest, samples])
         frames = samples[: len(samples) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH)
         self._rest = samples[frames.size :]
@@ -169,7 +171,7 @@ class VoiceActivity:
                 yield self._turn()
 
     def _turns(self, level: float) -> bool:
-        """Whether a turn is found at a frame with this level in dBFS."""
+        """Return whether a turn is found at a frame of this level in dBFS."""
         self._minimum = min(self._minimum, level)
         if self._frame % self._BLOCK == 0:
             self._minima.append(self._minimum)
@@ -184,6 +186,6 @@ class VoiceActivity:
 
     def _turn(self) -> Turn:
         self.is_speech = not self.is_speech
-        back = self._run if self.is_speech else 0  # speech began before it was found
+        back = self._run if self.is_speech else 0  # speech started before it was detected
         self._run = 0
         return Turn(self.is_speech, max(0, self._frame - back - self.is_speech) * HOP_LENGTH)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From text and times to segments: sentences, their estimated times, the words inside.
+"""Builds segments from text and times: sentences, their estimated times, their words.
 
-text -> sentences -> one segment each        pauses of a clip -> when each sentence is spoken
+    text -> sentences -> one segment each        pauses of a clip -> estimated times of sentences
+
+Without an aligner, times are estimates from the width of the text and the pauses of the clip.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .languages import display_width, nearest_middle
 from .pauses import quiet_frames
 from .transcript import Segment, Word
 
-_LONG_SENTENCE = 120  # columns, about 8 s of speech: longer ones are cut at commas
+_LONG_SENTENCE = 120  # columns, about 8 s of speech; longer sentences are split at commas
 _ABBREVIATIONS = "Mr|Mrs|Ms|Dr|St|Prof|No|vs"
 _CLOSERS = "[\"'”’»)\\]）」』】》〉]*"
 _SENTENCE_END = re.compile(f"[.!?…؟۔।]+{_CLOSERS}(?=\\s)|[。！？｡]+{_CLOSERS}")
@@ -34,10 +36,10 @@ _ABBREVIATED = re.compile(rf"\b(?:[A-Za-zÀ-ɏА-я]|\d\d?|{_ABBREVIATIONS})\.$"
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a stripped text, which put together are the text; none if it is empty.
+    """Split a stripped text into sentences, which joined are the text.
 
-    Each begins with the white space before it. One wider than 120 columns is cut at commas too.
-    Marks tell sentences apart, not grammar: "approx. Six" makes two.
+    Each sentence starts with the white space before it. A sentence wider than 120 columns is also
+    split at commas. Only punctuation counts, not grammar: "approx. Six" makes two sentences.
     """
     ends = (match.end() for match in _SENTENCE_END.finditer(text) if _ends_sentence(match))
     sentences = [text[start:end] for start, end in pairwise([0, *ends, len(text)])]
@@ -51,7 +53,7 @@ def _ends_sentence(mark: re.Match[str]) -> bool:
 
 
 def _clauses(sentence: str) -> list[str]:
-    """A sentence, cut at the comma nearest to its middle for as long as it is too wide."""
+    """Split a sentence at the comma nearest to its middle until no part is too wide."""
     matches = _CLAUSE_END.finditer(sentence)
     ends = [match.end() for match in matches if match.end() < len(sentence)]
     if display_width(sentence) <= _LONG_SENTENCE or not ends:
@@ -60,13 +62,13 @@ def _clauses(sentence: str) -> list[str]:
     return [*_clauses(sentence[:end]), *_clauses(sentence[end:])]
 
 
-_PAUSE_SHARE = 0.2  # of the text that belongs to a frame of speech, what a quiet one is given
-_NEAR_S = 1.0  # a pause that is this far from where it is expected counts half
-_MARGIN_FRAMES = 10  # of quiet on either side of speech that count as speech: it fades
+_PAUSE_SHARE = 0.2  # text per quiet frame, relative to a frame of speech
+_NEAR_S = 1.0  # distance in seconds at which a pause counts half
+_MARGIN_FRAMES = 10  # quiet frames around speech that count as speech, because speech fades
 
 
 def with_leading_space(segment: Segment, seam: str) -> Segment:
-    """A segment with ``seam``, for what stands before it, and its first word likewise."""
+    """Return a segment whose text, and first word, start with ``seam`` instead of white space."""
     words = segment.words
     if words:
         words = (replace(words[0], word=seam + words[0].word.lstrip()), *words[1:])
@@ -74,19 +76,18 @@ def with_leading_space(segment: Segment, seam: str) -> Segment:
 
 
 def sentence_spans(clip: np.ndarray, widths: list[int]) -> list[tuple[float, float]]:
-    """When each part of a clip's text is said: (start, end) in samples, in order, none empty.
+    """Estimate when each part of a clip's text is spoken: (start, end) in samples, none empty.
 
-    A part takes the share of the speech that its width, above 0, has in all widths; then each cut
-    moves to a pause, where there is one before the middles of the parts on its sides. Estimates:
-    nothing here knows the words.
+    A part takes a share of the speech in proportion to its width (above 0). Each cut then moves
+    to a pause, if there is one between the middles of the parts on both sides.
     """
     if not widths:
         return []
     quiet, edges = _speech(clip)
-    said = np.cumsum([0, *np.where(quiet, _PAUSE_SHARE, 1)])
+    spoken = np.cumsum([0, *np.where(quiet, _PAUSE_SHARE, 1)])
     shares = np.cumsum([0, *widths]) / sum(widths)
-    cuts = np.interp(shares * said[-1], said, edges).tolist()
-    middles = np.interp((shares[1:] + shares[:-1]) / 2 * said[-1], said, edges).tolist()
+    cuts = np.interp(shares * spoken[-1], spoken, edges).tolist()
+    middles = np.interp((shares[1:] + shares[:-1]) / 2 * spoken[-1], spoken, edges).tolist()
     pauses = edges[np.flatnonzero(np.diff(quiet, prepend=False, append=False))].reshape(-1, 2)
     snapped = [
         _snap(cut, pauses.clip(low, high))
@@ -98,23 +99,23 @@ def sentence_spans(clip: np.ndarray, widths: list[int]) -> list[tuple[float, flo
 
 
 def _speech(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frames from the first to the last that is not quiet: (is quiet, edges in samples)."""
+    """Return the frames from the first to the last loud one: (is quiet, edges in samples)."""
     if len(clip) < HOP_LENGTH:
         return np.ones(1, bool), np.array([0, len(clip)])
     quiet = quiet_frames(clip)
     edges = HOP_LENGTH * np.arange(len(quiet) + 1)
     edges[-1] = len(clip)
-    heard = np.flatnonzero(~quiet)
-    if heard.size:
-        frames = slice(max(heard[0] - _MARGIN_FRAMES, 0), heard[-1] + 1 + _MARGIN_FRAMES)
+    loud = np.flatnonzero(~quiet)
+    if loud.size:
+        frames = slice(max(loud[0] - _MARGIN_FRAMES, 0), loud[-1] + 1 + _MARGIN_FRAMES)
         quiet, edges = quiet[frames], edges[frames.start : frames.stop + 1]
     return quiet, edges
 
 
 def _snap(cut: float, pauses: np.ndarray) -> tuple[float, float]:
-    """Where speech ends and where it goes on: around a wide pause near the cut, or at the cut.
+    """Return where speech ends and resumes: around a wide pause near the cut, or at the cut.
 
-    ``pauses``, (number, 2) in samples, reach no farther than the cut may move.
+    ``pauses``, shape (number, 2) in samples, are clipped to where the cut may move.
     """
     pauses = np.vstack([(cut, cut), pauses])
     starts, ends = pauses.T
@@ -127,20 +128,21 @@ def _snap(cut: float, pauses: np.ndarray) -> tuple[float, float]:
 def timed_segments(
     sentences: Sequence[str], words: Sequence[Word], language: str | None
 ) -> Iterator[Segment]:
-    """The sentences that words make, each from its first word to its last.
+    """Yield one segment per sentence, from its first word to its last.
 
-    Both tile the text. A sentence without a word of its own goes to the one before it.
+    The words joined are the text, and so are the sentences. A sentence without a word is merged
+    into the one before it.
     """
     ends = list(accumulate(map(len, sentences)))
     starts = accumulate((len(word.word) for word in words), initial=0)
     for _, group in groupby(
         zip(words, starts, strict=False), lambda pair: bisect_right(ends, pair[1])
     ):
-        said = tuple(word for word, _ in group)
+        spoken = tuple(word for word, _ in group)
         yield Segment(
-            start=said[0].start,
-            end=said[-1].end,
-            text="".join(word.word for word in said),
+            start=spoken[0].start,
+            end=spoken[-1].end,
+            text="".join(word.word for word in spoken),
             language=language,
-            words=said,
+            words=spoken,
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From segments to cues: the subtitles of SRT and WebVTT, laid out in lines.
+"""Lays segments out as cues, the subtitles of SRT and WebVTT.
 
-Width is measured in columns: a full-width character, as Chinese has, takes two.
+Width is measured in columns: a full-width character, such as a Chinese one, takes two.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .transcript import Segment, Transcript
 
 MAX_LINE_WIDTH = 42  # columns of a subtitle line: 42 Latin letters or 21 Chinese characters
 MAX_LINE_COUNT = 2
-MIN_CUE_S, MAX_CUE_S = 1.0, 7.0  # how long a subtitle stays
+MIN_CUE_S, MAX_CUE_S = 1.0, 7.0  # seconds that a cue is shown
 _CLAUSE_MARKS = ",;:.!?…،؛؟۔।，、；：。！？"
 _NO_LINE_START = "、。，．！？：；）」』】》〉”’…・ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ),.!?:;%"
 _NO_LINE_END = "（「『【《〈“‘("
@@ -25,7 +25,7 @@ _Span: TypeAlias = tuple[float, float]  # start and end in seconds
 
 @dataclass(frozen=True)
 class _Mark:
-    """A word in a text: which of its visible characters, and when."""
+    """A word of a cue: its first and last visible character, and its time."""
 
     first: int
     end: int
@@ -34,7 +34,7 @@ class _Mark:
 
 @dataclass(frozen=True)
 class _Block:
-    """What one subtitle shows: atoms, when each is said, and where the words are in them."""
+    """The content of one cue: atoms, the time of each, and the positions of the words."""
 
     atoms: list[str]
     spans: list[_Span]
@@ -43,10 +43,12 @@ class _Block:
 
 @dataclass(frozen=True)
 class Cue:
+    """A subtitle: its time in milliseconds and its lines."""
+
     start_ms: int
     end_ms: int
     lines: list[str]
-    mark: _Mark | None = None  # the word that is shown underlined
+    mark: _Mark | None = None  # the underlined word
 
 
 def cues(
@@ -56,15 +58,15 @@ def cues(
     max_line_count: int = MAX_LINE_COUNT,
     highlight_words: bool = False,
 ) -> Iterator[Cue]:
-    """The segments laid out as subtitles: in order, never two at once, each at least 1 ms.
+    """Lay the segments out as cues: in order, never overlapping, each of at least 1 ms.
 
-    A segment that does not fit into one cue, or lasts longer than 7 s, is cut in halves, at a
-    comma if one is near. A half lasts from its first word to its last; where words have no times,
-    the time is shared by width. A cue stays for a second where the next one leaves the room, and
-    for 7 s at most. With ``highlight_words`` it comes once for each of its words, underlined, and
-    without between them.
+    A segment that does not fit into one cue, or lasts longer than 7 s, is split in halves, at a
+    comma if one is near. A half lasts from its first word to its last; without word times, the
+    time is shared by width. A cue is shown for a second if the next cue allows it, and for 7 s at
+    most. With ``highlight_words``, each word of a cue gets a cue of its own with the word
+    underlined, and gaps between words get the plain cue.
 
-    Raises ValueError for lines of less than two columns, or none.
+    Raises ValueError for a width under two columns, or no lines.
     """
     if max_line_width < 2 or max_line_count < 1:
         raise ValueError(f"no text fits {max_line_count} line(s) of {max_line_width} column(s).")
@@ -86,7 +88,7 @@ def cues(
 
 
 def _highlighted(cue: Cue, marks: Iterable[_Mark]) -> Iterator[Cue]:
-    """A cue cut where its words begin and end."""
+    """Split a cue where its words start and end."""
     shown_until = cue.start_ms
     for mark in marks:
         start, end = (min(max(round(1000 * t), shown_until), cue.end_ms) for t in mark.span)
@@ -100,9 +102,9 @@ def _highlighted(cue: Cue, marks: Iterable[_Mark]) -> Iterator[Cue]:
 
 
 def _atoms(text: str, width: int) -> list[str]:
-    """What stays on one line: words after a space, ideographs with the punctuation around them.
+    """Split a text into atoms that stay on one line: words, and ideographs with punctuation.
 
-    White space becomes one space. A word that is wider than a line makes several atoms.
+    White space becomes one space. A word that is wider than a line becomes several atoms.
     """
     atoms: list[str] = []
     for char in one_line(text):
@@ -116,7 +118,7 @@ def _atoms(text: str, width: int) -> list[str]:
 
 
 def _may_break(left: str, right: str) -> bool:
-    """Whether a line may end between two characters."""
+    """Return whether a line may end between two characters."""
     if left == " " or right == " ":
         return right == " "
     may = left not in _NO_LINE_END and right not in _NO_LINE_START and columns(right) > 0
@@ -124,17 +126,17 @@ def _may_break(left: str, right: str) -> bool:
 
 
 def _is_ideograph(char: str) -> bool:
-    """Whether it is full-width and written without spaces, unlike Korean."""
+    """Return whether a character is full-width and written without spaces, unlike Korean."""
     return columns(char) == 2 and not "\uac00" <= char <= "\ud7a3"
 
 
 def _visible(text: str) -> int:
-    """Characters that are not white space, whose number no layout changes."""
+    """Count the characters that are not white space; layout does not change their number."""
     return sum(not char.isspace() for char in text)
 
 
 def _block(atoms: list[str], segment: Segment) -> _Block:
-    """A whole segment; an atom is said when its words are, or as long as its width says."""
+    """Build the block of a segment; atoms get the times of their words, or shares by width."""
     edges = list(accumulate(map(_visible, atoms), initial=0))
     words = [word for word in segment.words or () if _visible(word.word)]
     word_edges = list(accumulate((_visible(word.word) for word in words), initial=0))
@@ -153,14 +155,14 @@ def _block(atoms: list[str], segment: Segment) -> _Block:
 
 
 def _shares(mark: _Mark) -> Iterator[_Span]:
-    """When each character of a word is said, for a word that is wider than a line."""
+    """Divide the time of a word between its characters."""
     (start, end), count = mark.span, mark.end - mark.first
     edges = [start + (end - start) * i / count for i in range(count + 1)]
     return pairwise(edges)
 
 
 def _blocks(block: _Block, width: int, count: int) -> Iterator[_Block]:
-    """A block, cut until each part fits into one cue."""
+    """Split a block until each part fits into one cue."""
     atoms, spans = block.atoms, block.spans
     fits = len(_wrap(atoms, width)) <= count and spans[-1][1] - spans[0][0] <= MAX_CUE_S
     if fits or len(atoms) == 1:
@@ -175,7 +177,7 @@ def _blocks(block: _Block, width: int, count: int) -> Iterator[_Block]:
 
 
 def _halves(block: _Block, cut: int) -> tuple[_Block, _Block]:
-    """The atoms before and after the cut; a word that it goes through is in both."""
+    """Split a block before atom ``cut``; a word that spans the cut is in both halves."""
     middle = sum(map(_visible, block.atoms[:cut]))
     left = [replace(m, end=min(m.end, middle)) for m in block.marks if m.first < middle]
     right = [
@@ -190,7 +192,7 @@ def _halves(block: _Block, cut: int) -> tuple[_Block, _Block]:
 
 
 def _wrap(atoms: list[str], width: int) -> list[str]:
-    """Lines, each as full as it gets."""
+    """Fill lines with atoms, greedily."""
     lines = [""]
     for atom in atoms:
         if lines[-1] and display_width(lines[-1] + atom) > width:
@@ -200,7 +202,7 @@ def _wrap(atoms: list[str], width: int) -> list[str]:
 
 
 def _balanced_lines(atoms: list[str], width: int) -> list[str]:
-    """No more lines than ``_wrap`` needs, of the least width that does."""
+    """Wrap into as few lines as ``_wrap`` does, as narrow as possible."""
     count = len(_wrap(atoms, width))
     fair = min(width, -(-display_width("".join(atoms)) // count))
     wraps = (_wrap(atoms, narrower) for narrower in range(fair, width + 1))
@@ -208,4 +210,5 @@ def _balanced_lines(atoms: list[str], width: int) -> list[str]:
 
 
 def one_line(text: str) -> str:
+    """Replace all runs of white space by one space."""
     return " ".join(text.split())

@@ -20,9 +20,9 @@ class Word:
 
 @dataclass(frozen=True)
 class Token:
-    """A token that the model wrote. The texts of all tokens of an answer make its text.
+    """A token of the output. The texts of all tokens joined are the text of the output.
 
-    Of a character that takes several tokens, the last has it and the others are empty.
+    Where a character takes several tokens, the last token has it and the others are empty.
     """
 
     id: int
@@ -34,8 +34,8 @@ class Token:
 class Segment:
     """A timed stretch of transcript, a sentence or a clause; ``language`` is a name.
 
-    ``text`` begins with the white space before it, so that the texts of all segments, put
-    together, are the text of the transcript. Confidences are the model's own, where asked for.
+    ``text`` starts with the white space before it, so the texts of all segments joined are the
+    text of the transcript. Confidences are the model's own, where requested.
     """
 
     start: float
@@ -52,9 +52,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One recording, transcribed. ``warnings`` say where ``text`` may be incomplete.
+    """The transcript of one recording. ``warnings`` say where ``text`` may be incomplete.
 
-    ``loops`` counts answers that went round in circles and were asked for again.
+    ``loops`` counts repetition loops, each of which was decoded again.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Transcript:
 
     @property
     def words(self) -> tuple[Word, ...]:
-        """Those of all segments that have any."""
+        """The words of all segments."""
         return tuple(word for segment in self.segments for word in segment.words or ())
 
     @property
@@ -75,16 +75,5 @@ class Transcript:
 
     @property
     def language(self) -> str | None:
-        """The language spoken first; None if nobody speaks."""
+        """The language spoken first; None without speech."""
         return next(iter(self.languages), None)
-
-
-# text ---------------------------------------------------------------------------------------
-
-
-# subtitles ----------------------------------------------------------------------------------
-
-
-# formats ------------------------------------------------------------------------------------
-#
-# A ``layout`` is what ``cues`` takes: max_line_width, max_line_count, highlight_words.

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From text to aligned units: words, or single characters of Chinese and Japanese.
+"""Splits text into aligned units: words, or single characters of Chinese.
 
-text -> units, each with its place in the text and what is spoken of it
+    text -> units, each with its position in the text and its spoken form
+
+The units are those that the forced aligner was trained on.
 """
 
 from __future__ import annotations
@@ -22,25 +24,25 @@ from .languages import ALIGNER_LANGUAGES, language_code
 
 
 class AlignmentError(Exception):
-    """The aligner gave no times that can be used, or it cannot be asked for any."""
+    """The aligner returned no usable times, or cannot align this text."""
 
 
 def check_language(language: str) -> None:
-    """Raises ValueError, listing what is supported, for a name that the aligner does not know."""
+    """Raise ValueError, with the supported languages, for one that the aligner does not know."""
     if language not in ALIGNER_LANGUAGES:
         known = ", ".join(sorted(f"{language_code(name)} {name}" for name in ALIGNER_LANGUAGES))
         raise ValueError(f"the forced aligner does not know {language}; it times words of: {known}")
 
 
 def cut_warnings(text: str, language: str | None) -> tuple[str, ...]:
-    """What who reads the words of a text should know of how it was cut."""
+    """Return warnings about how a text is split into words."""
     is_korean = (language or _script_language(text)) == "Korean"
     return (NO_DICTIONARY,) if is_korean and not korean_dictionary() else ()
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What the aligner times: where it stands in the text, and what is said of it."""
+    """An aligned unit: its position in the text, and the characters that are spoken."""
 
     start: int
     end: int
@@ -53,10 +55,10 @@ _CJK = re.compile(
 )
 
 
-_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")  # without ・ and ー, which Chinese writes too
+_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")  # without ・ and ー, which Chinese uses too
 _HANGUL = re.compile("[\uac00-\ud7a3]")
 NO_DICTIONARY = (
-    "Korean is cut at its spaces only, not before endings: there is no dictionary. "
+    "Korean is split at spaces only, not before endings: there is no dictionary. "
     "pip install --no-deps qwen-asr, or name one with QWEN3_ASR_KOREAN_DICT."
 )
 
@@ -66,10 +68,10 @@ _PIECE = re.compile(f"{_CJK.pattern}|(?:(?!{_CJK.pattern}).)+", re.DOTALL)
 
 
 def split_units(text: str, language: str | None = None) -> list[Unit]:
-    """The units of a text, in order: those that the aligner was trained on.
+    """Split a text into units, in order.
 
-    Between spaces lie words, and in these every Chinese character is its own. Japanese is cut by
-    nagisa, Korean before the endings that follow a word of the dictionary.
+    Words are separated by spaces, and every Chinese character is a unit. nagisa splits Japanese.
+    Korean is split before the endings that follow a word of the dictionary.
     """
     language = language or _script_language(text)
     cut: Callable[[str], Iterator[tuple[int, int]]] = {
@@ -82,14 +84,14 @@ def split_units(text: str, language: str | None = None) -> list[Unit]:
 
 
 def _script_language(text: str) -> str | None:
-    """The language that a script tells, of those that are cut otherwise than at spaces."""
+    """Return the language that the script implies, if it is not split at spaces; else None."""
     return "Japanese" if _KANA.search(text) else "Korean" if _HANGUL.search(text) else None
 
 
 def units_of(sentences: Sequence[str], language: str | None) -> Iterator[Unit]:
-    """The units of sentences that tile a text, none across two."""
+    """Yield the units of consecutive sentences; no unit spans two sentences."""
     if language is None and _KANA.search("".join(sentences)):
-        language = "Japanese"  # also where a sentence has no kana
+        language = "Japanese"  # including sentences without kana
     starts = accumulate(map(len, sentences), initial=0)
     for sentence, offset in zip(sentences, starts, strict=False):
         for unit in split_units(sentence, language):
@@ -97,7 +99,7 @@ def units_of(sentences: Sequence[str], language: str | None) -> Iterator[Unit]:
 
 
 def _spoken(text: str) -> str:
-    """Its letters, digits and apostrophes; nothing of a text of apostrophes alone."""
+    """Return the letters, digits and apostrophes of a text; "" if it has only apostrophes."""
     spoken = "".join(char for char in text if char == "'" or category(char)[0] in "LN")
     return spoken if spoken.strip("'") else ""
 
@@ -112,12 +114,12 @@ _CLUSTER = re.compile(".[\u0300-\u036f\u3099\u309a\uff9e\uff9f]*", re.DOTALL)
 
 
 def _cut_japanese(text: str) -> Iterator[tuple[int, int]]:
-    """The words of nagisa, which reads the text in NFKC, so that lengths may differ."""
+    """Yield the words of nagisa, which reads NFKC text: its lengths may differ from ours."""
     try:
         nagisa = import_module("nagisa")
     except ImportError as error:
         raise ImportError(
-            "nagisa is needed to cut Japanese into words: pip install 'qwen3-asr-vllm[ja]'"
+            "nagisa is needed to split Japanese into words: pip install 'qwen3-asr-vllm[ja]'"
         ) from error
     clusters = [match.span() for match in _CLUSTER.finditer(text)]
     read = list(accumulate(len(normalize("NFKC", text[s:e])) for s, e in clusters))
@@ -129,9 +131,9 @@ def _cut_japanese(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cut_korean(text: str) -> Iterator[tuple[int, int]]:
-    """Each word before its endings: after the longest beginning, from 2 letters, that is known.
+    """Split each word after its longest prefix, of 2 letters or more, in the dictionary.
 
-    As soynlp's LTokenizer does with the dictionary of qwen-asr.
+    Same result as soynlp's LTokenizer with the dictionary of qwen-asr.
     """
     known = korean_dictionary()
     for word in _NOT_SPACE.finditer(text):
@@ -145,10 +147,10 @@ def _cut_korean(text: str) -> Iterator[tuple[int, int]]:
 
 @cache
 def korean_dictionary() -> frozenset[str]:
-    """Words of Korean, one to a line of the file that QWEN3_ASR_KOREAN_DICT names.
+    """Return the Korean words of the file that QWEN3_ASR_KOREAN_DICT names, one word per line.
 
-    Else of the file in the package qwen-asr, where it is installed (``pip install --no-deps
-    qwen-asr`` will do). Without either it is empty, and Korean is cut at its spaces only.
+    Falls back to the dictionary of the package qwen-asr (``pip install --no-deps qwen-asr``),
+    then to an empty set: Korean is then split at spaces only.
 
     Raises AlignmentError for a file that cannot be read.
     """
@@ -162,7 +164,7 @@ def korean_dictionary() -> frozenset[str]:
         lines = Path(given).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
         raise AlignmentError(
-            f"Korean cannot be cut into words by the file {given} ({error}); set "
-            "QWEN3_ASR_KOREAN_DICT to one in UTF-8 with a word to a line, or unset it"
+            f"Korean cannot be split into words: {given} cannot be read ({error}). Set "
+            "QWEN3_ASR_KOREAN_DICT to a UTF-8 file with one word per line, or unset it"
         ) from error
     return frozenset(line.split()[0] for line in lines if line.strip())
