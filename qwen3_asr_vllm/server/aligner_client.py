@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping
 
 import aiohttp
 import numpy as np
 
 from ..alignment import AlignmentOutput, AlignmentRequest
+from .settings import setting
 
 ALIGNMENTS = "/v1/audio/alignments"
 TIMES = f"{ALIGNMENTS}/times"
@@ -92,5 +92,5 @@ class RemoteAligner:
 
 def remote_aligner() -> RemoteAligner | None:
     """The aligner that QWEN3_ASR_ALIGNER_URL names, if it names one."""
-    url = os.environ.get("QWEN3_ASR_ALIGNER_URL")
-    return RemoteAligner(url, os.environ.get("QWEN3_ASR_ALIGNER_API_KEY")) if url else None
+    url = setting("QWEN3_ASR_ALIGNER_URL")
+    return RemoteAligner(url, setting("QWEN3_ASR_ALIGNER_API_KEY")) if url else None

@@ -20,6 +20,7 @@ from .errors import ApiError, busy
 from .metrics import add_counted_route
 from .realtime import Realtime, realtime
 from .serving import end_what_waits
+from .settings import check_settings
 from .transcriptions import Transcriber, create_transcription
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class EndpointPlugin:
     ) -> None:
         """Take the place of vLLM's handler, whose clip length and models are ours too."""
         assert engine_client is not None  # only a server without an engine has none
+        check_settings()
         if (model_type := engine_client.model_config.hf_config.model_type) != MODEL_TYPE:
             raise ValueError(
                 f"VLLM_PLUGINS names qwen3_asr, whose routes serve {MODEL_TYPE}; this model is "

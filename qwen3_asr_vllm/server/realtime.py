@@ -53,8 +53,6 @@ ROOM_POLL_S = 1.0
 MAX_ROOM_S = 600.0  # seconds without room for one more second of audio: the session ends
 DECODE_S = 600.0  # seconds for the engine to answer one request
 MIN_COMMIT_S = 0.1  # OpenAI's
-MAX_UTTERANCE_S = 1200.0  # seconds after which an item is committed, unless set otherwise
-IDLE_S = 300.0  # seconds without an event, unless set otherwise
 SECOND = 48_000  # bytes at 24 kHz
 
 
@@ -77,8 +75,8 @@ class Realtime(EngineServing):
         self.admission = admission  # a session counts as one recording
         self.allowed_origins = allowed_origins
         self.max_clip_s = max_clip_s
-        self.max_utterance_s = setting("QWEN3_ASR_MAX_UTTERANCE_S", MAX_UTTERANCE_S)
-        self.idle_s = setting("QWEN3_ASR_REALTIME_IDLE_S", IDLE_S)
+        self.max_utterance_s = setting("QWEN3_ASR_MAX_UTTERANCE_S")
+        self.idle_s = setting("QWEN3_ASR_REALTIME_IDLE_S")
         thinker = self.model_config.hf_config.thinker_config
         self._parts = stream_parts(thinker, self.renderer.get_tokenizer())
 

@@ -13,9 +13,9 @@ from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from .admission import MAX_AUDIO_S, MAX_RECORDINGS, Admission
+from .admission import Admission
 from .errors import ApiError
-from .settings import limit, setting
+from .settings import setting
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -58,11 +58,11 @@ class AudioServing(EngineServing):
     def __init__(self, engine_client: Any, models: OpenAIServingModels) -> None:
         super().__init__(engine_client, models)
         self.admission = Admission(
-            max_recordings=setting("QWEN3_ASR_MAX_RECORDINGS", MAX_RECORDINGS),
-            max_audio_s=setting("QWEN3_ASR_MAX_AUDIO_S", MAX_AUDIO_S),
+            max_recordings=setting("QWEN3_ASR_MAX_RECORDINGS"),
+            max_audio_s=setting("QWEN3_ASR_MAX_AUDIO_S"),
         )
         self.pool = ThreadPoolExecutor(
-            limit("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None), thread_name_prefix="decode-audio"
+            setting("VLLM_MAX_AUDIO_PREPROCESS_WORKERS"), thread_name_prefix="decode-audio"
         )
 
     @property

@@ -1,35 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of a server, from the environment."""
+"""Environment variables of a server: one table of their names, defaults, ranges and effects.
+
+Some are vLLM's, whose own defaults would refuse a lecture. The README of this folder shows the
+table.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-from vllm import envs
+from ..decoding import DEFAULT_CLIP_S
+from ..geometry import MAX_CLIP_S
 
-MAX_UPLOAD_MB = 1024  # MiB, unless VLLM_MAX_AUDIO_CLIP_FILESIZE_MB says otherwise
-
-_Number = TypeVar("_Number", int, float)
-
-
-def limit(variable: str, default: Any) -> Any:
-    """vLLM's limit where it is set; vLLM's own defaults would refuse a lecture."""
-    return getattr(envs, variable) if envs.is_set(variable) else default
+DAY_S = 86_400
 
 
-def setting(variable: str, default: _Number) -> _Number:
-    """A number above 0 of the default's type, from the environment if it is set there.
+class Setting(NamedTuple):
+    """A number in the environment, a whole one if ``least`` is; a text if there is no range."""
 
-    Raises ValueError, which names the variable, for anything else.
-    """
-    given = os.environ.get(variable)
-    if given is None:
-        return default
-    try:
-        if (number := type(default)(given)) > 0:
-            return number
-    except ValueError:
-        pass
-    kind = "whole number" if isinstance(default, int) else "number"
-    raise ValueError(f"{variable} is {given!r}; give a {kind} above 0.")
+    name: str
+    default: int | float | None
+    least: int | float | None
+    most: int | float | None
+    effect: str
+
+    @property
+    def range(self) -> str:
+        if self.least is None:
+            return "a text"
+        kind = "a whole number" if isinstance(self.least, int) else "a number"
+        return f"{kind}, {self.least:g} to {self.most:.0f}"
+
+    def read(self) -> Any:
+        """Return the value, or the default where the variable is not set.
+
+        Raises ValueError that names the variable, its value and its range.
+        """
+        given = os.environ.get(self.name)
+        if self.least is None or self.most is None:
+            return given or self.default
+        if given is None:
+            return self.default
+        try:
+            number = type(self.least)(given)
+        except ValueError:
+            number = None
+        if number is None or not self.least <= number <= self.most:  # NaN is in no range
+            raise ValueError(f"{self.name} is {given!r}; give {self.range}, or unset it.")
+        return number
+
+
+SETTINGS = {
+    row[0]: Setting(*row)
+    for row in (
+        ("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", 1024, 1, 1 << 20, "MiB of one upload; beyond: 413"),
+        (
+            *("VLLM_MAX_AUDIO_DECODE_DURATION_S", 14_400, 1, 100 * DAY_S),
+            "seconds of one recording; beyond: 400",
+        ),
+        (
+            *("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None, 1, 256),
+            "threads that decode audio; without: a few more than there are cores",
+        ),
+        (
+            *("QWEN3_ASR_MAX_RECORDINGS", 1024, 1, 1_000_000),
+            "recordings and sessions at once; beyond: 503",
+        ),
+        (
+            *("QWEN3_ASR_MAX_AUDIO_S", 57_600.0, 1.0, 1000 * DAY_S),
+            "seconds of audio held at once; beyond: 503",
+        ),
+        (
+            *("QWEN3_ASR_MAX_CLIP_S", int(DEFAULT_CLIP_S), 1, MAX_CLIP_S),
+            "seconds of the longest clip of one engine request",
+        ),
+        (
+            *("QWEN3_ASR_MAX_UTTERANCE_S", 1200.0, 1.0, DAY_S),
+            "seconds of the longest utterance of a session",
+        ),
+        (
+            *("QWEN3_ASR_REALTIME_IDLE_S", 300.0, 1.0, DAY_S),
+            "seconds without an event that end a session",
+        ),
+        ("QWEN3_ASR_ALIGNER_URL", None, None, None, "address of the server that times words"),
+        ("QWEN3_ASR_ALIGNER_API_KEY", None, None, None, "its API key"),
+        ("QWEN3_ASR_KOREAN_DICT", None, None, None, "file of Korean words, one per line"),
+    )
+}
+
+
+def setting(name: str) -> Any:
+    """Return the value of a variable of the table. Raises ValueError if it is out of range."""
+    return SETTINGS[name].read()
+
+
+def check_settings() -> None:
+    """Raises ValueError for the first variable that is out of its range."""
+    for each in SETTINGS.values():
+        each.read()

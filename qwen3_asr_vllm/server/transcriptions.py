@@ -31,7 +31,6 @@ from vllm.sampling_params import SamplingParams
 
 from ..alignment import AlignmentOutput, AlignmentRequest
 from ..audio import (
-    MAX_DURATION_S,
     ChannelError,
     decodable_formats,
     decoders,
@@ -56,7 +55,7 @@ from .metrics import count_transcript, observe_decoding
 from .responses import events, respond
 from .run import Run
 from .serving import AudioServing
-from .settings import MAX_UPLOAD_MB, limit
+from .settings import setting
 from .uploads import load_posted
 
 if TYPE_CHECKING:
@@ -93,8 +92,8 @@ class Transcriber(AudioServing):
             models=tuple(model.name for model in self.models.base_model_paths),
             decodes=decodable_formats(),
             decoders=decoders(),
-            max_upload_mb=limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB),
-            max_duration_s=limit("VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S),
+            max_upload_mb=setting("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"),
+            max_duration_s=setting("VLLM_MAX_AUDIO_DECODE_DURATION_S"),
             max_clip_s=self.max_clip_s,
             needs_key=any(args.api_key or [envs.VLLM_API_KEY]),
             words=self.aligner is not None,

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from ..audio import MAX_DURATION_S, load_audio
+from ..audio import load_audio
 from ..languages import resolve_language
 from .admission import RETRY_AFTER_S, Admission, Place
 from .errors import ApiError
-from .settings import MAX_UPLOAD_MB, limit
+from .settings import setting
 
 _NOT_IN_HEADERS = re.compile(r"[^\w.\[\]-]", re.ASCII)
 _Fields = TypeVar("_Fields", bound=BaseModel)
@@ -66,7 +66,7 @@ async def posted(
 
     They have a place from before the first byte is read until the answer has been sent.
     """
-    max_bytes = limit("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", MAX_UPLOAD_MB) << 20
+    max_bytes = setting("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB") << 20
     _check_size(int(raw_request.headers.get("content-length", 0)), max_bytes)
     request = Request(raw_request.scope, _counted(raw_request.receive, max_bytes))
     with admission.place() as place:
@@ -88,9 +88,7 @@ def load_posted(
     """
     limits = {
         "QWEN3_ASR_MAX_AUDIO_S": longest_s,
-        "VLLM_MAX_AUDIO_DECODE_DURATION_S": limit(
-            "VLLM_MAX_AUDIO_DECODE_DURATION_S", MAX_DURATION_S
-        ),
+        "VLLM_MAX_AUDIO_DECODE_DURATION_S": setting("VLLM_MAX_AUDIO_DECODE_DURATION_S"),
     }
     lower = min(limits, key=limits.__getitem__)
     try:
