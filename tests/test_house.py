@@ -17,7 +17,7 @@ PACKAGE = Path(qwen3_asr_vllm.__file__).parent
 # The core, from the bottom: a row imports only rows below it.
 CORE = (
     ("__init__",),
-    ("geometry", "languages", "processes", "containers"),
+    ("geometry", "languages", "processes", "containers", "printable"),
     ("transcript",),
     ("audio", "pauses", "windows", "prompt"),
     ("recordings", "units", "segments", "decoding"),
