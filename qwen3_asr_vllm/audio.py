@@ -12,6 +12,7 @@ than the limit allows. Nothing here knows of models or engines.
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,8 @@ import numpy as np
 from .containers import SIGNATURES, RawAudio
 from .geometry import SAMPLE_RATE
 
+logger = logging.getLogger(__name__)
+
 AudioSource: TypeAlias = (
     str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | tuple[np.ndarray, int]
 )
@@ -34,6 +37,8 @@ MAX_PIPE_BYTES = 1 << 30  # a file may be larger: it need not fit into memory
 SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
 # On average over the longest recording; more would keep a CPU busy for longer than an engine.
 MAX_VALUES_PER_S = 8 * 48_000  # samples x channels
+MAX_PEAK = 8.0  # full scale is 1; lossy decoders overshoot it to 2.7, float recordings exceed it
+MAX_INTEGER_PEAK = 2.0**31  # integers that were stored as float are no larger
 PCM_ENCODINGS = ("pcm", "pcmu", "pcma")  # of raw audio: 16-bit, and G.711's mu-law and A-law
 
 # What users have: its name in libsndfile, if any; FFmpeg's container and codec.
@@ -91,9 +96,11 @@ def load_audio(
     from 1, chooses one of several in a video. ``raw`` describes a file without a header, and is
     ignored where the file has one.
 
-    Raises ValueError, with the file's name, for what is not audio, is empty, holds NaN or
-    infinity, or is longer than ``max_duration_s``; OSError for a file that cannot be opened;
-    ImportError naming the package that would decode it.
+    Samples beyond ``MAX_PEAK`` are scaled (``scale_to_range``).
+
+    Raises ValueError, with the file's name, for what is not audio, is empty, holds NaN, infinity or
+    samples beyond 2**31, or is longer than ``max_duration_s``; OSError for a file that cannot be
+    opened; ImportError naming the package that would decode it.
     """
     if isinstance(source, tuple):
         source, sampling_rate = source
@@ -107,10 +114,9 @@ def load_audio(
             with _open(source) as file:
                 stream = _decode(file, audio_track=audio_track, raw=raw)
                 waveform = _waveform(stream, max_duration_s, on_progress)
-        check_waveform(waveform)
+        return scale_to_range(waveform, on_warning or partial(_log, _label(source)))
     except ValueError as error:
         raise ValueError(f"{_label(source)}{error}") from error
-    return waveform
 
 
 def decodable_formats() -> tuple[str, ...]:
@@ -225,21 +231,63 @@ def load_channels(
             before_s = sum(map(len, channels)) / SAMPLE_RATE
             progress = partial(_progress_after, before_s, on_progress or _ignore)
             channels.append(_waveform(only, max_duration_s, progress))
-    for waveform in channels:
-        check_waveform(waveform)
-    return channels
+    warn = on_warning or partial(_log, _label(source))
+    return [scale_to_range(waveform, warn) for waveform in channels]
+
+
+def _log(label: str, warning: str) -> None:
+    logger.warning("%s%s", label, warning)
 
 
 def _progress_after(before_s: float, on_progress: Callable[[float], object], s: float) -> None:
     on_progress(before_s + s)
 
 
-def check_waveform(waveform: np.ndarray) -> None:
-    """Raises ValueError for a waveform that is empty or holds NaN or infinity."""
+def check_waveform(waveform: np.ndarray, *, max_peak: float = MAX_PEAK) -> None:
+    """Raises ValueError for a waveform that is empty or has samples beyond ``max_peak``.
+
+    NaN and infinity are beyond any. The message names the sample and its time.
+    """
     if waveform.size == 0:
         raise ValueError("audio is empty: it holds no samples.")
-    if not np.isfinite([waveform.min(), waveform.max()]).all():  # min and max carry NaN along
-        raise ValueError("audio holds NaN or infinity; export it again or clean the array.")
+    value, second = _peak(waveform)
+    if abs(value) <= max_peak:
+        return
+    if not np.isfinite(value):
+        raise ValueError(
+            f"audio holds NaN or infinity ({value} at {second:.3f} s); export it again or clean "
+            "the array."
+        )
+    raise ValueError(
+        f"audio holds a sample of {value:g} at {second:.3f} s; samples lie in [-1, 1], and no "
+        f"larger ones than {max_peak:g} are taken. Divide integers by their full scale, such as "
+        "32768; else export it again or clean the array."
+    )
+
+
+def scale_to_range(waveform: np.ndarray, on_warning: Callable[[str], object]) -> np.ndarray:
+    """The waveform, divided by its peak where that is beyond ``MAX_PEAK``, as of integers that were
+    stored as float; ``on_warning`` takes a sentence about that.
+
+    Raises ValueError for one that is empty or has samples that no integer gives: NaN, infinity, and
+    what lies beyond 2**31.
+    """
+    check_waveform(waveform, max_peak=MAX_INTEGER_PEAK)
+    value, second = _peak(waveform)
+    if abs(value) <= MAX_PEAK:
+        return waveform
+    on_warning(
+        f"audio peaks at {value:g} at {second:.3f} s, where full scale is 1: all samples were "
+        f"divided by {abs(value):g}. If that one sample is broken, speech is too quiet now; repair "
+        "the sample and send the audio again."
+    )
+    return waveform / np.float32(abs(value))
+
+
+def _peak(waveform: np.ndarray) -> tuple[float, float]:
+    """The largest sample, or the first NaN, and its time in seconds."""
+    index = max(int(waveform.argmax()), int(waveform.argmin()), key=lambda i: abs(waveform[i]))
+    return float(waveform[index]), index / SAMPLE_RATE
 
 
 def _waveform(
@@ -293,6 +341,7 @@ def _channel(blocks: Iterable[np.ndarray], channel: int, num_channels: int) -> I
         yield block[:, channel : channel + 1]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what becomes of it is refused by name
 def _downmix(block: np.ndarray) -> np.ndarray:
     """The mean of the channels, (samples, channels) -> (samples,)."""
     if block.shape[1] == 1:
@@ -335,6 +384,7 @@ def _array_stream(array: np.ndarray, sampling_rate: int) -> _Stream:
     return _Stream(sampling_rate, len(array) / max(sampling_rate, 1), [as_float(array)])
 
 
+@np.errstate(over="ignore")  # infinity is refused by name
 def as_float(array: np.ndarray) -> np.ndarray:
     """float32 in [-1, 1]; the array itself where it is that already.
 

@@ -211,6 +211,14 @@ BAD = {
     "half a header": (wav_bytes(np.zeros(99))[:20], "not audio"),
     "NaN": (wav_bytes(np.array([0.0, np.nan, 0.0])), "NaN or infinity"),
     "infinity": (wav_bytes(np.array([0.0, np.inf, -np.inf])), "NaN or infinity"),
+    "NaN in the second second": (np.array([0.0] * 24_000 + [np.nan]), r"\(nan at 1\.500 s\)"),
+    "one loud sample": (
+        wav_bytes(np.array([0.0] * 8_000 + [1e30])),
+        r"of 1e\+30 at 0\.500 s.*clean",
+    ),
+    "overflow": (np.array([[1e300, -1e300]] * 9), "NaN or infinity"),
+    "overflow of the mean": (np.full((9, 2), 3e38, np.float32), "NaN or infinity"),
+    "more than integers": (np.array([0.0, -(2.0**32)]), "of -4.29497e\\+09 at 0.000 s"),
     "empty array": (np.zeros(0, np.float32), "empty: it holds no samples"),
     "NaN array": (np.array([np.nan] * 9), "NaN or infinity"),
     "three axes": (np.zeros((2, 2, 2)), r"shape \(2, 2, 2\); pass \(samples,\)"),
@@ -224,6 +232,35 @@ def test_bad_audio_is_a_value_error_that_says_why(case):
     source, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         load_audio(source)
+
+
+@pytest.mark.parametrize("full_scale", [128, 32_768, 2**23, 2**31])
+def test_integers_stored_as_float_are_scaled(full_scale):
+    signal, warnings = voice(1.0, 16_000)[:, 0], []
+    scaled = load_audio(wav_bytes(full_scale * signal), on_warning=warnings.append)
+    np.testing.assert_allclose(scaled, signal / np.abs(signal).max(), atol=1e-6)
+    peak = full_scale * signal[np.abs(signal).argmax()]
+    assert len(warnings) == 1 and f"audio peaks at {peak:g} at 0." in warnings[0]
+
+
+def test_each_channel_is_scaled_with_a_warning():
+    channels, warnings = voice(1.0, 16_000, channels=2) * [1, 32_768], []
+    plain, scaled = load_channels(wav_bytes(channels), 2, on_warning=warnings.append)
+    np.testing.assert_allclose(plain, channels[:, 0], atol=1e-6)
+    assert np.abs(scaled).max() == 1
+    assert len(warnings) == 1 and warnings[0].startswith("audio peaks at ")
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("options", [("t.m4a", "-b:a", "24k"), ("t.mp3", "-b:a", "32k")])
+def test_lossy_decoders_may_overshoot(tmp_path, options):
+    name, *options = options
+    signs = np.sign(np.random.default_rng(0).standard_normal(44_100)).astype(np.float32)
+    command = ["ffmpeg", "-v", "error", "-i", "-", *options, str(tmp_path / name)]
+    subprocess.run(command, input=wav_bytes(0.999 * signs, 44_100), check=True)
+    warnings = []
+    assert 1.5 < np.abs(load_audio(tmp_path / name, on_warning=warnings.append)).max() < 4
+    assert not warnings
 
 
 def test_the_error_names_the_file(tmp_path):

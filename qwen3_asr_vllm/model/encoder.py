@@ -36,6 +36,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ..geometry import Geometry
+from .bounds import bounded
 from .config import Qwen3ASRAudioEncoderConfig
 from .kernels import bias_gelu_, first_conv
 from .log_mel import LogMel
@@ -283,16 +284,18 @@ class AudioEncoder(nn.Module):
         *,
         chunks_at_once: int,
     ) -> torch.Tensor:
-        """(C, M, F) -> (T, output_dim), in the order of ``token_index``.
+        """(C, M, F) -> (T, output_dim), in the order of ``token_index``; always ``bounded``.
 
         ``token_index``: (T,) into the C * t tokens of chunks. ``chunks_at_once`` bounds the memory
         of the convolutions.
         """
+        log_mel = bounded(log_mel)
         x = torch.cat([self.stem(part) for part in log_mel.split(chunks_at_once)])
         x = self.conv_out(x.flatten(0, 1)[token_index])  # packed: LoRA counts one row per token
         positions = self.positions.to(x.dtype)
         x = x + positions[token_index % len(positions)]  # they restart in every chunk
-        return self.transform(x, calls)
+        # Before attention, too: its kernels carry NaN from one clip into its neighbour.
+        return bounded(self.transform(bounded(x), calls))
 
     def stem(self, log_mel: torch.Tensor) -> torch.Tensor:
         """(C, M, F) -> (C, t, channels * M / 8); each chunk on its own."""

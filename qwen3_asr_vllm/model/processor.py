@@ -30,6 +30,7 @@ from vllm.multimodal.inputs import (
 from vllm.multimodal.parse import (
     AudioProcessorItems,
     DictEmbeddingItems,
+    EmbeddingItems,
     ModalityDataItems,
     MultiModalDataItems,
     MultiModalDataParser,
@@ -46,6 +47,7 @@ from ..audio import as_float, check_waveform
 from ..geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
 from ..prompt import AUDIO_PAD
 from ..windows import Window
+from .bounds import check_embeddings, check_log_mel
 from .config import Qwen3ASRConfig, Qwen3ASRThinkerConfig
 from .log_mel import cut_chunks
 
@@ -170,18 +172,26 @@ class DataParser(MultiModalDataParser):
                 data, modality="audio", required_fields=required, fields_factory=_feature_fields
             )
         if isinstance(data, list) and any(isinstance(item, Window) for item in data):
-            return AudioProcessorItems(data)
+            return AudioProcessorItems(list(map(_checked, data)))
         items = super()._parse_audio_data(data)
+        if isinstance(items, EmbeddingItems):
+            check_embeddings([items.get(i) for i in range(len(items))])
         if isinstance(items, AudioProcessorItems):
-            waveforms = [items.get(i) for i in range(len(items))]
-            return AudioProcessorItems([w if w is None else as_waveform(w) for w in waveforms])
+            return AudioProcessorItems([_checked(items.get(i)) for i in range(len(items))])
         return items
+
+
+def _checked(audio: Any) -> np.ndarray | Window | None:
+    """A clip as the processor takes it; None stands for one that vLLM's cache holds."""
+    if isinstance(audio, Window):
+        check_waveform(audio.samples)
+    return audio if audio is None or isinstance(audio, Window) else as_waveform(audio)
 
 
 def as_waveform(samples: Any) -> np.ndarray:
     """Samples as a waveform: (samples,) float32, at 16 kHz already; integers are scaled.
 
-    Raises ValueError for what is empty, too long for one clip, or holds NaN or infinity.
+    Raises ValueError for what is empty, too long for one clip, or beyond ``audio.MAX_PEAK``.
     """
     waveform = as_float(np.asarray(samples))
     check_waveform(waveform)
@@ -195,7 +205,8 @@ def as_waveform(samples: Any) -> np.ndarray:
 
 
 def check_features(features: Any, lengths: Any, num_mel_bins: int) -> None:
-    """Raises ValueError for log-mel features that fit neither their lengths nor the checkpoint."""
+    """Raises ValueError for log-mel features that do not fit their lengths, the checkpoint, or the
+    range of values."""
     frames = [int(length) for length in torch.as_tensor(lengths).flatten()]
     if isinstance(features, torch.Tensor) and features.ndim == 2:  # clip after clip
         fits = tuple(features.shape) == (num_mel_bins, sum(frames))
@@ -211,6 +222,7 @@ def check_features(features: Any, lengths: Any, num_mel_bins: int) -> None:
             f"input_audio_features are {shape} for audio_feature_lengths {frames}; give "
             f"({num_mel_bins}, {sum(frames)}), or ({num_mel_bins}, length) for each clip."
         )
+    check_log_mel(features)
 
 
 def _feature_fields(inputs: Mapping[str, torch.Tensor]) -> dict[str, MultiModalFieldConfig]:

@@ -64,6 +64,7 @@ from ..decoding import DEFAULT_CLIP_S
 from ..geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
 from ..languages import LANGUAGES, language_code, resolve_language
 from ..prompt import AUDIO_PLACEHOLDER, NO_TRANSLATION, OutputStream, build_prompt, parse_output
+from .bounds import LIMIT, bounded
 from .config import Qwen3ASRThinkerConfig
 from .encoder import GRAPH_BACKENDS, GRAPH_BUFFERS, AudioEncoder
 from .processor import DummyInputs, ProcessingInfo, Processor
@@ -129,6 +130,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         self.make_empty_intermediate_tensors = (
             self.language_model.model.make_empty_intermediate_tensors
         )
+        self._takes_prompt_embeds = vllm_config.model_config.enable_prompt_embeds
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -142,7 +144,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         """Audio tokens of each clip, (tokens, hidden), in the order of the prompt."""
         kind, clips, frames = self._clips(kwargs)
         if kind == "audio_embeds":
-            return clips
+            return [bounded(clip) for clip in clips]
         if kind == "audio_chunks":
             return self.audio_tower.encode_waveforms(kwargs[kind], frames, _peaks(kwargs))
         return self.audio_tower.encode_features(torch.cat(clips, dim=1), frames)
@@ -172,6 +174,8 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
     ) -> torch.Tensor | IntermediateTensors:
         if intermediate_tensors is not None:
             inputs_embeds = None
+        elif inputs_embeds is not None and self._takes_prompt_embeds:  # no processor saw them
+            inputs_embeds.nan_to_num_(0.0).clamp_(-LIMIT, LIMIT)  # in place: graphs read the buffer
         return self.language_model.model(
             input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds
         )

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No number that a client sends reaches the decoder unless it is finite and float16 holds it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise, reference_config, reference_model
+from test_encoder import build_encoder, chunks_of
+from test_encoder_graph import build_model
+
+from qwen3_asr_vllm.audio import MAX_PEAK
+from qwen3_asr_vllm.geometry import Geometry, num_frames
+from qwen3_asr_vllm.model.bounds import LIMIT, LOG_MEL_RANGE, bounded
+from qwen3_asr_vllm.model.log_mel import LogMel, cut_chunks
+from qwen3_asr_vllm.windows import Window
+
+HOSTILE = (1e4, 1e10, 1e17, 1e30, 3e38, -3e38, np.nan, np.inf, -np.inf)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def poisoned(clip: np.ndarray | torch.Tensor, value: float) -> np.ndarray | torch.Tensor:
+    """A copy with ``value`` in the middle."""
+    copy = clip.copy() if isinstance(clip, np.ndarray) else clip.clone()
+    copy.reshape(-1)[copy.reshape(-1).shape[0] // 2] = value
+    return copy
+
+
+# the processor ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parse():
+    """What the processor makes of ``multi_modal_data["audio"]``."""
+    from qwen3_asr_vllm.model.processor import DataParser
+
+    return DataParser(num_mel_bins=128, target_sr=16_000, target_channels=1)._parse_audio_data
+
+
+def features(value: float = 0.0) -> dict[str, torch.Tensor]:
+    packed = poisoned(torch.zeros(128, 200), value)
+    return {"input_audio_features": packed, "audio_feature_lengths": torch.tensor([80, 120])}
+
+
+def padded_features(value: float = 0.0) -> dict[str, torch.Tensor]:
+    padded = poisoned(torch.zeros(2, 128, 120), value)
+    return {"input_audio_features": padded, "audio_feature_lengths": torch.tensor([80, 120])}
+
+
+INPUTS = {
+    "array": lambda value: poisoned(noise(1), value),
+    "array of float64": lambda value: poisoned(noise(1).astype(np.float64), value),
+    "array of another rate": lambda value: (poisoned(noise(1), value), 16_000),
+    "one of two arrays": lambda value: [noise(1), poisoned(noise(1), value)],
+    "window": lambda value: [Window(poisoned(noise(1), value), False, -np.inf)],
+    "array beside a window": lambda value: [
+        Window(noise(1), False, -np.inf),
+        poisoned(noise(1), value),
+    ],
+    "features": features,
+    "padded features": padded_features,
+    "embeddings": lambda value: [torch.zeros(13, 64), poisoned(torch.zeros(7, 64), value)],
+    "embeddings in one tensor": lambda value: poisoned(torch.zeros(2, 13, 64), value),
+}
+
+
+@pytest.mark.parametrize("value", [1.01e4, *HOSTILE[1:]])
+@pytest.mark.parametrize("kind", INPUTS)
+def test_hostile_input_is_refused_by_value(parse, kind, value):
+    with pytest.raises(ValueError, match=r"hold.*(give|export|Send|Compute)") as error:
+        parse(INPUTS[kind](value))
+    assert f"{value:g}" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [-1.5, 0.0, 2.2])
+@pytest.mark.parametrize("kind", INPUTS)
+def test_ordinary_input_is_accepted(parse, kind, value):
+    assert parse(INPUTS[kind](value)).get_count()
+
+
+def test_a_refusal_names_time_range_and_advice(parse):
+    with pytest.raises(ValueError, match=r"8\.5 at 0\.500 s; .* \[-1, 1\], .* 8 .* 32768"):
+        parse(poisoned(noise(1), 8.5))
+
+
+def test_integers_are_no_features(parse):
+    with pytest.raises(ValueError, match=r"are torch\.int64; give float32"):
+        parse({**features(), "input_audio_features": torch.zeros(128, 200, dtype=torch.int64)})
+
+
+def test_waveforms_in_range_have_features_in_range():
+    """The loudest, the quietest and the sharpest waveforms that are accepted."""
+    square = np.where(np.arange(32_000) // 20 % 2, MAX_PEAK, -MAX_PEAK).astype(np.float32)
+    for waveform in (square, np.full_like(square, MAX_PEAK), np.zeros_like(square)):
+        values = LogMel(128)(
+            torch.from_numpy(cut_chunks(waveform, Geometry())),
+            torch.tensor([100, 100]),
+            torch.tensor([0, 0]),
+            num_clips=1,
+            chunks_at_once=2,
+        )
+        low, high = values.aminmax()
+        assert LOG_MEL_RANGE[0] <= low and high <= LOG_MEL_RANGE[1]
+
+
+# the model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=lambda dtype: str(dtype).split(".")[1])
+def encoder(request, vllm_parallel):
+    torch.set_default_dtype(request.param)
+    try:
+        return build_encoder(reference_model(reference_config()).to(request.param))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def by_waveforms(encoder, clips):
+    return encoder.encode_waveforms(*chunks_of(clips, encoder.geometry))
+
+
+def by_graph(encoder, clips):
+    chunks, frames = chunks_of(clips, encoder.geometry)
+    sizes = [encoder.geometry.num_tokens(n) for n in frames]
+    tokens = encoder.encode_graph(encoder.graph_buffers(chunks, frames))
+    return tokens[: sum(sizes)].split(sizes)
+
+
+def by_features(encoder, clips):
+    frames = [num_frames(len(clip)) for clip in clips]
+    columns = [
+        torch.from_numpy(c[: 160 * n].reshape(n, 160)[:, :128].T)
+        for c, n in zip(clips, frames, strict=True)
+    ]
+    return encoder.encode_features(torch.cat(columns, dim=1).to(encoder.dtype), frames)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("encode", [by_waveforms, by_graph, by_features])
+def test_a_hostile_clip_leaves_its_batch_alone(encoder, encode):
+    clips = [noise(2.3), noise(9.1, seed=1), noise(3, seed=2)]
+    clean = encode(encoder, clips)
+    for value in HOSTILE:
+        before, hostile, after = encode(encoder, [clips[0], poisoned(clips[1], value), clips[2]])
+        assert torch.equal(before, clean[0]) and torch.equal(after, clean[2])
+        assert hostile.isfinite().all() and hostile.abs().max() <= LIMIT
+        assert not torch.equal(hostile, clean[1])
+
+
+@torch.inference_mode()
+def test_embeddings_are_bounded_on_the_device(encoder):
+    clips = [torch.randn(7, 128, dtype=encoder.dtype), torch.randn(9, 128, dtype=encoder.dtype)]
+    for value in HOSTILE:
+        ours = build_model(encoder).embed_multimodal(
+            audio_embeds=[clips[0], poisoned(clips[1], value)]
+        )
+        assert torch.equal(ours[0], clips[0])
+        assert ours[1].isfinite().all() and ours[1].abs().max() <= LIMIT
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_decoder_stays_finite_at_the_limit(dtype):
+    """The residual stream, every key and every value, of random weights."""
+    decoder = reference_model(reference_config()).model.language_model.to(dtype)
+    embeds = LIMIT * torch.where(torch.rand(1, 60, 128) < 0.5, -1, 1).to(dtype)
+    embeds[:, ::2] = torch.randn(1, 30, 128)
+    output = decoder(inputs_embeds=embeds, use_cache=True)
+    assert output.last_hidden_state.isfinite().all()
+    for layer in output.past_key_values.layers:
+        assert layer.keys.isfinite().all() and layer.values.isfinite().all()
+
+
+def test_bounding_changes_no_bit_of_ordinary_values():
+    values = torch.randn(10_000) * torch.logspace(-30, 3, 10_000)
+    values[:2] = torch.tensor([-0.0, LIMIT])
+    assert torch.equal(bounded(values).view(torch.int32), values.view(torch.int32))
