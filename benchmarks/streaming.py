@@ -117,7 +117,7 @@ def as_windows(stream: Any, request: Any) -> dict[str, Any]:
 def as_whole(stream: Any, request: Any) -> dict[str, Any]:
     """The same request with the whole clip as one item, as it is fed again elsewhere."""
     prompt = re.sub(r"(<\|audio_pad\|>)+", "<|audio_pad|>", request.prompt)
-    clip = stream._clip.samples[: stream._asked].copy()
+    clip = stream._clip.samples[: stream._sent].copy()
     return {"prompt": prompt, "multi_modal_data": {"audio": [clip]}}
 
 

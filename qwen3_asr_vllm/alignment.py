@@ -33,22 +33,22 @@ from .transcript import Transcript, Word
 from .units import AlignmentError, Unit, check_language, cut_warnings, units_of
 
 TIMESTAMP = "<timestamp>"
-CLASS_MS = 80.0  # from one time class to the next, unless the checkpoint says otherwise
-MAX_WINDOW_S = 180  # of audio in one request; trained on 300, reliable to about 270
+CLASS_MS = 80.0  # milliseconds between time classes, unless the checkpoint says otherwise
+MAX_WINDOW_S = 180  # seconds of audio in one request; trained on 300, reliable to about 270
 
-_FILL = 0.8  # of its share of the words, what a window of a long recording is asked for
-_MARGIN_S = 5.0  # words that end this close to the end of such a window are asked for again
-_PILE_UP = 4  # words at one instant: nobody speaks so fast, so the model lost its place
-_SHORTEST_S = CLASS_MS / 1000  # what a word of no length is given
-_LEAST_S = 0.002  # that a word lasts: it still does when its times are rounded to milliseconds
-_MAX_ROUNDS = 4  # of asking again for words that piled up
+_FILL = 0.8  # share of a window's expected words that are put into its request
+_MARGIN_S = 5.0  # words that end this close to the end of a window are aligned again
+_PILE_UP = 4  # words at one instant that mean that the model lost its position
+_SHORTEST_S = CLASS_MS / 1000  # seconds that a word of zero length gets
+_LEAST_S = 0.002  # minimum duration in seconds; stays above 0 when rounded to milliseconds
+_MAX_ROUNDS = 4  # attempts to align words again that piled up
 
 Span: TypeAlias = tuple[float, float]  # start and end in seconds
 
 
 @dataclass(frozen=True, eq=False)
 class AlignmentRequest:
-    """A stretch of audio and the units that are said in it, for the aligner's engine."""
+    """A stretch of audio and the units spoken in it, for the aligner's engine."""
 
     units: Sequence[str]
     waveform: np.ndarray  # shape (samples,), float32, 16 kHz
@@ -61,10 +61,10 @@ class AlignmentRequest:
 
 @dataclass(frozen=True)
 class AlignmentOutput:
-    """Start and end of each unit in turn, as the model says them, in milliseconds.
+    """Start and end of each unit in turn, as the model predicts them, in milliseconds.
 
-    ``error`` says why there are none: a distant aligner may be down, or, where ``is_permanent``,
-    refuses and would again.
+    ``error`` says why there are none: a remote aligner may be down or, if ``is_permanent``,
+    refuses the request.
     """
 
     times: Sequence[float]
@@ -78,16 +78,16 @@ Alignment: TypeAlias = _Rounds[Transcript]
 
 
 def align(waveform: np.ndarray, text: str, *, language: str | None = None) -> Alignment:
-    """When each word of a recording's text is said: a transcript whose segments have words.
+    """Time each word of a recording whose text is known; returns a Transcript with words.
 
-    ``language`` is a name or code; None tells Japanese and Korean by their script, and all others
-    are cut alike. Any length: requests hold at most 180 s. A text of punctuation alone has no
-    words.
+    ``language`` is a name or code; None detects Japanese and Korean by their script, and all
+    other languages are split alike. Recordings of any length: a request holds at most 180 s. A
+    text of punctuation alone has no words.
 
-    Raises ValueError on the first step for a language that the aligner does not know; there too
-    ImportError, which says what to install, where Japanese cannot be cut into words, and
-    AlignmentError where the dictionary of Korean cannot be read. AlignmentError where the aligner
-    does not answer, or not with two times a word.
+    Raises, on the first step, ValueError for a language that the aligner does not know,
+    ImportError, with what to install, where Japanese cannot be split into words, and
+    AlignmentError where the Korean dictionary cannot be read. Later, AlignmentError where the
+    aligner fails or does not return two times per word.
     """
     if (language := resolve_language(language)) is not None:
         check_language(language)
@@ -104,57 +104,55 @@ def align(waveform: np.ndarray, text: str, *, language: str | None = None) -> Al
 def align_words(
     waveform: np.ndarray, sentences: Sequence[str], language: str | None
 ) -> _Rounds[list[Word]]:
-    """When the words of sentences are said, with the spaces and the punctuation around them.
+    """Time the words of sentences; words include the spaces and punctuation around them.
 
-    Put together, they are the text. Each lasts longer than nothing, rounded to milliseconds too,
-    begins where the one before ends or later, and lies inside the audio.
+    The words joined are the text. Each has a positive duration, also when rounded to
+    milliseconds, starts no earlier than the word before it ends, and lies inside the audio.
     """
     units = list(units_of(sentences, language))
     spans = yield from _spans(waveform, [unit.spoken for unit in units])
     return _words(sentences, units, spans)
 
 
-# text -> units ------------------------------------------------------------------------------
-
-
 # units -> times -----------------------------------------------------------------------------
 
 
 def _spans(waveform: np.ndarray, units: list[str]) -> _Rounds[list[Span]]:
-    """The time of each unit, in order, none empty; long audio goes by windows.
+    """Time all units, in order, each with a positive duration; long audio goes by windows.
 
-    Of a window that is not the last it is not known which words belong to it. So it is asked for
-    fewer than its share, and the next begins where the last sure one ends.
+    Which words belong to a window is unknown, except for the last window. So a window gets fewer
+    units than its share, and the next window starts where the last reliable unit ends.
     """
     spans: list[Span] = []
-    start = 0  # of the window, in samples
+    start = 0  # start of the window in samples
     size = MAX_WINDOW_S * SAMPLE_RATE
     while len(waveform) - start > size and len(spans) < len(units):
         share = size / (len(waveform) - start)
-        asked = units[len(spans) :][: max(1, int(share * _FILL * (len(units) - len(spans))))]
-        request = AlignmentRequest(asked, waveform[start : start + size])
+        batch = units[len(spans) :][: max(1, int(share * _FILL * (len(units) - len(spans))))]
+        request = AlignmentRequest(batch, waveform[start : start + size])
         (output,) = yield [request]
         if sure := _sure(_read(output, request)):
             sure = yield from _set_apart(sure, request)
             spans += _shifted(sure, start / SAMPLE_RATE)
             start = round(spans[-1][1] * SAMPLE_RATE)
-        else:  # nothing of it is said here
+        else:  # none of the units is spoken here
             start += size // 2
     if rest := units[len(spans) :]:
         start = max(0, min(start, len(waveform) - MIN_SAMPLES))  # words may outlast the audio
         request = AlignmentRequest(rest, waveform[start:])
         (output,) = yield [request]
         last = yield from _set_apart(_read(output, request), request)
-        told = spans[-1][1] if spans else 0.0
+        floor = spans[-1][1] if spans else 0.0
         spans += [
-            (max(told, begin), max(told, end)) for begin, end in _shifted(last, start / SAMPLE_RATE)
+            (max(floor, begin), max(floor, end))
+            for begin, end in _shifted(last, start / SAMPLE_RATE)
         ]
     duration = len(waveform) / SAMPLE_RATE
     return _lasting(_spread(spans, duration), duration)
 
 
 def _set_apart(spans: list[Span], request: AlignmentRequest) -> _Rounds[list[Span]]:
-    """The times of the first units of a request, asked about again where they pile up."""
+    """Align the first units of a request again where their times pile up."""
     duration = len(request.waveform) / SAMPLE_RATE
     tried: set[tuple[int, int]] = set()
     for _ in range(_MAX_ROUNDS):
@@ -174,13 +172,13 @@ def _set_apart(spans: list[Span], request: AlignmentRequest) -> _Rounds[list[Spa
 def _part(
     request: AlignmentRequest, first: int, end: int, low: float, high: float
 ) -> AlignmentRequest:
-    """Some of the units, in the audio between two times."""
+    """Build a request for some of the units, in the audio between two times."""
     samples = slice(round(low * SAMPLE_RATE), round(high * SAMPLE_RATE))
     return AlignmentRequest(request.units[first:end], request.waveform[samples])
 
 
 def _read(output: AlignmentOutput, request: AlignmentRequest) -> list[Span]:
-    """Times in order and inside the audio."""
+    """Return the times of an output, repaired to be in order and inside the audio."""
     if output.error:
         raise AlignmentError(output.error)
     if len(output.times) != 2 * len(request.units):
@@ -194,10 +192,11 @@ def _read(output: AlignmentOutput, request: AlignmentRequest) -> list[Span]:
 
 
 def repair(times: Sequence[float]) -> list[int]:
-    """Times made to never fall, by moving as few as possible; in whole milliseconds.
+    """Make times non-decreasing by moving as few as possible; in whole milliseconds.
 
-    Kept is the longest subsequence that does not fall, of several the one that qwen-asr keeps. One
-    or two others between kept times go to the nearer, the left of equals; more are interpolated.
+    The longest non-decreasing subsequence is kept; of several, the one that qwen-asr keeps. One
+    or two other times between kept ones move to the nearer one (the left if equal); more are
+    interpolated.
     """
     kept = _longest_rising(times)
     repaired = list(times)
@@ -215,13 +214,13 @@ def repair(times: Sequence[float]) -> list[int]:
 
 
 def _longest_rising(values: Sequence[float]) -> list[int]:
-    """Indices of the longest subsequence that does not fall: O(n log n).
+    """Return the indices of the longest non-decreasing subsequence, in O(n log n).
 
-    Of several, that whose last element comes first, then the one before it, and so on.
+    Of several, the one whose last element comes first, then the one before it, and so on.
     """
-    tails: list[float] = []  # the least value at which a subsequence of each length ends
-    ends: list[list[int]] = []  # all indices at which the longest one there has that length
-    negated: list[list[float]] = []  # their values, which fall, negated
+    tails: list[float] = []  # by length: the least value that ends a subsequence
+    ends: list[list[int]] = []  # by length: all indices that end one
+    negated: list[list[float]] = []  # the values at these indices, which decrease, negated
     parents: list[int] = []
     for index, value in enumerate(values):
         level = bisect_right(tails, value)
@@ -247,7 +246,7 @@ def _is_empty(span: Span) -> bool:
 
 
 def _runs(spans: Sequence[Span]) -> Iterator[tuple[int, int, float, float]]:
-    """Each run of words without length at one time: (first, end), and the room around it."""
+    """Yield runs of zero-length words at one time: (first, end), and the free time around them."""
     index = 0
     for span, group in groupby(spans):
         first, index = index, index + len(list(group))
@@ -258,7 +257,7 @@ def _runs(spans: Sequence[Span]) -> Iterator[tuple[int, int, float, float]]:
 
 
 def _piles(spans: Sequence[Span], duration: float) -> Iterator[tuple[int, int, float, float]]:
-    """The runs that are too many words at one time, where there is room to set them apart."""
+    """Yield the runs of too many words at one time that have free time around them."""
     for first, end, low, high in _runs(spans):
         high = min(high, duration)
         if end - first >= _PILE_UP and high - low >= _PILE_UP * _SHORTEST_S:
@@ -266,9 +265,10 @@ def _piles(spans: Sequence[Span], duration: float) -> Iterator[tuple[int, int, f
 
 
 def _sure(spans: list[Span]) -> list[Span]:
-    """The first words of a window: up to where it is about to end, or the model lost its place.
+    """Return the reliable first words of a window.
 
-    Then all words to the last pile up; after a pile in between it found its place again.
+    They end near the end of the window, or where the model lost its position: from there on all
+    words pile up. After a pile in the middle it found its position again.
     """
     late = (i for i, (_, end) in enumerate(spans) if end > MAX_WINDOW_S - _MARGIN_S)
     spans = spans[: next(late, len(spans))]
@@ -282,10 +282,10 @@ def _shifted(spans: Sequence[Span], offset: float) -> list[Span]:
 
 
 def _spread(spans: list[Span], duration: float) -> list[Span]:
-    """The same times, with words of no length given 80 ms, or what there is.
+    """Give words of zero length 80 ms each, or what there is.
 
-    They take it from the room around them, first after, then before, then from the longer of
-    their neighbours up to half its length.
+    The time comes from the gap after them, then from the gap before, then from the longer
+    neighbour, up to half of it.
     """
     for first, end, _, high in list(_runs(spans)):
         time, need = spans[first][0], (end - first) * _SHORTEST_S
@@ -307,7 +307,7 @@ def _spread(spans: list[Span], duration: float) -> list[Span]:
 
 
 def _lasting(spans: list[Span], duration: float) -> list[Span]:
-    """The same times, with the shortest words given 2 ms, or what there is, by moving others."""
+    """Give every word at least 2 ms, or what there is, by moving its neighbours."""
     least = min(_LEAST_S, duration / max(1, len(spans)))
     low, high = 0.0, duration
     for i, (start, end) in enumerate(spans):
@@ -325,7 +325,7 @@ def _lasting(spans: list[Span], duration: float) -> list[Span]:
 
 
 def _words(sentences: Sequence[str], units: Sequence[Unit], spans: Sequence[Span]) -> list[Word]:
-    """Units with the spaces and the punctuation around them, which tile the text."""
+    """Extend units by the spaces and punctuation around them, so that joined they are the text."""
     text = "".join(sentences)
     borders = list(accumulate(map(len, sentences)))
     cuts = [_cut(text, left.end, right.start, borders) for left, right in pairwise(units)]
@@ -335,16 +335,16 @@ def _words(sentences: Sequence[str], units: Sequence[Unit], spans: Sequence[Span
 
 
 def shifted(words: Iterable[Word], seconds: float) -> Iterator[Word]:
-    """The same words later, to 0.1 us: a sample's time is a whole number of these."""
+    """Shift words by ``seconds``, rounded to 0.1 us, of which a sample is a whole number."""
     for word in words:
         start, end = (round(time + seconds, 7) for time in (word.start, word.end))
         yield Word(word.word, start, end)
 
 
 def _cut(text: str, start: int, end: int, borders: Sequence[int]) -> int:
-    """Where, in what stands between two units, the one ends and the other begins.
+    """Return where the first of two units ends in the text between them.
 
-    At the end of a sentence; else before an opening mark; else before the last white space.
+    That is the end of a sentence, else before an opening mark, else before the last white space.
     """
     border = borders[bisect_right(borders, end) - 1] if borders[0] <= end else -1
     if border >= start:
@@ -360,7 +360,7 @@ def _cut(text: str, start: int, end: int, borders: Sequence[int]) -> int:
 
 
 def _opens(gap: str, index: int, mark: str) -> bool:
-    """Whether a mark opens a quotation or bracket: »this« opens where »that« closes."""
+    """Return whether a mark opens a quotation or bracket; » may open or close."""
     if category(mark) not in ("Ps", "Pi"):
         return False
     is_after_space = index > 0 and gap[index - 1].isspace()

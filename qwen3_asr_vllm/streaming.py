@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speech while it is spoken, without an engine: what to ask next, and which text is final.
+"""Streaming transcription without an engine: which request comes next, which text is final.
 
-    samples -> Stream.push        request() -> the engine -> accept()        update() -> text
+    samples -> Stream.push        request() -> engine -> accept()        update() -> text
 
-Every step asks about the whole clip so far and puts the text so far, less its last tokens, into
-the answer's mouth (re-feed and roll back, as Qwen's own streaming does). It costs the same
-whether a clip has lasted for ten seconds or for two minutes: the clip goes as its attention
-windows of 8 s, one multimodal item each. A finished window never changes, so vLLM knows it again
-by its hash, in the encoder cache and in the prefix cache; new to the engine are the unfinished
-window and a few tokens of text.
+Each step decodes the whole clip so far; its prompt ends with the text so far, less the last
+tokens (re-feed and roll back, as Qwen's own streaming does). A step costs the same after ten
+seconds and after two minutes, because the clip is sent as its attention windows of 8 s, one
+multimodal item each. A finished window never changes, so vLLM finds it by its hash in the encoder
+cache and the prefix cache. Only the unfinished window and a few tokens of text are new.
 
-      |<-- window 0 -->|<-- window 1 -->|<- 2 ->|         more samples come here
+      |<-- window 0 -->|<-- window 1 -->|<- 2 ->|         new samples are appended here
        finished, cached  finished, cached  new
 
-Two things would change a finished window. Its last frame sees 40 samples of the next one, so it
-is finished only once they are there. And the floor of a log-mel spectrogram hangs on the loudest
-bin of the whole clip, so a window carries that; when it rises, all windows of the clip are new.
+Two things would change a finished window. Its last frame sees 40 samples of the next window, so a
+window is finished once they exist. And the floor of the log-mel spectrogram depends on the
+loudest bin of the clip, so a window carries it; when it rises, all windows of the clip are new.
 """
 
 from __future__ import annotations
@@ -37,62 +36,59 @@ from .prompt import OutputStream, build_prompt, parse_output
 from .segments import split_sentences
 from .windows import GUARD_SAMPLES, GrowingClip, Tokenizer, Window
 
-MIN_STEP_S = 0.1  # seconds
-STEP_S = 2.0  # seconds of new audio for which the engine is asked again
-UNFIXED_STEPS = 2  # steps of a clip that start their text afresh
-UNFIXED_TOKENS = 5  # at the end of a text, which the next step decodes again
+MIN_STEP_S = 0.1  # shortest step in seconds
+STEP_S = 2.0  # seconds of new audio per step
+UNFIXED_STEPS = 2  # first steps of a clip, which decode their text from the start
+UNFIXED_TOKENS = 5  # last tokens of the text, which the next step decodes again
 CLIP_S = 60.0  # seconds after which a clip ends at the next pause
-HARD_CLIP_S = 120.0  # seconds after which it ends without one
-PAUSE_S = 0.3
-SILENCE_S = 5.0  # of digital silence end a clip, too
+HARD_CLIP_S = 120.0  # seconds after which a clip ends without a pause
+PAUSE_S = 0.3  # shortest pause in seconds that ends a clip
+SILENCE_S = 5.0  # seconds of digital silence that end a clip
 
-_PAUSE_SEARCH_S = 10.0  # a pause is quiet against the speech of these last seconds
-_MAX_CARRIED = 200  # characters of the last sentence that go into the next clip's context
-
-
-# audio --------------------------------------------------------------------------------------
+_PAUSE_SEARCH_S = 10.0  # seconds of speech that a pause is compared with
+_MAX_CARRIED = 200  # characters of the last sentence in the next clip's context
 
 
 # text ---------------------------------------------------------------------------------------
 
 
 class Draft:
-    """The text of one clip, which the model writes again at every step.
+    """The text of one clip, which every step extends.
 
-    A step continues ``prefix``: the last text less its last tokens. Text is kept, and every later
-    prefix begins with it, once two successive steps agree on it and it is older than those
-    tokens. Of what is kept, whole words are final, and whole characters where a language is
-    written without spaces, so nothing that was given out is ever taken back.
+    A step continues ``prefix``: the last text less its last tokens. Text is kept, and starts every
+    later prefix, once two consecutive steps agree on it and it is older than those tokens. Whole
+    words of the kept text are final (whole characters in languages without spaces), so emitted
+    text is never retracted.
     """
 
     def __init__(self, tokenizer: Tokenizer, language: str | None) -> None:
         self._tokenizer = tokenizer
         self._language = language
         self._stream = OutputStream(language=language)
-        self._raw = ""  # the last answer, with its prefix
-        self._kept = ""  # what all later answers begin with
-        self._num_read = 0  # characters of it that the output stream has taken
+        self._raw = ""  # the last output, with its prefix
+        self._kept = ""  # the start of all later outputs
+        self._num_read = 0  # characters of the raw text that the output stream has read
         self._steps = 0
         self.prefix = ""
-        self.text = ""  # final
+        self.text = ""  # final text
 
     @property
     def tentative(self) -> str:
-        """What follows the final text for now."""
+        """The text after the final text, which may still change."""
         return parse_output(self._raw, language=self._language).text[len(self.text) :]
 
     @property
     def language(self) -> str | None:
         return self._stream.language
 
-    def accept(self, answer: str, *, is_cut_off: bool = False) -> str:
-        """Take what the model wrote after the prefix; returns the text that became final.
+    def accept(self, output: str, *, is_cut_off: bool = False) -> str:
+        """Take the model's output after the prefix; return the text that became final.
 
-        An answer that was cut off, at its token limit or as a loop, is believed less: the next
-        step starts from what is kept.
+        After an output that was cut off, at its token limit or as a loop, the next step starts
+        from the kept text.
         """
         previous = self._raw if self._steps else None
-        self._raw = self.prefix + answer.replace("\ufffd", "")
+        self._raw = self.prefix + output.replace("\ufffd", "")
         self._steps += 1
         stable = "" if is_cut_off or not self._has_text() else self._roll_back()
         if previous is not None:
@@ -103,7 +99,7 @@ class Draft:
         return self._read(_whole_words(self._kept, start=self._num_read))
 
     def finish(self) -> str:
-        """The rest of the text: no more is decoded."""
+        """Return the rest of the text, when the clip is complete."""
         delta = self._stream.push(self._raw[self._num_read :]) + self._stream.finish()
         self.text += delta
         return delta
@@ -118,7 +114,7 @@ class Draft:
         return delta
 
     def _roll_back(self) -> str:
-        """The last answer less 5 tokens, or more where that would cut a character in pieces."""
+        """Return the last output less 5 tokens, or more if that would split a character."""
         ids = self._tokenizer.encode(self._raw, add_special_tokens=False)
         for end in range(len(ids) - UNFIXED_TOKENS, 0, -1):
             text = self._tokenizer.decode(ids[:end])
@@ -128,9 +124,9 @@ class Draft:
 
 
 def _whole_words(text: str, *, start: int) -> int:
-    """Where the last whole word or spaceless character of ``text`` ends, from ``start`` on.
+    """Return the end of the last whole word (or character without spaces) after ``start``.
 
-    The very last character as a reader sees it is left out: marks may still join it.
+    The last grapheme is left out, because combining marks may still follow.
     """
     *graphemes, _ = regex.findall(r"\X", text[start:]) or [""]
     after = text[start + sum(map(len, graphemes)) :]
@@ -139,15 +135,12 @@ def _whole_words(text: str, *, start: int) -> int:
     return len(text) - len(after) if graphemes else start
 
 
-# turns --------------------------------------------------------------------------------------
-
-
 # the stream ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class StreamRequest:
-    """A clip so far for the engine to decode, greedily."""
+    """A clip so far, for the engine to decode greedily."""
 
     prompt: str
     windows: list[Window]
@@ -155,7 +148,7 @@ class StreamRequest:
 
     @property
     def engine_prompt(self) -> dict[str, Any]:
-        """The request as vLLM takes it."""
+        """The request in vLLM's terms."""
         return {
             "prompt": self.prompt,
             "multi_modal_data": {"audio": self.windows},
@@ -165,29 +158,29 @@ class StreamRequest:
 
 @dataclass(frozen=True)
 class Update:
-    """What became final since the last update, and what may follow it for now."""
+    """The text that became final since the last update, and what follows it for now."""
 
     delta: str
     tentative: str
 
 
 class Stream:
-    """The text of speech that comes piece by piece: one utterance, or a session of hours.
+    """The text of incremental speech: one utterance, or a session of hours.
 
         stream.push(samples)
         while request := stream.request():
             stream.accept(engine(request))
             show(stream.update())
 
-    A request takes all audio up to the last whole step, so an engine that falls behind is asked
-    less often, never about less. After ``clip_s`` seconds a clip ends at the next pause, after
-    ``max_clip_s`` anywhere, and another begins, with its last sentence for context. What is
-    silent, below -66 dBFS, is not sent for its own sake.
+    A request takes all audio up to the last whole step, so an engine that falls behind gets fewer
+    requests, and no audio is skipped. After ``clip_s`` seconds a clip ends at the next pause, after
+    ``max_clip_s`` anywhere; the next clip has its last sentence as context. Silence below
+    -66 dBFS alone causes no request.
 
     Raises ValueError for an unknown language or lengths that do not fit.
     """
 
-    _is_silence: bool  # all of the clip so far
+    _is_silence: bool  # whether all of the clip so far is silent
 
     def __init__(
         self,
@@ -214,17 +207,17 @@ class Stream:
         self._new_draft = lambda: Draft(tokenizer, self._language)
         self._new_clip = lambda samples: GrowingClip(samples, geometry, loudest)
         self._is_running = self._is_finished = self._is_closing = False
-        self.is_cut_off = False  # a clip's last answer was a loop or reached its token limit
-        self._unread = ""  # final text that no update has told
-        self._asked = self._heard_to = 0  # samples of the clip that were sent, and answered
+        self.is_cut_off = False  # whether a clip ended in a loop or at its token limit
+        self._unread = ""  # final text that is in no update yet
+        self._sent = self._decoded = 0  # samples of the clip that were sent, and decoded
         self._begin(np.empty(0, np.float32), context)
-        self.text = ""  # all that is final
-        self.languages: list[str] = []  # in the order of their first use
+        self.text = ""  # all final text
+        self.languages: list[str] = []  # in order of first use
 
     def push(self, samples: np.ndarray) -> None:
-        """Take more samples, float32 at 16 kHz; raises ValueError for NaN and after the end."""
+        """Append samples, float32 at 16 kHz; raises ValueError for NaN and after ``finish``."""
         if self._is_finished:
-            raise ValueError("the stream has been finished; make another for more audio.")
+            raise ValueError("the stream is finished; create another one for more audio.")
         if not len(samples):
             return
         check_waveform(samples)
@@ -235,16 +228,16 @@ class Stream:
             self._is_silence = False
 
     def finish(self) -> None:
-        """There is no more audio. What ``request`` gives from now on completes the text."""
+        """End the audio. The remaining requests complete the text."""
         self._is_finished = True
 
     def request(self) -> StreamRequest | None:
-        """What to run now; None while one runs and while there is too little to ask about."""
+        """Return the next request; None while one runs, or while there is too little audio."""
         while not self._is_running:
             end, self._is_closing = self._next_end()
             if end is None:
                 return None
-            new = self._clip.samples[self._asked : end]
+            new = self._clip.samples[self._sent : end]
             if not len(new) or is_silent(new):
                 if not self._is_closing:
                     return None
@@ -253,25 +246,25 @@ class Stream:
             return self._ask(end)
         return None
 
-    def accept(self, answer: str, finish_reason: str | None = "stop") -> None:
-        """The engine's answer to the last request, and vLLM's word for why it ended."""
+    def accept(self, output: str, finish_reason: str | None = "stop") -> None:
+        """Take the engine's output for the last request, and vLLM's finish reason."""
         self._is_running, is_cut_off = False, finish_reason != "stop"
-        self._heard_to = self._asked
-        self._tell(self._draft.accept(answer, is_cut_off=is_cut_off))
+        self._decoded = self._sent
+        self._emit(self._draft.accept(output, is_cut_off=is_cut_off))
         if self._is_closing:
             self.is_cut_off |= is_cut_off
-            self._close(self._asked)
+            self._close(self._sent)
 
     def update(self) -> Update:
-        """The text since the last update."""
+        """Return the text since the last update."""
         delta, self._unread = self._unread, ""
         tentative = self._draft.tentative
         return Update(delta, self._seam(tentative) + tentative)
 
     @property
     def num_waiting(self) -> int:
-        """Samples that no request has taken yet."""
-        return self._clip.num_samples - self._asked
+        """Samples that are in no request yet."""
+        return self._clip.num_samples - self._sent
 
     @property
     def is_done(self) -> bool:
@@ -280,17 +273,17 @@ class Stream:
     # --- clips ----------------------------------------------------------------------------------
 
     def _begin(self, samples: np.ndarray, context: str) -> None:
-        """A new clip with these samples."""
+        """Start a clip with these samples."""
         self._is_silence = not len(samples) or is_silent(samples)
         self._clip = self._new_clip(samples)
         self._draft = self._new_draft()
         self._carried = context
-        self._asked = self._heard_to = 0
+        self._sent = self._decoded = 0
 
     def _close(self, end: int) -> None:
-        """Nothing more is asked about the clip; the next begins with what comes after ``end``."""
+        """End the clip; the next one starts with the samples after ``end``."""
         self._is_closing = False
-        self._tell(self._draft.finish())
+        self._emit(self._draft.finish())
         language = self._draft.language
         if self._draft.text and language and language not in self.languages:
             self.languages.append(language)
@@ -300,23 +293,22 @@ class Stream:
         self._begin(self._clip.samples[end:], context)
 
     def _next_end(self) -> tuple[int | None, bool]:
-        """Up to which sample to ask, if to ask at all, and whether the clip ends there."""
+        """Return the last sample to decode (None: none yet), and whether the clip ends there."""
         clip = self._clip.samples
         if len(clip) >= self._soft_end and (cut := self._pause(clip)):
             return cut, True
         if self._is_finished:
             return (len(clip), True) if len(clip) else (None, False)
-        silence = clip[max(self._asked, len(clip) - round(SILENCE_S * SAMPLE_RATE)) :]
+        silence = clip[max(self._sent, len(clip) - round(SILENCE_S * SAMPLE_RATE)) :]
         if len(silence) >= SILENCE_S * SAMPLE_RATE and is_silent(silence):
             return len(clip), True
         end = (len(clip) - GUARD_SAMPLES) // self._step * self._step + GUARD_SAMPLES
-        return (end, False) if end > max(self._asked, GUARD_SAMPLES) else (None, False)
+        return (end, False) if end > max(self._sent, GUARD_SAMPLES) else (None, False)
 
     def _pause(self, clip: np.ndarray) -> int | None:
-        """Where the clip ends: in the widest pause that was not asked about yet, if one is there;
-        at its hard end where it is quietest."""
+        """Return where the clip ends: in the widest new pause, else at its hard end."""
         end = min(len(clip), self._hard_end)
-        start = max(self._asked, self._soft_end - self._step)
+        start = max(self._sent, self._soft_end - self._step)
         before = max(0, end - round(_PAUSE_SEARCH_S * SAMPLE_RATE))
         quiet = quiet_frames(clip[before:end])
         quiet[: -(-max(0, start - before) // HOP_LENGTH)] = False
@@ -331,11 +323,11 @@ class Stream:
 
     def _ask(self, end: int) -> StreamRequest:
         windows = self._clip.windows(end)
-        since = self._heard_to if self._draft.prefix else 0
+        since = self._decoded if self._draft.prefix else 0
         prompt = build_prompt(
             context=self._carried, language=self._language, num_windows=len(windows)
         )
-        self._asked, self._is_running = end, True
+        self._sent, self._is_running = end, True
         return StreamRequest(
             prompt=prompt + self._draft.prefix,
             windows=windows,
@@ -343,10 +335,10 @@ class Stream:
         )
 
     def _seam(self, text: str) -> str:
-        """What stands between the final text and the first of a clip's."""
+        """Return the separator between the final text and the first text of a clip."""
         return "" if self._draft.text else separator(self.text, text)
 
-    def _tell(self, delta: str) -> None:
+    def _emit(self, delta: str) -> None:
         if delta:
             starts_clip = self._draft.text == delta
             delta = (separator(self.text, delta) if starts_clip else "") + delta

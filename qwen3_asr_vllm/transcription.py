@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One recording from waveform to transcript, without an engine.
+"""Transcription of one recording, from waveform to transcript, without an engine.
 
     transcribe(waveform)  -- yields -->  [EngineRequest, ...]
                           <-- is sent --  [EngineOutput, ...]  in the same order
                           -- returns -->  Transcript
 
-A generator decides what to ask and what to make of the answers; whoever drives it owns the
-engine. Offline, HTTP and WebSocket drive the same one, so they decide alike. Most recordings take
-one round. An answer that loops, or is in no language that may be, is asked for again in the next.
+A generator decides what to request and how to use the outputs; its caller owns the engine.
+Offline and HTTP drive the same generator, so they decide alike. Most recordings take one round. A
+clip whose output loops, or is in no candidate language, is decoded again in the next round.
 
-When a sentence is said is estimated from its share of the text and the pauses of its clip. Where
-words are to be timed, a last round asks the aligner: its requests and outputs are those of
-``alignment.py``, and go to its engine.
+The times of sentences are estimated from their share of the text and the pauses of the clip. For
+word times, a last round consists of the requests and outputs of ``alignment.py``, for the
+aligner's engine.
 """
 
 import math
@@ -57,12 +57,12 @@ from .segments import sentence_spans, split_sentences, timed_segments, with_lead
 from .transcript import Segment, Token, Transcript, Word
 from .units import AlignmentError, cut_warnings
 
-_SHORTEST_CUT_S = 2.0  # a clip that is shorter is not cut in halves
+_SHORTEST_CUT_S = 2.0  # seconds; a shorter clip is not split in halves
 
-# What may be wrong with an answer, as warnings say it.
+# Faults of an output, as warnings name them.
 OTHER_LANGUAGE = "the language is none of the candidates."
-LEAK = "the answer was the context said back, and was dropped."
-LOOP = "decoding went round in circles; what it repeated is given three times."
+LEAK = "the output only repeated the context and was discarded."
+LOOP = "a repetition loop was stopped; the repeated text is given three times."
 CUT_OFF = "decoding stopped at the token limit; the text of this clip may be cut off or repeated."
 
 _Result = TypeVar("_Result")
@@ -73,13 +73,13 @@ class EngineRequest:
     """One clip for the engine to decode."""
 
     waveform: np.ndarray  # the clip: shape (samples,), float32, 16 kHz
-    clip_index: int  # in the recording, from 0; silent clips count, and halves share one
+    clip_index: int  # index of the clip, from 0; silent clips count, and halves share an index
     start: float  # seconds into the recording
     decoding: Decoding
     context: str = ""
-    language: str | None = None  # forced; "None" where nobody was heard to speak
-    candidates: tuple[str, ...] = ()  # the languages of which the model may name one
-    text: str = ""  # what the answer goes on from: it was shown, and stays
+    language: str | None = None  # forced language; "None" after an output without speech
+    candidates: tuple[str, ...] = ()  # languages that the model may name
+    text: str = ""  # start of the output: text that a stream has sent
 
     @property
     def prompt(self) -> str:
@@ -88,20 +88,21 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """What the engine wrote for one request.
+    """The engine's output for one request.
 
-    ``tokens`` and ``slot`` are there where the request's ``decoding`` wants them: all tokens, and
-    the log-probabilities, by the first token of the name, at the place of the language.
+    ``tokens`` and ``slot`` exist where the request's ``decoding`` asks for them: all tokens, and
+    the log-probabilities of languages, by the first token of their names, at the token that names
+    the language.
     """
 
     text: str
     finish_reason: str | None = None  # vLLM's: "stop", "length" for the budget, "repetition"
-    shown: str = ""  # the beginning of the text that somebody has seen
+    shown: str = ""  # the start of the text, which a stream has sent
     tokens: tuple[Token, ...] | None = None
     slot: Mapping[str, float] = field(default_factory=dict)
 
 
-# What is yielded: EngineRequests or AlignmentRequests; what is sent: the outputs of the same kind.
+# Yields EngineRequests or AlignmentRequests; is sent the outputs of the same kind.
 Rounds: TypeAlias = Generator[list[Any], list[Any], _Result]
 Transcription: TypeAlias = Rounds[Transcript]
 
@@ -119,13 +120,13 @@ def transcribe(
 ) -> Transcription:
     """Transcribe one recording: yields requests, is sent their outputs, returns a Transcript.
 
-    ``language`` is a name or code, None to let the model tell each clip's own, from among
-    ``languages`` if there are any. ``context`` biases every clip. A silent clip is not sent, and
-    has no segments, as any in which nobody speaks. A recording of silence yields nothing.
-    ``pauses`` end a clip wherever they are; without, a clip ends near ``max_clip_s``.
-    ``confidences`` fills those of the segments, and their tokens. ``word_timestamps`` asks an
-    aligner when each word is said: segments then last from their first word to their last, and
-    their words, put together, are the text. A language that it does not know has no words.
+    ``language`` is a name or code; None detects the language of each clip, out of ``languages`` if
+    there are any. ``context`` biases every clip. A silent clip is not decoded and, like any clip
+    without speech, has no segments; a recording of silence yields nothing. ``pauses`` end a clip
+    wherever they are; by default, a clip ends near ``max_clip_s``. ``confidences`` fills the
+    confidences and tokens of the segments. ``word_timestamps`` asks an aligner for word times:
+    segments then last from their first word to their last, and their words joined are the text.
+    Languages that the aligner does not know have no words.
 
     Raises ValueError on the first step for an unknown language or a bad ``max_clip_s``.
     """
@@ -143,22 +144,24 @@ def transcribe(
         clips = split_at_pauses(waveform, pauses, max_clip_s=max_clip_s)
     else:
         clips = split_at_silence(waveform, max_clip_s=max_clip_s)
-    heard = yield from _together([_hear(ask, index, span) for index, span in enumerate(clips)])
+    decoded = yield from _run_rounds(
+        [_decode_clip(ask, index, span) for index, span in enumerate(clips)]
+    )
     cut = [_cut_context(context, kept)] if kept != context else []
-    parts = [part for parts in heard for part in parts]
+    parts = [part for parts in decoded for part in parts]
     if word_timestamps:
-        parts = yield from _together(list(map(_time_words, parts)))
+        parts = yield from _run_rounds(list(map(_time_words, parts)))
     return _join(parts, waveform, cut)
 
 
 def transcribe_channels(
-    channels: Sequence[np.ndarray], speakers: Sequence[str], **wishes: Any
+    channels: Sequence[np.ndarray], speakers: Sequence[str], **options: Any
 ) -> Transcription:
-    """As ``transcribe``, of a recording in which each speaker has a channel.
+    """Transcribe a recording with one channel per speaker; ``options`` are those of ``transcribe``.
 
-    The segments of all are in order of their starts, and so is the text.
+    Segments and text are in order of the segments' starts.
     """
-    transcripts = yield from _together([transcribe(c, **wishes) for c in channels])
+    transcripts = yield from _run_rounds([transcribe(c, **options) for c in channels])
     spoken = [
         replace(segment, speaker=speaker)
         for speaker, transcript in zip(speakers, transcripts, strict=True)
@@ -184,7 +187,7 @@ def transcribe_channels(
 
 
 class Steps(Generic[_Result]):
-    """Rounds of questions as what they ask now: ``requests``, until there is a ``result``."""
+    """A generator of rounds as its pending ``requests``, until there is a ``result``."""
 
     requests: list[Any]
     result: _Result
@@ -195,7 +198,7 @@ class Steps(Generic[_Result]):
 
     def send(self, outputs: list[Any] | None) -> None:
         try:
-            # A generator that has not begun takes None, whatever its send type says.
+            # A generator that has not started takes None, whatever its send type is.
             self.requests = self._rounds.send(outputs)  # type: ignore[arg-type]
         except StopIteration as stop:
             self.requests = []
@@ -207,19 +210,19 @@ def run_together(
     generate: Callable[[list[Any]], list[Any]],
 ) -> list[Transcript]:
     """Drive many recordings at once; each round is one call with all their pending requests."""
-    steps = Steps(_together(transcriptions))
+    steps = Steps(_run_rounds(transcriptions))
     while steps.requests:
         steps.send(generate(steps.requests))
     return steps.result
 
 
 class LiveText:
-    """The text of one answer while the engine writes it, as far as nothing will take it back.
+    """The text of one output while the engine writes it, as far as it is never retracted.
 
-    Withheld are copies of a repeated run, of which a loop keeps few; what may be the context said
-    back; and all of an answer whose language is no candidate. If the answer is to be asked for
-    again, ``finish`` returns nothing, ``shown`` is what the next one will begin with, and
-    ``is_settled`` stays False.
+    Withheld are copies of a repeated run, of which a loop keeps few, text that may be a prompt
+    leak, and any output whose language is no candidate. If the clip must be decoded again,
+    ``finish`` returns nothing, the next output starts with ``shown``, and ``is_settled`` stays
+    False.
     """
 
     def __init__(self, request: EngineRequest) -> None:
@@ -231,7 +234,7 @@ class LiveText:
         self._may_leak = True
 
     def push(self, raw: str) -> str:
-        """Take the next characters of the answer; return the text that they settle."""
+        """Take the next characters of the output; return the text that is now settled."""
         self._text += self._stream.push(raw)
         self._may_leak = self._may_leak and may_leak(self._text, self._request.context)
         if not self._text or self._may_leak or not self._is_candidate():
@@ -239,7 +242,7 @@ class LiveText:
         return self._show(settled_length(self._text))
 
     def finish(self, finish_reason: str | None) -> str:
-        """Return the rest of the text: the answer is complete."""
+        """Return the rest of the text, when the output is complete."""
         self._text += self._stream.finish()
         parsed = ParsedOutput(self._stream.language, self._text)
         fault = _fault(self._request, parsed, finish_reason)
@@ -255,26 +258,26 @@ class LiveText:
         return delta
 
 
-# what is asked, and asked again -------------------------------------------------------------
+# requests and retries -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What became of a clip, or of a half: the text that stays, and how sure the model was."""
+    """The result of a clip, or of a half: the accepted text, and the model's confidence."""
 
     request: EngineRequest
     parsed: ParsedOutput
-    tokens: Sequence[tuple[int, Token]] | None  # with where in the text each begins
+    tokens: Sequence[tuple[int, Token]] | None  # each with the index of its first character
     language_probability: float | None
     no_speech_prob: float | None
     warnings: tuple[str, ...]
     loops: int = 0
-    words: tuple[Word, ...] = ()  # in seconds into the recording
+    words: tuple[Word, ...] = ()  # times in seconds into the recording
 
 
 @dataclass(frozen=True, eq=False)
 class _Ask:
-    """What all requests of a recording share, and what this attempt does differently."""
+    """Options that all requests of a recording share, and those of this attempt."""
 
     waveform: np.ndarray
     language: str | None
@@ -283,7 +286,7 @@ class _Ask:
     wants_logprobs: bool
     is_half: bool = False
     is_last: bool = False
-    # what stays of an attempt before: text that was shown, and what the model said of the clip
+    # kept from the attempt before: text that was sent, and the model's view of the clip
     text: str = ""
     tokens: tuple[Token, ...] = ()
     language_probability: float | None = None
@@ -316,7 +319,7 @@ class _Ask:
     def part(
         self, request: EngineRequest, parsed: ParsedOutput, output: EngineOutput, warning: str = ""
     ) -> _Part:
-        """What is left when the answer stays: ``parsed``, with what its tokens say of it."""
+        """Accept an output: ``parsed``, with the confidences of its tokens."""
         tokens = None if output.tokens is None else self.tokens + output.tokens
         named = language_probability(output.tokens or ())
         no_speech = (self.slot or output.slot).get("None")
@@ -332,22 +335,22 @@ class _Ask:
         )
 
 
-def _together(rounds: Sequence[Rounds[_Result]]) -> Rounds[list[_Result]]:
-    """Many as one: each round asks whatever any of them asks."""
+def _run_rounds(rounds: Sequence[Rounds[_Result]]) -> Rounds[list[_Result]]:
+    """Merge many generators of rounds into one, whose rounds hold the requests of all."""
     runs = list(map(Steps, rounds))
     while pending := [run for run in runs if run.requests]:
         requests = [request for run in pending for request in run.requests]
         outputs = yield requests
         if len(outputs) != len(requests):
             raise ValueError(f"{len(outputs)} outputs for {len(requests)} requests.")
-        answers = iter(outputs)
+        remaining = iter(outputs)
         for run in pending:
-            run.send(list(islice(answers, len(run.requests))))
+            run.send(list(islice(remaining, len(run.requests))))
     return [run.result for run in runs]
 
 
-def _hear(ask: _Ask, index: int, span: tuple[int, int]) -> Rounds[list[_Part]]:
-    """Ask for one clip until its answer stays. Silence is not asked for."""
+def _decode_clip(ask: _Ask, index: int, span: tuple[int, int]) -> Rounds[list[_Part]]:
+    """Decode one clip until an output is accepted. Silence is not decoded."""
     if is_silent(ask.waveform[slice(*span)]):
         return []
     request = ask.request(index, span)
@@ -360,17 +363,17 @@ def _hear(ask: _Ask, index: int, span: tuple[int, int]) -> Rounds[list[_Part]]:
     if fault is LEAK:
         return [ask.part(request, replace(parsed, text=""), output, LEAK)]
     if fault is OTHER_LANGUAGE:
-        return (yield from _hear(_in_a_candidate(ask, output), index, span))
+        return (yield from _decode_clip(_force_candidate(ask, output), index, span))
     if ask.is_last:
         length = max(settled_length(parsed.text), len(ask.text))
         part = ask.part(request, replace(parsed, text=parsed.text[:length]), output, LOOP)
         return [replace(part, loops=1)]
-    parts = yield from _hear_again(ask, index, span, parsed, output)
+    parts = yield from _retry_clip(ask, index, span, parsed, output)
     return [replace(part, loops=part.loops + (part is parts[0])) for part in parts]
 
 
 def _time_words(part: _Part) -> Rounds[_Part]:
-    """Ask the aligner for the words of a part, if it can."""
+    """Ask the aligner for the words of a part, if it knows the language."""
     language = part.parsed.language
     if not part.parsed.text:
         return part
@@ -381,11 +384,11 @@ def _time_words(part: _Part) -> Rounds[_Part]:
         words = yield from align_words(part.request.waveform, sentences, language)
     except (AlignmentError, ImportError) as error:
         return _without_words(part, str(error))
-    said = (_warn(part.request, warning) for warning in cut_warnings(part.parsed.text, language))
+    cuts = (_warn(part.request, warning) for warning in cut_warnings(part.parsed.text, language))
     return replace(
         part,
         words=tuple(shifted(words, part.request.start)),
-        warnings=(*part.warnings, *said),
+        warnings=(*part.warnings, *cuts),
     )
 
 
@@ -394,8 +397,8 @@ def _without_words(part: _Part, reason: str) -> _Part:
     return replace(part, warnings=(*part.warnings, warning))
 
 
-def _in_a_candidate(ask: _Ask, output: EngineOutput) -> _Ask:
-    """The same in the likeliest candidate, by the first token of its name, as the model had it."""
+def _force_candidate(ask: _Ask, output: EngineOutput) -> _Ask:
+    """Force the likeliest candidate, by the probability of the first token of its name."""
     name = max(ask.candidates, key=lambda name: output.slot.get(name, -math.inf))
     probability = math.exp(output.slot[name]) if name in output.slot else None
     return replace(
@@ -403,12 +406,12 @@ def _in_a_candidate(ask: _Ask, output: EngineOutput) -> _Ask:
     )
 
 
-def _hear_again(
+def _retry_clip(
     ask: _Ask, index: int, span: tuple[int, int], parsed: ParsedOutput, output: EngineOutput
 ) -> Rounds[list[_Part]]:
-    """Ask otherwise for a clip that looped: its halves, or with a penalty on what was written.
+    """Decode a clip that looped again: in halves, or with a repetition penalty.
 
-    Text that somebody has seen stays, so then the answer goes on from there.
+    Text that a stream has sent is kept: decoding continues after it.
     """
     start, end = span
     if output.shown:
@@ -426,13 +429,13 @@ def _hear_again(
         middle = start + halve_at_silence(ask.waveform[start:end])
         halves = [(start, middle), (middle, end)]
         ask = replace(ask, is_half=True)
-        heard = yield from _together([_hear(ask, index, half) for half in halves])
-        return [part for parts in heard for part in parts]
-    return (yield from _hear(replace(ask, is_last=True), index, span))
+        decoded = yield from _run_rounds([_decode_clip(ask, index, half) for half in halves])
+        return [part for parts in decoded for part in parts]
+    return (yield from _decode_clip(replace(ask, is_last=True), index, span))
 
 
 def _fault(request: EngineRequest, parsed: ParsedOutput, finish_reason: str | None) -> str | None:
-    """What is wrong with an answer; None if it stays."""
+    """Return the fault of an output; None if it is accepted."""
     if parsed.text and not _may_be(parsed.language, request.candidates):
         return OTHER_LANGUAGE
     if not request.text and is_leak(parsed.text, request.context):
@@ -452,11 +455,11 @@ def _warn(request: EngineRequest, message: str) -> str:
 def _cut_context(context: str, kept: str) -> str:
     return (
         f"context: the last {len(context) - len(kept)} of {len(context)} characters were left "
-        f"out, from {context[len(kept) :].strip()[:20]!r} on; give at most {MAX_CONTEXT}."
+        f"out, from {context[len(kept) :].strip()[:20]!r}; give at most {MAX_CONTEXT}."
     )
 
 
-# what is made of the answers ----------------------------------------------------------------
+# the transcript -----------------------------------------------------------------------------
 
 
 def _join(parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str]) -> Transcript:
@@ -476,11 +479,11 @@ def _join(parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str])
 
 
 def _segments(part: _Part, seam: str) -> Iterator[Segment]:
-    """The sentences of a clip; ``seam`` is what stands between it and the text before."""
+    """Yield the sentences of a clip; ``seam`` separates it from the text before."""
     at = 0
-    for segment in _timed(part):
-        said = range(at, end := at + len(segment.text))
-        tokens = tuple(token for begin, token in part.tokens or () if begin in said)
+    for segment in _timed_segments(part):
+        place = range(at, end := at + len(segment.text))
+        tokens = tuple(token for begin, token in part.tokens or () if begin in place)
         yield replace(
             segment if at else with_leading_space(segment, seam),
             language_probability=part.language_probability,
@@ -491,8 +494,8 @@ def _segments(part: _Part, seam: str) -> Iterator[Segment]:
         at = end
 
 
-def _timed(part: _Part) -> Iterator[Segment]:
-    """The sentences of a clip and when they are said: from word to word, or by estimate."""
+def _timed_segments(part: _Part) -> Iterator[Segment]:
+    """Yield the sentences of a clip with their times: those of their words, or estimates."""
     sentences = split_sentences(part.parsed.text)
     if part.words:
         yield from timed_segments(sentences, part.words, part.parsed.language)
