@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: clips, checkpoints, the sides that are compared, servers, and tables.
+"""Shared by the benchmarks: clips, checkpoints, the sides that are compared, servers, and tables.
 
 The baseline is vLLM's in-tree Qwen3-ASR in the same environment: ``VLLM_PLUGINS=""`` switches our
 plugin off. In-tree imports torchvision, which no audio needs; in baseline processes only, and
@@ -235,7 +235,7 @@ def both_sides() -> Iterator[dict[str, Side]]:
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, clip_s: float) -> None:
-    """What each of the three engines is given."""
+    """Add the options that all three engines get."""
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--clip-s", type=float, default=clip_s)
     parser.add_argument("--batch", type=int, default=16)
@@ -244,7 +244,7 @@ def add_engine_options(parser: argparse.ArgumentParser, *, clip_s: float) -> Non
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of ``vllm.LLM``, without the caches that would know a clip again."""
+    """Return options of ``vllm.LLM``, without the caches that would recognize a clip."""
     return {
         "dtype": args.dtype,
         "load_format": "dummy" if args.dummy else "auto",
@@ -262,7 +262,7 @@ def by_engine(
     model: Path,
     args: argparse.Namespace,
 ) -> dict[str, dict[str, Any]]:
-    """What ours, in-tree and transformers measured, in turn, each in a process of its own."""
+    """Measure this package, in-tree and transformers in turn, each in a process of its own."""
     results = {}
     for name in ("ours", "in-tree", "transformers"):
         run = run_transformers if name == "transformers" else run_vllm
@@ -272,7 +272,7 @@ def by_engine(
 
 
 def measured(answer: Callable[[list[np.ndarray]], Any], args: argparse.Namespace) -> dict[str, Any]:
-    """What one pass over the clips costs and answers, after a warm-up with two others."""
+    """Measure one pass over the clips, after a warm-up with two others."""
     answer([speech(args.clip_s, seed=10**6 + i) for i in range(2)])
     clips = [speech(args.clip_s, seed=seed) for seed in range(args.clips)]
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -338,7 +338,7 @@ class Reference:
         }
 
     def audio_tokens(self, features: dict[str, Any]) -> str:
-        """Those of one clip, of which all last the same: as many as the encoder makes of it."""
+        """Count the audio tokens of one clip; all clips have the same length."""
         if not self._num_audio_tokens:
             first = (tensor[:1] for tensor in features.values())
             self._num_audio_tokens = len(self.model.model.get_audio_features(*first).pooler_output)
@@ -467,7 +467,7 @@ def print_result(benchmark: str, rows: Sequence[dict[str, Any]], **more: Any) ->
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what this ran."""
+    """Describe the machine and the versions of this run."""
     found = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
     for package in ("torch", "transformers", "numpy", "soundfile", "av", "soxr"):
         found[package] = _version(package)

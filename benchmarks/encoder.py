@@ -197,7 +197,7 @@ def compare(sides: dict[str, Side], model: tuple, batch: tuple, rounds: int) -> 
 
 
 def peak_bytes(side: str, model: tuple, batch: tuple) -> int:
-    """What one call adds to this process or its GPU at most; ours starts from the samples."""
+    """Measure the peak memory that one call adds; ours starts from the samples."""
     import torch
 
     call = prepared(side, model, batch, waveforms=side == "ours")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do short requests wait while a server hears a long recording?
+"""Do short requests wait while a server transcribes a long recording?
 
     python benchmarks/fairness.py                      # the tiny checkpoint, an hour of speech
     python benchmarks/fairness.py --minutes 20 --requests 40

@@ -11,8 +11,8 @@ JSON is there already is not run again, so an interrupted run goes on where it s
 that the numbers are held against are in ``README.md``. Without CUDA nothing runs and the exit code
 is 0.
 
-In-tree is measured as it comes and with more API servers; vLLM's Rust front end is a third way,
-which has no transcription route. Its server and ours run side by side and take turns, each with
+In-tree is measured with its defaults and with more API servers; vLLM's Rust front end has no
+transcription route. Its server and ours run side by side and take turns, each with
 ``KV_BYTES`` for its KV cache, so that both fit into 80 GB and start at once. Weights are random at
 the real dimensions, which times everything but the text: every answer has ``MAX_TOKENS`` tokens,
 about what 30 s of speech take.
@@ -106,7 +106,7 @@ def main() -> int:
 
 
 def run(name: str, out: Path) -> bool:
-    """Whether the step has left its numbers."""
+    """Return whether the step has written its results."""
     result = out / f"{name}.json"
     if result.exists():
         return True

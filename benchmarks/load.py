@@ -5,8 +5,8 @@
     python benchmarks/load.py --clients 512 --seconds 300 --max-recordings 64
 
 Clients of six kinds ask again and again: short recordings, long ones, an hour, streams, streams
-whose reader leaves, and realtime sessions, which say their clip in pieces of a second. One that is
-told to come again (503) does so after the seconds of ``Retry-After``.
+whose reader leaves, and realtime sessions, which send their clip in pieces of a second. A client
+that gets a 503 retries after ``Retry-After``.
 Read it so: ``lost``, ``twice`` and ``wrong`` must be 0 in every row. ``lost`` are answers that
 never came or were no answer; ``twice`` are streams that went on after their end, and sessions that
 said two texts of one commit; ``wrong`` are answers unlike the first to the same recording.
@@ -47,7 +47,7 @@ from common import (
 
 
 class Kind(NamedTuple):
-    """What a client does."""
+    """The actions of one client."""
 
     seconds: float  # of audio
     share: float  # of the clients
@@ -78,7 +78,7 @@ def kind_of(number: int, num_clients: int) -> str:
 
 @dataclass
 class Tally:
-    """What the clients of a kind met with."""
+    """The outcomes of all clients of one kind."""
 
     answered: list[tuple[float, float]] = field(default_factory=list)  # when, and its latency
     refused: int = 0
@@ -94,7 +94,7 @@ class AnsweredTwice(Exception):
 
 
 class Crowd:
-    """Clients of all kinds, until they are told to stop."""
+    """Clients of all kinds, until they are stopped."""
 
     def __init__(self, address: str, num_clients: int) -> None:
         self.address, self.num_clients = address, num_clients
@@ -119,7 +119,7 @@ class Crowd:
                 for number in range(self.num_clients)
             ]
             await asyncio.sleep(seconds)
-            self.is_over = True  # everybody still hears the answer to what was asked
+            self.is_over = True  # pending requests are still answered
             await asyncio.gather(*tasks)
 
     async def _client(self, session: Any, kind: str, number: int) -> None:
@@ -132,7 +132,7 @@ class Crowd:
             except AnsweredTwice:
                 self.tallies[kind].twice += 1
                 continue
-            except Exception as error:  # whatever it is, nobody was answered
+            except Exception as error:  # any error means that there was no response
                 self.tallies[kind].lost += 1
                 self.tallies[kind].notes[repr(error)[:80]] += 1
                 await asyncio.sleep(1)

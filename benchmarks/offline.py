@@ -138,8 +138,8 @@ def run_qwen_asr(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     asr.model.generate = partial(asr.model.generate, eos_token_id=config["eos_token_id"])
 
     def transcribe(clips: list[np.ndarray]) -> list[str]:
-        heard = asr.transcribe([(clip, SAMPLE_RATE) for clip in clips])
-        return [f"language {each.language}<asr_text>{each.text}" for each in heard]
+        results = asr.transcribe([(clip, SAMPLE_RATE) for clip in clips])
+        return [f"language {each.language}<asr_text>{each.text}" for each in results]
 
     return measured(transcribe, args)
 
@@ -148,7 +148,7 @@ def run_qwen_asr(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def by_hand(llm: Any, files: list[str], max_tokens: int) -> list[str]:
-    """What a careful user writes: decode, prompt, generate, cut the header off."""
+    """Do what a careful user writes by hand: decode, prompt, generate, cut the header off."""
     import soundfile
     from vllm import SamplingParams
 

@@ -47,7 +47,7 @@ def processor(dtype: str) -> Any:
 
 @cache
 def sender_cache() -> Any:
-    """What a server has by default; small, so that new clips push out old ones."""
+    """The default cache of a server, small enough that new clips evict old ones."""
     from vllm.multimodal.cache import LruKeyReplicatedSenderCache
 
     config = model_config()

@@ -6,7 +6,7 @@
 
 The clients of ``load.py`` ask without a pause, fewer than the server takes. Every few seconds the
 memory of the HTTP process and of the engine and the open descriptors are noted, and the latency
-of every answer as it comes. The first fifth is warm-up and is left out. ``an hour adds`` is by how
+of every response at once. The first fifth is warm-up and is left out. ``an hour adds`` is by how
 much a line through the samples would rise in an hour, ``give or take`` how well that is known, from
 the ``spread`` of the samples around the line: flat is a rise that is smaller than that. The second
 table is that of ``load.py``: ``lost``, ``twice`` and ``wrong`` must be 0, or it exits with 1. The

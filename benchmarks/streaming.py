@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does streaming cost, does it grow with the length, and what does it hear?
+"""What does streaming cost, does it grow with the length, and which text does it give?
 
     python benchmarks/streaming.py                                # all four questions
     python benchmarks/streaming.py --parts encode sessions
@@ -41,7 +41,7 @@ TOKENS_PER_S = 13
 
 
 class EncoderOutputs:
-    """Adds up what the encoder gave out: one of the loggers to which vLLM tells its statistics."""
+    """Adds up the output of the encoder: one of the loggers that get vLLM's statistics."""
 
     total = 0
 
@@ -264,7 +264,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--budget-s", type=float, default=3600, help="for hour, which then ends")
-    parser.add_argument("--clip-s", type=float, default=6.0, help="the tiny model heard up to 12 s")
+    parser.add_argument(
+        "--clip-s", type=float, default=6.0, help="the tiny model was trained on up to 12 s"
+    )
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--session-s", type=float, default=30.0)
     parser.add_argument("--every", type=int, default=1, help="of the recordings of words")
