@@ -69,9 +69,20 @@ class Recording:
             raise FileNotFoundError(f"{self}: {problem}")
 
     @property
+    def identity(self) -> str:
+        """Its source as any run names it, wherever it is started: an absolute path, or a URL."""
+        is_path = self.source != "-" and not is_url(self.source)
+        return os.path.abspath(self.source) if is_path else self.source
+
+    @property
     def key(self) -> tuple[str, float]:
-        """What tells it from the others of its manifest, also in the one that is written."""
-        return row_key({"audio_filepath": self.source} | dict(self.row))
+        """What tells it from all others, also in the manifest that is written."""
+        return self.identity, self.offset_s
+
+    @property
+    def keys(self) -> tuple[tuple[str, float], ...]:
+        """The key, and that of a line which has only the path of its row, relative or not."""
+        return self.key, (str(self.row.get("audio_filepath", self.source)), self.offset_s)
 
     def load(self) -> np.ndarray:
         """Its waveform. Raises what ``load_audio`` and ``fetch`` raise."""
@@ -256,4 +267,5 @@ def _load_url(url: str) -> np.ndarray:
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[str, float]:
-    return str(row["audio_filepath"]), float(row.get("offset") or 0.0)
+    """The key of the recording of a line that was written."""
+    return str(row.get("audio_source") or row["audio_filepath"]), float(row.get("offset") or 0.0)

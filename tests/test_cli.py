@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import packages_distributions
 
 import numpy as np
@@ -19,6 +20,7 @@ import soundfile
 from qwen3_asr_vllm.cli import entry as cli
 from qwen3_asr_vllm.cli import models, options, serve
 from qwen3_asr_vllm.cli.terminal import bar
+from qwen3_asr_vllm.corpus import locks
 from qwen3_asr_vllm.corpus import ray_data as cluster
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.languages import LANGUAGES
@@ -70,6 +72,11 @@ def files(tmp_path):
     soundfile.write(tmp_path / "b.wav", np.zeros(32_000), 16_000)
     (tmp_path / "letter.wav").write_text("Dear Sir or Madam")
     return [str(tmp_path / name) for name in ("a.wav", "letter.wav", "b.wav")]
+
+
+def written(folder):
+    """The files of an output folder, without its index."""
+    return {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 # ---- help ----
@@ -214,14 +221,18 @@ def test_formats_are_written_side_by_side(model, files, tmp_path, capsys):
     assert cli.main(line) == 2
     assert "several formats need -o DIR" in capsys.readouterr().err
     assert cli.main([*line, "-o", str(tmp_path / "out")]) == 0
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"a.srt", "a.verbose.json", "b.srt", "b.verbose.json"}
+    assert written(tmp_path / "out").keys() == {
+        "a.srt",
+        "a.verbose.json",
+        "b.srt",
+        "b.verbose.json",
+    }
     assert (tmp_path / "out/a.srt").read_text().endswith("--> 00:00:01,000\n1 seconds\n")
 
 
 def test_all_formats_are_written(model, files, tmp_path):
     assert cli.main(["transcribe", files[0], "-f", "all", "-o", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").iterdir())) == len(FORMATS)
+    assert len(written(tmp_path / "out")) == len(FORMATS)
 
 
 def test_subtitles_have_the_layout_that_was_asked_for(model, files, capsys):
@@ -233,7 +244,7 @@ def test_subtitles_have_the_layout_that_was_asked_for(model, files, capsys):
 def test_a_file_that_fails_is_reported_and_the_others_are_written(model, files, tmp_path, capsys):
     folder = tmp_path / "new" / "folder"
     assert cli.main(["transcribe", *files, "-o", str(folder)]) == 1
-    assert {p.name: p.read_text() for p in folder.iterdir()} == {
+    assert {name: path.read_text() for name, path in written(folder).items()} == {
         "a.txt": "1 seconds\n",
         "b.txt": "2 seconds\n",
     }
@@ -268,7 +279,7 @@ def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(model, files, tmp_pa
 
     model.transcribe = interrupted
     assert cli.main(["transcribe", *files, "-o", str(tmp_path / "out")]) == 130
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.txt"]
+    assert list(written(tmp_path / "out")) == ["a.txt"]
     assert "the same command goes on from here" in capsys.readouterr().err
 
 
@@ -407,6 +418,115 @@ def test_two_files_are_never_written_to_one(model, files, tmp_path, capsys):
     assert cli.main(line) == 0
 
 
+def test_another_folder_s_recording_is_not_finished(model, files, tmp_path, capsys):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        os.link(files[0], tmp_path / folder / "x.wav")
+    one, two = (str(tmp_path / folder / "x.wav") for folder in ("one", "two"))
+    line = ["-o", str(tmp_path / "out")]
+    assert cli.main(["transcribe", one, *line]) == 0
+    assert cli.main(["transcribe", two, *line]) == 2
+    err = capsys.readouterr().err
+    assert f"out/x.txt is the transcript of {one}, not of {two}; write to another folder" in err
+    assert cli.main(["transcribe", one, *line]) == 0
+    assert "1 of 1 are finished" in capsys.readouterr().err
+    assert cli.main(["transcribe", two, *line, "--overwrite"]) == 0
+    assert cli.main(["transcribe", two, *line]) == 0
+    assert cli.main(["transcribe", one, *line]) == 2
+
+
+def test_relative_rows_of_two_manifests_are_both_transcribed(model, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, file in ("one", files[0]), ("two", files[2]):
+        (tmp_path / folder).mkdir()
+        os.link(file, tmp_path / folder / "x.wav")
+        (tmp_path / folder / "m.jsonl").write_text('{"audio_filepath": "x.wav"}\n')
+    for _ in range(2):
+        for folder in ("one", "two"):
+            line = ["transcribe", f"{folder}/m.jsonl", "--manifest-out", "out.jsonl"]
+            assert cli.main(line) == 0
+    rows = list(map(json.loads, open("out.jsonl")))
+    assert [row["pred_text"] for row in rows] == ["1 seconds", "2 seconds"]
+    assert [row["audio_filepath"] for row in rows] == ["x.wav", "x.wav"]
+    assert [row["audio_source"] for row in rows] == [
+        str(tmp_path / folder / "x.wav") for folder in ("one", "two")
+    ]
+
+
+@pytest.mark.parametrize("output", ["-o out", "--manifest-out out.jsonl"])
+def test_a_second_run_into_one_output_is_refused(
+    model, files, tmp_path, monkeypatch, capsys, output
+):
+    """The second one begins in the middle of the first."""
+    codes = []
+
+    def transcribe(recordings, **options):
+        if not codes:
+            codes.append(None)
+            codes[0] = cli.main(line)
+        yield from FakeModel().transcribe(recordings, **options)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
+    model.transcribe = transcribe
+    line = ["transcribe", *files[::2], *output.split()]
+    assert cli.main(line) == 0 and codes == [1]
+    err = capsys.readouterr().err
+    assert f"another run writes to {output.split()[1]}; wait for it to end" in err
+    assert "failed" not in err
+    assert cli.main(line) == 0  # the lock is gone
+    assert "2 of 2 are finished" in capsys.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+from qwen3_asr_vllm.cli import main, models
+class Model:
+    def transcribe(self, recordings, **_):
+        open(os.path.join(sys.argv[1], "." + 32 * "0" + ".part"), "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+models.load_model = lambda *_: Model()
+main(["transcribe", sys.argv[2], "-o", sys.argv[1], "--manifest-out", sys.argv[1] + "/m.jsonl"])
+"""
+
+
+def test_a_killed_run_leaves_no_lock(model, files, tmp_path):
+    out = str(tmp_path / "out")
+    assert python("-c", KILLED, out, files[0]).returncode == -signal.SIGKILL
+    assert cli.main(["transcribe", files[0], "-o", out, "--manifest-out", f"{out}/m.jsonl"]) == 0
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_an_output_folder_that_is_a_file_is_refused_at_once(model, files, tmp_path, capsys):
+    for option in ("-o", files[2]), ("--manifest-out", str(tmp_path)):
+        assert cli.main(["transcribe", files[0], *option]) == 2
+    assert not hasattr(model, "heard")
+    err = capsys.readouterr().err
+    assert f"{files[2]} is a file" in err and f"{tmp_path} is a folder; a manifest is" in err
+
+
+def test_a_manifest_is_not_written_over_its_source(model, files, tmp_path, capsys):
+    path = tmp_path / "m.jsonl"
+    path.write_text(row := json.dumps({"audio_filepath": files[0]}) + "\n")
+    for overwrite in [], ["--overwrite"]:
+        assert cli.main(["transcribe", str(path), "--manifest-out", str(path), *overwrite]) == 2
+    assert path.read_text() == row
+    assert "m.jsonl is a source of this run" in capsys.readouterr().err
+
+
+def test_manifest_lines_go_into_a_pipe(model, files, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        lines = pool.submit((tmp_path / "pipe").read_text)
+        assert cli.main(["transcribe", files[0], "--manifest-out", str(tmp_path / "pipe")]) == 0
+    assert json.loads(lines.result())["pred_text"] == "1 seconds"
+
+
+def test_a_full_device_is_told_in_a_line(model, files, capsys):
+    assert cli.main(["transcribe", files[0], "--manifest-out", "/dev/full"]) == 1
+    assert "No space left on device: '/dev/full'" in capsys.readouterr().err
+
+
 LONG = 300 * "x" + ".wav"
 
 
@@ -421,12 +541,16 @@ def test_a_name_that_is_too_long_is_one_failed_file(model, files, tmp_path, caps
 
 
 def test_a_result_whose_name_is_too_long_is_one_failed_file(model, files, tmp_path, capsys):
-    name = 249 * "y"
-    os.link(files[0], tmp_path / f"{name}.wav")  # .NAME.txt.part is longer than a name may be
-    line = ["transcribe", str(tmp_path / f"{name}.wav"), files[2], "-o", str(tmp_path / "out")]
-    assert cli.main(line) == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.txt"]
-    assert "1 of 2 failed" in capsys.readouterr().err
+    name = 249 * "y"  # with .txt it fits, with .verbose.json it does not
+    os.link(files[0], long := tmp_path / f"{name}.wav")
+    line = ["transcribe", str(long), files[2], "-o", str(tmp_path / "out")]
+    assert cli.main([*line, "-f", "verbose_json"]) == 1
+    assert model.heard == [files[2]] and list(written(tmp_path / "out")) == ["b.verbose.json"]
+    err = capsys.readouterr().err
+    assert "too long for the name of a file: 262 bytes of at most 255" in err
+    assert "1 of 2 failed" in err
+    assert cli.main(line) == 0
+    assert (tmp_path / "out" / f"{name}.txt").read_text() == "1 seconds\n"
 
 
 def test_a_name_that_is_not_utf8_is_one_failed_file_of_a_manifest(model, files, tmp_path, capfd):

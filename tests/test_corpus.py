@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.corpus.outputs import OutputFolder, OutputManifest, write_whole
+from qwen3_asr_vllm.corpus.run import Summary, run
 from qwen3_asr_vllm.corpus.sources import find_recordings, mirrored_name
 from qwen3_asr_vllm.formats import FORMATS
-from qwen3_asr_vllm.recordings import Loader, Recording, fetch, load_recording
+from qwen3_asr_vllm.recordings import Loader, Recording, Result, fetch, load_recording
 from qwen3_asr_vllm.transcript import Transcript
 
 TRANSCRIPT = Transcript("Hello.", 1.0)
@@ -370,6 +371,17 @@ def test_a_file_has_its_name_only_when_it_is_on_the_disk(tmp_path, monkeypatch):
     assert on_disk == [path.read_bytes()] == [b"Hello.\n"]
 
 
+def test_files_written_by_several_runs_are_whole(tmp_path):
+    path, texts = tmp_path / "a.txt", [letter * 100_000 for letter in "abcd"]
+    write_whole(path, texts[0])
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(write_whole, path, text) for text in 10 * texts]
+        while not all(run.done() for run in runs):
+            assert path.read_text() in texts
+        assert [run.result() for run in runs] == [None] * 40
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
 def test_a_recording_is_done_when_all_its_formats_are_there(tmp_path):
     out = OutputFolder(tmp_path, {"txt": FORMATS["txt"], "srt": FORMATS["srt"]})
     recording = Recording("a.wav", "x/a")
@@ -402,7 +414,60 @@ def test_a_manifest_keeps_its_rows_survives_a_torn_line_and_ends_in_order(tmp_pa
     manifest.finish(recordings)
     written = [json.loads(line) for line in path.read_text().splitlines()]
     heard = {"duration": 1.0, "pred_text": "Hello.", "pred_lang": None}
-    assert written == [row | heard for row in rows]
+    assert written == [r.row | heard | {"audio_source": r.source} for r in recordings]
+
+
+@pytest.mark.parametrize("end", ["", "\n", '\n{"audio_filepath": "c'])
+def test_a_last_line_without_its_end_is_kept(tmp_path, end):
+    rows = [{"audio_filepath": f"/{n}.wav", "pred_text": n} for n in "ab"]
+    path = tmp_path / "out.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + end)
+    manifest = OutputManifest(path)
+    manifest.write(Recording("/c.wav", "c"), TRANSCRIPT)
+    manifest.finish([])
+    read = [json.loads(line)["pred_text"] for line in path.read_text().splitlines()]
+    assert read == ["a", "b", "Hello."]
+
+
+def test_a_linked_manifest_stays_a_link(tmp_path):
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
+    (tmp_path / "real.jsonl").touch()
+    manifest = OutputManifest(tmp_path / "link.jsonl")
+    manifest.write(Recording("/c.wav", "c"), TRANSCRIPT)
+    manifest.finish([])
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert "Hello." in (tmp_path / "real.jsonl").read_text()
+
+
+class FakeModel:
+    def transcribe(self, recordings, *, in_order, progress, language):
+        for index, recording in enumerate(recordings):
+            yield Result(index, recording, transcript=Transcript(f"Hello in {language}.", 1.0))
+
+
+def test_a_corpus_is_run_from_python_as_by_the_command(tmp_path):
+    for name in ("a.wav", "b/c.wav"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    told, out = [], tmp_path / "out"
+    arguments = {"output_dir": out, "formats": ["txt"], "report": told.append, "language": "en"}
+    sources = [str(tmp_path / "in"), "gone.wav"]
+    gone = ("gone.wav", "gone.wav: no such file, folder or manifest")
+    assert run(sources, FakeModel(), **arguments) == Summary(2, 0, (gone,))
+    assert (out / "b/c.txt").read_text() == "Hello in en.\n"
+    (out / "a.txt").unlink()
+    assert run(sources, FakeModel, **arguments) == Summary(1, 1, (gone,))
+    assert run(sources[:1], None, **arguments) == Summary(0, 2, ())  # needs no model
+    assert told == [gone[1]] * 2
+
+
+def test_transcripts_without_outputs_come_in_order(tmp_path):
+    (tmp_path / "a.wav").touch()
+    read = []
+    run([str(tmp_path)], FakeModel(), on_transcript=lambda *pair: read.append(pair), language="de")
+    assert [(recording.name, transcript.text) for recording, transcript in read] == [
+        ("a", "Hello in de.")
+    ]
 
 
 def test_a_file_that_is_no_such_manifest_is_not_overwritten(tmp_path):

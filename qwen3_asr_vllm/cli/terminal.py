@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..printable import printable
+
 if TYPE_CHECKING:
     from ..recordings import Progress
 
@@ -15,10 +17,11 @@ INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
 def print_text(text: str) -> None:
-    """To stdout, above a progress bar."""
+    """Print to stdout, above a progress bar. Raises OSError where it cannot be written."""
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stdout, end="")
+    sys.stdout.flush()
 
 
 def complain(message: str) -> None:
@@ -26,6 +29,7 @@ def complain(message: str) -> None:
     from tqdm import tqdm
 
     for line in message.split("\n"):
+        line = printable(line, max_chars=len(line))
         tqdm.write(f"qwen3-asr: {line}", file=sys.stderr)
 
 

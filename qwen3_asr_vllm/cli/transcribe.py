@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any
 
-from ..corpus.outputs import OutputFolder, OutputManifest
-from ..corpus.sources import find_recordings
+from ..corpus.locks import OutputInUseError
+from ..corpus.run import Corpus, Transcribe, open_corpus
 from ..decoding import DEFAULT_CLIP_S
-from ..formats import rounded
 from ..recordings import Recording, Result
 from . import models
 from .options import DEFAULT_ALIGNER, DEFAULT_MODEL, writer, wrong_layout
@@ -22,35 +23,46 @@ def transcribe(args: argparse.Namespace, rest: list[str]) -> int:
         return _transcribe_on_ray(args, rest)
     if message := _wrong_outputs(args) or wrong_for_a_server(args, rest):
         return usage_error(message)
+    with ExitStack() as stack:
+        try:
+            corpus = stack.enter_context(_open_corpus(args))
+        except OutputInUseError as error:
+            complain(str(error))
+            return 1
+        except (OSError, ValueError) as error:
+            return usage_error(str(error))
+        return _transcribe(corpus, args, rest)
+
+
+def _open_corpus(args: argparse.Namespace) -> AbstractContextManager[Corpus]:
+    return open_corpus(
+        args.sources,
+        output_dir=args.output_dir,
+        formats={name.replace("_", "."): writer(name, args) for name in args.formats},
+        manifest_out=args.manifest_out,
+        overwrite=args.overwrite,
+        report=complain,
+    )
+
+
+def _transcribe(corpus: Corpus, args: argparse.Namespace, rest: list[str]) -> int:
+    if skipped := corpus.num_skipped:
+        total = len(corpus.recordings)
+        complain(f"{skipped} of {total} are finished; --overwrite does them again")
+    write = writer(args.formats[0], args)
     try:
-        recordings = find_recordings(args.sources, report=complain)
-        outputs = _outputs(args)
-        for output in outputs:
-            output.check_apart(recordings)
-        todo = [r for r in recordings if args.overwrite or not _is_done(r, outputs)]
-    except (OSError, ValueError) as error:
-        return usage_error(str(error))
-    if skipped := len(recordings) - len(todo):
-        complain(f"{skipped} of {len(recordings)} are finished; --overwrite does them again")
-    failed = [recording for recording in todo if recording.problem]
-    for recording in failed:
-        complain(f"{recording}: {recording.problem}")
-    found = [recording for recording in todo if not recording.problem]
-    try:
-        results = transcriber(args, rest)(found, in_order=not outputs) if found else iter(())
-        for result in results:
-            if not _take(result, args, outputs):
-                failed.append(result.source)
-        for output in outputs:
-            output.finish(recordings)
+        summary = corpus.transcribe(
+            partial(transcriber, args, rest),
+            on_transcript=None if corpus.outputs else lambda _, text: print_text(write(text)),
+        )
     except KeyboardInterrupt:
         complain("stopped; the same command goes on from here")
         return INTERRUPTED
     except (ImportError, OSError, ValueError) as error:  # no vLLM, server or engine; a full disk
         complain(str(error))
         return 1
-    if failed:
-        complain(f"{len(failed)} of {len(todo)} failed: {', '.join(map(str, failed))}")
+    if failed := [recording for recording, _ in summary.failed]:
+        complain(f"{len(failed)} of {len(corpus.todo)} failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
@@ -77,8 +89,12 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
                 num_gpus=args.gpus_per_worker,
                 engine_options=models.engine_options(args.command, rest),
                 progress=progress,
+                report=complain,
                 **_wishes(args),
             )
+    except OutputInUseError as error:
+        complain(str(error))
+        return 1
     except (ImportError, OSError, ValueError) as error:
         return usage_error(str(error))
     for message in summary.failed.values():
@@ -109,43 +125,8 @@ def wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
     return None
 
 
-def _outputs(args: argparse.Namespace) -> list[OutputFolder | OutputManifest]:
-    outputs: list[OutputFolder | OutputManifest] = []
-    if args.output_dir:
-        formats = {name.replace("_", "."): writer(name, args) for name in args.formats}
-        outputs.append(OutputFolder(args.output_dir, formats))
-    if args.manifest_out:
-        outputs.append(OutputManifest(args.manifest_out, overwrite=args.overwrite))
-    return outputs
-
-
-def _is_done(recording: Recording, outputs: list[OutputFolder | OutputManifest]) -> bool:
-    return bool(outputs) and all(output.is_done(recording) for output in outputs)
-
-
-def _take(
-    result: Result, args: argparse.Namespace, outputs: list[OutputFolder | OutputManifest]
-) -> bool:
-    """Write one result where it is wanted; False where there is none, or it cannot be."""
-    if result.transcript is None:
-        complain(str(result.error))
-        return False
-    transcript = rounded(result.transcript)
-    try:
-        for output in outputs:
-            output.write(result.source, transcript)
-    except ValueError as error:
-        complain(str(error))
-        return False
-    if not outputs:
-        print_text(writer(args.formats[0], args)(transcript))
-    for warning in transcript.warnings:
-        complain(f"{result.source}: {warning}")
-    return True
-
-
-def transcriber(args: argparse.Namespace, rest: list[str]) -> Callable[..., Iterator[Result]]:
-    """What makes results of recordings: a server, or an engine of this process, now loaded."""
+def transcriber(args: argparse.Namespace, rest: list[str]) -> Transcribe:
+    """Connect to a server, or load an engine in this process."""
     if args.server:
         model, wishes = models.connect(args), _shared_wishes(args) | {"on_busy": complain}
     else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,11 +23,13 @@ from typing import Any
 from ..engine import EngineDiedError
 from ..formats import rounded
 from ..recordings import Progress, Recording, Result, is_url
-from .outputs import OutputManifest, check_apart, output_line, write_whole
-from .sources import find_recordings
+from .outputs import OutputFolder, OutputManifest, check_apart, output_line, write_whole
+from .sources import Report, find_recordings
 
 BATCH_SIZE = 256  # recordings: an engine runs empty at the end of each
 SHARDS = "shard-*.jsonl"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def transcribe_on_ray(
     num_gpus: float = 1,
     engine_options: dict[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    report: Report = _logger.warning,
     **wishes: Any,
 ) -> Summary:
     """Transcribe a corpus into JSONL shards in ``folder``, with ``num_workers`` engines.
@@ -59,30 +63,32 @@ def transcribe_on_ray(
     each batch, of which all is read and done. Joins the cluster that ``ray.init`` or $RAY_ADDRESS
     named, else starts Ray on this machine.
 
-    Raises ImportError where Ray is not installed, ValueError for sources without recordings.
+    Raises ImportError where Ray is not installed, ValueError for sources without recordings,
+    OutputInUseError where another run writes there.
     """
-    recordings = find_recordings(map(_found_from_anywhere, sources))
-    check_apart((recording.key, recording) for recording in recordings)
-    done = set(done_keys(folder))
-    todo = [recording for recording in recordings if recording.key not in done]
-    model_path = os.path.abspath(model) if os.path.isdir(model) else model
-    failed: dict[str, str] = {}
-    seconds, num_done, num_answers = 0.0, 0, 0
-    for answers in _batches_done(
-        todo,
-        batch_size=batch_size,
-        num_workers=min(num_workers, -(-len(todo) // batch_size)),
-        num_gpus=num_gpus,
-        worker={"folder": str(folder.absolute()), "model": model_path, "wishes": wishes}
-        | {"engine_options": engine_options or {}},
-    ):
-        failed |= {a["source"]: a["error"] for a in answers if a["error"]}
-        seconds += sum(a["seconds"] for a in answers)
-        num_done += sum(not a["error"] for a in answers)
-        num_answers += len(answers)
-        if progress:
-            progress(Progress(num_answers, num_answers, seconds, seconds, len(todo)))
-    return Summary(num_done, len(recordings) - len(todo), seconds, failed)
+    with OutputFolder.lock(folder):
+        recordings = find_recordings(map(_found_from_anywhere, sources), report=report)
+        check_apart((recording.key, recording) for recording in recordings)
+        done = set(done_keys(folder))
+        todo = [recording for recording in recordings if done.isdisjoint(recording.keys)]
+        model_path = os.path.abspath(model) if os.path.isdir(model) else model
+        failed: dict[str, str] = {}
+        seconds, num_done, num_answers = 0.0, 0, 0
+        for answers in _batches_done(
+            todo,
+            batch_size=batch_size,
+            num_workers=min(num_workers, -(-len(todo) // batch_size)),
+            num_gpus=num_gpus,
+            worker={"folder": str(folder.absolute()), "model": model_path, "wishes": wishes}
+            | {"engine_options": engine_options or {}},
+        ):
+            failed |= {a["source"]: a["error"] for a in answers if a["error"]}
+            seconds += sum(a["seconds"] for a in answers)
+            num_done += sum(not a["error"] for a in answers)
+            num_answers += len(answers)
+            if progress:
+                progress(Progress(num_answers, num_answers, seconds, seconds, len(todo)))
+        return Summary(num_done, len(recordings) - len(todo), seconds, failed)
 
 
 def _found_from_anywhere(source: str) -> str:

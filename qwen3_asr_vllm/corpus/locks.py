@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run at a time for each output: a lock that ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+PATIENCE_S = 2.0  # engines of a run that was killed hold its lock until they end, too
+
+_logger = logging.getLogger(__name__)
+
+
+class OutputInUseError(OSError):
+    """Another run writes there."""
+
+
+@contextmanager
+def locked(path: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of ``output``, which is on the file ``path``: made here, removed if empty.
+
+    Raises OutputInUseError where another run holds it.
+    """
+    file = _lock(path, output)
+    try:
+        yield
+    finally:
+        with suppress(OSError), file:
+            if os.fstat(file.fileno()).st_size == 0 and _is_at(file, path):
+                path.unlink()
+
+
+def _lock(path: Path, output: Path) -> BinaryIO:
+    patient_until = time.monotonic() + PATIENCE_S
+    while True:
+        file = path.open("ab")
+        if _try_lock(file, output) and _is_at(file, path):
+            return file
+        file.close()
+        if time.monotonic() > patient_until:
+            raise OutputInUseError(
+                f"another run writes to {output}; wait for it to end, or write somewhere else"
+            )
+        time.sleep(0.05)
+
+
+def _try_lock(file: BinaryIO, output: Path) -> bool:
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError) as error:
+        _logger.warning("%s cannot be locked (%s); let no other run write there", output, error)
+    return True
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether it still is the file of this name: another run may have replaced it meanwhile."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
