@@ -225,7 +225,7 @@ def disk_full() -> dict[str, Any]:
                 [*command, "-o", folder], capture_output=True, text=True, env=os.environ | QUIET
             )
             seconds = time.monotonic() - begin
-            files = list(Path(folder).iterdir())
+            files = [path for path in Path(folder).iterdir() if path.name != INDEX]
             hidden = sum(path.name.startswith(".") for path in files)
             whole = sum(map(is_whole, files))
         finally:
@@ -379,7 +379,7 @@ def changing_files() -> dict[str, Any]:
         finally:
             is_over.set()
             changer.join()
-        outputs = list((folder / "out").iterdir())
+        outputs = list((folder / "out").glob("[!.]*"))
         cut = sum(not is_whole(path) for path in outputs)
         again = batch(recordings, folder / "out")
     return {
@@ -411,7 +411,7 @@ def batch_ended(number: signal.Signals) -> dict[str, Any]:
         batch(recordings, undisturbed, *second)
         same = sum(
             (out / path.name).exists() and (out / path.name).read_bytes() == path.read_bytes()
-            for path in undisturbed.iterdir()
+            for path in undisturbed.glob("[!.]*")
         )
         same_manifest = Path(first[1]).read_bytes() == Path(second[1]).read_bytes()
     return {

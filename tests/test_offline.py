@@ -318,7 +318,8 @@ def corpus(tmp_path_factory):
 
 
 def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = (path for path in folder.rglob("[!.]*") if path.is_file())  # without the index
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def test_a_corpus_is_the_same_from_a_server_an_engine_and_after_a_kill(
