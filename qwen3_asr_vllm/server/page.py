@@ -3,7 +3,7 @@
 
 The page is one file that asks nothing of any other host. Only the style and the script that stand
 in it may run, by their hashes, so no text that reaches the page can. Neither route needs a key:
-vLLM's keys guard ``/v1``, to which the page sends the user's.
+the page asks for one, and sends it with each request.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from .. import __version__
 from ..languages import LANGUAGES
+from .errors import ApiError
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ async def show_about(request: Request) -> JSONResponse:
     """The languages, limits and models of this server."""
     about: About | None = getattr(request.app.state, "qwen3_asr_about", None)
     if about is None:
-        raise HTTPException(404, "this server's model is a forced aligner; it transcribes nothing.")
+        raise ApiError(404, "this server's model is a forced aligner; it transcribes nothing.")
     return JSONResponse({"version": __version__, "languages": LANGUAGES} | asdict(about))
 
 

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.websockets import WebSocket
+from vllm import envs
 from vllm.logger import init_logger
 
+from ..printable import printable
 from ..prompt import NO_TRANSLATION
-from . import alignments, page
+from . import alignments, middleware, page
 from .admission import Busy
 from .aligner_client import ALIGNMENTS
 from .alignments import AlignerServing
@@ -39,12 +43,16 @@ class EndpointPlugin:
     required_tasks = ("transcription", "token_classify")
 
     def attach_router(self, app: FastAPI) -> None:
+        self._app = app
+        app.router.redirect_slashes = False  # it redirects to whatever host a request names
         app.add_exception_handler(ApiError, _answer_error)
         app.add_exception_handler(Busy, _answer_busy)
+        app.add_exception_handler(HTTPException, _answer_http_error)
         page.attach(app)
         add_counted_route(app, "/v1/audio/transcriptions", create_transcription)
         app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
-        app.add_api_websocket_route("/v1/realtime", realtime)
+        app.add_api_route("/v1/models/{model:path}", show_model, methods=["GET"])
+        app.add_api_websocket_route("/v1/realtime", open_session)
         alignments.attach(app)
 
     async def init_state(
@@ -58,6 +66,11 @@ class EndpointPlugin:
                 f"VLLM_PLUGINS names qwen3_asr, whose routes serve {MODEL_TYPE}; this model is "
                 f"{model_type}. Leave it out of VLLM_PLUGINS."
             )
+        middleware.wrap(
+            self._app,
+            keys=[key for key in args.api_key or [envs.VLLM_API_KEY] if key],
+            num_ranks=engine_client.vllm_config.parallel_config.data_parallel_size,
+        )
         state.qwen3_asr_watch = asyncio.create_task(end_what_waits(engine_client))
         if engine_client.model_config.hf_config.is_aligner:
             state.qwen3_asr_aligner = AlignerServing(engine_client, state.openai_serving_models)
@@ -81,6 +94,26 @@ async def refuse_translation() -> JSONResponse:
     return ApiError(400, NO_TRANSLATION, code="unsupported_task").response()
 
 
+async def show_model(raw_request: Request, model: str) -> JSONResponse:
+    """One of the models that are served, as OpenAI describes it; its id may hold slashes."""
+    served = await raw_request.app.state.openai_serving_models.show_available_models()
+    for card in served.data:
+        if card.id == model:
+            return JSONResponse(card.model_dump())
+    ids = ", ".join(card.id for card in served.data)
+    message = f"The model '{printable(model)}' does not exist; this server has {ids}."
+    raise ApiError(404, message, param="model", code="model_not_found")
+
+
+async def open_session(websocket: WebSocket) -> None:
+    """Refuse the handshake where there is nothing to transcribe with."""
+    if getattr(websocket.app.state, "qwen3_asr_realtime", None) is None:
+        message = "this server's model is a forced aligner; ask /v1/audio/alignments."
+        await websocket.send_denial_response(ApiError(404, message).response())
+        return
+    await realtime(websocket)
+
+
 async def _answer_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
@@ -89,3 +122,18 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 async def _answer_busy(_: Request, error: Exception) -> Response:
     assert isinstance(error, Busy)
     return busy(error).response()
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """A path or a method that no route has, in OpenAI's words."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {printable(request.scope['path'])}"
+    message, code = str(error.detail), None
+    if error.status_code == 404:
+        message, code = f"Unknown request URL: {asked}. Check it for typos.", "unknown_url"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another")
+        message, code = f"Not allowed: {asked}. Use {allowed}.", "method_not_supported"
+    answer = ApiError(error.status_code, message, code=code)
+    answer.headers |= error.headers or {}
+    return answer.response()
