@@ -17,9 +17,12 @@ PACKAGE = Path(qwen3_asr_vllm.__file__).parent
 # The core, from the bottom: a row imports only rows below it.
 CORE = (
     ("__init__",),
-    ("geometry", "languages", "processes", "containers", "printable"),
-    ("transcript",),
-    ("audio", "pauses", "windows", "prompt"),
+    ("geometry", "languages", "processes", "containers", "printable", "timeline"),
+    ("transcript", "blocks", "pauses", "views"),
+    ("chunks", "mpeg", "sndfile", "ffmpeg"),
+    ("parts",),
+    ("reading",),
+    ("audio", "windows", "prompt"),
     ("recordings", "units", "segments", "decoding"),
     ("subtitles", "alignment"),
     ("formats",),

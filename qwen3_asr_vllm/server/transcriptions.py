@@ -31,12 +31,12 @@ from vllm.sampling_params import SamplingParams
 
 from ..alignment import AlignmentOutput, AlignmentRequest
 from ..audio import (
-    ChannelError,
     decodable_formats,
     decoders,
     load_audio,
     load_channels,
 )
+from ..blocks import ChannelError
 from ..engine import engine_prompt, sampling_params, slot_ids
 from ..pauses import SILENT_PEAK
 from ..transcript import Transcript

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any audio or video, and whatever is damaged, read by FFmpeg through PyAV, packet by packet.
+
+    container -> packets of one track -> frames -> silence for gaps -> blocks
+
+A packet that cannot be decoded is counted and skipped. The format of the frames may change. Gaps in
+their timestamps become silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .blocks import SAMPLING_RATES, Block, Unreadable, require
+from .containers import RAW_ADVICE
+from .timeline import JITTER_S, Losses, Timeline, clock
+from .views import read_at, size_of
+
+_MATROSKA = "matroska,webm"
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+MAX_READ_ERRORS = 100  # of a file, that its demuxer may go on after
+_MOST_CHUNKS = 64  # of a wav file that are looked at
+_CUT_S = 0.25  # of sound that a container states and does not have
+_JITTER_S = {"ogg": 0.015, "flac": 0.015}  # containers with exact timestamps
+_GAPLESS = {"ogg", "flac", "asf"}  # containers whose sound does not pause: a gap is a loss
+_OF_ALL_TRACKS = {_MATROSKA, "flac", "flv"}  # containers that state the longest duration
+# Containers without timestamps, whose frames FFmpeg counts, or with timestamps that are guesses.
+_UNTIMED = {"aac", "mp3", "ac3", "eac3", "amr", "wav", "avi", "rm"}
+_OVERHEAD = 4_096  # bytes between two packets of a Matroska file; where there are more, some failed
+_TAGS = (b"ID3", b"TAG", b"APETAGEX")
+
+
+@contextmanager
+def open_track(
+    file: BinaryIO, *, number: int | None = None, container: str | None = None
+) -> Iterator[Track]:
+    """An audio track of a file, by its number from 1; None takes the default one.
+
+    Raises Unreadable where FFmpeg finds no audio, and ValueError for a track that is not there.
+    """
+    av = require("av", "decode what libsndfile cannot read (m4a, aac, webm, video)")
+    _check_riff(file)
+    file.seek(0)
+    try:
+        # The whitelist: a playlist (ffconcat, SDP) that someone uploads must not make FFmpeg open
+        # files of this machine or sockets. The tags of old files are often not UTF-8.
+        # The mode: without one, PyAV takes that of the file, and would write to a temporary one.
+        opened = av.open(
+            file,
+            "r",
+            container,
+            options={"protocol_whitelist": "none"},
+            metadata_errors="replace",
+        )
+    except av.FFmpegError as error:
+        raise Unreadable(
+            f"not audio, or cut off: neither libsndfile nor FFmpeg can read it. {RAW_ADVICE}"
+        ) from error
+    with opened:
+        yield Track(opened, _chosen(opened, number), av)
+
+
+def _chosen(opened: Any, number: int | None) -> int:
+    """The number of the track to read, from 1: without another, the first that is default."""
+    tracks = opened.streams.audio
+    if not tracks:
+        raise Unreadable("not audio: the file has no audio track.")
+    if number is None:
+        flags = [track.disposition & type(track.disposition).default for track in tracks]
+        return next((n for n, is_default in enumerate(flags, 1) if is_default), 1)
+    if not 1 <= number <= len(tracks):
+        raise ValueError(f"audio_track is {number}; the file has {len(tracks)}, counted from 1.")
+    return number
+
+
+class Track:
+    """One audio track of an open container. ``losses`` are complete after the last block."""
+
+    def __init__(self, opened: Any, number: int, av: Any) -> None:
+        self.number, self.num_tracks = number, len(opened.streams.audio)
+        self.losses = Losses()
+        self._opened, self._av = opened, av
+        self._stream = opened.streams.audio[number - 1]
+        self._container = opened.format.name
+        for other in opened.streams:
+            if other is not self._stream and self._container != _MATROSKA:
+                other.discard = type(other.discard).all
+        if self._stream.codec_context.name == "flac":  # else noise stands for what is damaged
+            self._stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        self._start_s = (opened.start_time or 0) / av.time_base
+        self.end_s = self._stated_end_s()
+        jitter_s = _JITTER_S.get(self._container, JITTER_S)
+        self._timeline = Timeline(jitter_s=jitter_s, end_s=self._longest_s())
+        self._rate = 0  # of the first frame
+        self._has_lost = False  # a packet since the last frame, as was noted
+        self._has_skipped = False  # bytes since the last frame
+        self._packers: dict[tuple[str, str, int], Any] = {}
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks of about a second. Raises Unreadable where no packet can be decoded."""
+        yield from _batched(self._placed())
+        missing_s = (self.end_s or 0.0) - self._timeline.position_s
+        if missing_s > _CUT_S:
+            self.losses.others.append(
+                f"the sound ends at {clock(self._timeline.position_s)}, {missing_s:.1f} s before "
+                "the end that the file states: it may be cut off."
+            )
+
+    def _longest_s(self) -> float | None:
+        """Where the longest track ends, if the container states it; seconds from its start."""
+        if not self._opened.duration or self._container not in {*_OF_ALL_TRACKS, _MP4}:
+            return None
+        return float(self._opened.duration / self._av.time_base)
+
+    def _stated_end_s(self) -> float | None:
+        """Where this track ends, if the container states it; seconds from its start."""
+        if self._container == _MP4 and self._stream.duration:
+            end = (self._stream.start_time or 0) + self._stream.duration
+            return float(end * self._stream.time_base) - self._start_s
+        is_alone = len(self._opened.streams) == 1
+        return self._longest_s() if is_alone and self._container != _MP4 else None
+
+    def _placed(self) -> Iterator[Block]:
+        """Each frame as a block, after the silence of the gap before it."""
+        for frame in self._frames():
+            rate, samples = frame.sample_rate, self._samples(frame)
+            self._rate = self._rate or rate
+            start_s = self._timeline.position_s
+            silence_s, is_wrong = self._timeline.place(self._time_s(frame), len(samples) / rate)
+            if is_wrong:
+                self.losses.others.append(
+                    f"a timestamp at {clock(start_s)} is too far ahead; its gap was left out."
+                )
+            is_loss = self._has_skipped or self._container in _GAPLESS
+            if silence_s and start_s and is_loss and not self._has_lost:
+                self.losses.add(start_s, silence_s)
+            self._has_lost = self._has_skipped = False
+            yield from _silence(silence_s, rate, samples.shape[1])
+            yield Block(rate, samples)
+
+    def _time_s(self, frame: Any) -> float | None:
+        """From the container's start; None where the timestamp cannot be trusted."""
+        # FFmpeg counts the frames of a transport stream at the rate of the first.
+        is_other = self._container == "mpegts" and frame.sample_rate != self._rate
+        if frame.time is None or self._container in _UNTIMED or is_other:
+            return None
+        return float(frame.time) - self._start_s
+
+    def _frames(self) -> Iterator[Any]:
+        """What can be decoded; raises Unreadable where nothing can."""
+        has_any = False
+        error: Exception | None = None
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except self._av.FFmpegError as failure:
+                error = failure
+                self._lose(packet)
+                continue
+            for frame in frames:
+                if frame.sample_rate in SAMPLING_RATES:
+                    has_any = True
+                    yield frame
+        if error and not has_any:
+            raise Unreadable(f"audio is broken: {getattr(error, 'strerror', error)}.")
+
+    def _packets(self) -> Iterator[Any]:
+        """Of the track; those of others show how many bytes the demuxer skips."""
+        end = 0  # of the packet before, in bytes
+        for _ in range(MAX_READ_ERRORS):
+            try:
+                for packet in self._opened.demux():
+                    if self._container == _MATROSKA and packet.pos is not None:
+                        self._has_skipped |= 0 < end < packet.pos - _OVERHEAD
+                        end = packet.pos + packet.size
+                    if packet.stream_index == self._stream.index:
+                        self._has_skipped |= packet.is_corrupt
+                        yield packet
+                return
+            except self._av.FFmpegError:
+                self.losses.add(self._timeline.position_s, 0.0)
+
+    def _lose(self, packet: Any) -> None:
+        if packet.size and not bytes(packet)[:8].startswith(_TAGS):
+            seconds = float((packet.duration or 0) * (packet.time_base or 0))
+            self.losses.add(self._timeline.position_s, seconds, num_packets=1)
+            self._has_lost = True
+
+    def _samples(self, frame: Any) -> np.ndarray:
+        """Shape (samples, channels), float32."""
+        num_channels = frame.layout.nb_channels
+        if frame.format.name == "fltp" and num_channels <= 2:
+            return np.asarray(frame.to_ndarray().T)
+        # Packed: PyAV reads past the end of planar frames of eight channels and more, and crashes.
+        key = frame.format.name, frame.layout.name, frame.sample_rate
+        if key not in self._packers:
+            self._packers = {key: self._av.AudioResampler(format="flt")}
+        packed = self._packers[key].resample(frame)
+        arrays = [part.to_ndarray().reshape(-1, num_channels) for part in packed]
+        return np.concatenate(arrays) if arrays else np.empty((0, num_channels), np.float32)
+
+
+def _batched(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Blocks of one format joined to about a second: what follows costs the same for each."""
+    batch: list[np.ndarray] = []
+    kind, length = (0, 0), 0
+    for rate, samples in blocks:
+        if batch and (kind != (rate, samples.shape[1]) or length >= rate):
+            yield Block(kind[0], np.concatenate(batch))
+            batch, length = [], 0
+        kind = rate, samples.shape[1]
+        batch.append(samples)
+        length += len(samples)
+    if batch:
+        yield Block(kind[0], np.concatenate(batch))
+
+
+def _silence(seconds: float, rate: int, num_channels: int) -> Iterator[Block]:
+    left = round(seconds * rate)
+    while left > 0:
+        yield Block(rate, np.zeros((min(left, rate), num_channels), np.float32))
+        left -= rate
+
+
+def _check_riff(file: BinaryIO) -> None:
+    """Raises ValueError where a wav file states more tags than it has bytes.
+
+    FFmpeg would reserve the memory for them: a gigabyte, for a header of 40 bytes.
+    """
+    end, place = size_of(file), 12
+    if read_at(file, 0, 4) not in (b"RIFF", b"RIFX", b"RF64"):
+        return
+    for _ in range(_MOST_CHUNKS):
+        name, size = read_at(file, place, 4), int.from_bytes(file.read(4), "little")
+        if name == b"LIST" and place + size > end:
+            raise Unreadable(f"audio is broken: its header states {size} bytes of tags.")
+        place += 8 + size + size % 2
