@@ -2,7 +2,7 @@
 """What does a server give under load: throughput, latency, and the CPU time of its processes?
 
     python benchmarks/serve.py                                   # the tiny checkpoint
-    python benchmarks/serve.py --model 0.6B --max-tokens 32      # real dimensions, dummy weights
+    python benchmarks/serve.py --model 0.6B --max-tokens 32      # real dimensions (counting.py)
     python benchmarks/serve.py --model 1.7B --concurrency 512 --requests 2048 \\
         --server-args="--api-server-count 8"
     python benchmarks/serve.py --together --clients 4 ...        # both servers on one large GPU
@@ -11,8 +11,9 @@
 Starts ``qwen3-asr serve`` of in-tree (with ``VLLM_PLUGINS=""``), then of ours (the same command),
 and posts clips to ``/v1/audio/transcriptions``, streamed, so many at a time. No two requests hold
 the same clip, so caches cannot flatter either; both sides get the same clips, and ``same text``
-says whether they answered alike (random weights have near ties, so there it means little). All
-requests carry a context, because the two build different prompts without one. ``--together``
+counts equal responses. All requests carry a context, because the two build different prompts
+without one. Both sides must do the same work: requests, prompt tokens (which count the audio) and
+generated tokens, as their ``/metrics`` have it, are equal, or the benchmark fails. ``--together``
 starts both servers at once and has them take turns at each level; each must leave the other room
 (``--server-args="--gpu-memory-utilization 0.45 --kv-cache-memory-bytes 28G"``). ``--clients``
 are processes that ask, for one can be slower than a server.
@@ -36,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -49,7 +51,6 @@ from common import (
     CHECKPOINT,
     SIDES,
     Side,
-    checkpoint_like,
     percentile,
     print_result,
     print_table,
@@ -57,10 +58,16 @@ from common import (
     side_environment,
     speech_clip,
 )
+from counting import counting_checkpoint
 
 from qwen3_asr_vllm.prompt import parse_output
 
 REQUEST_TIMEOUT_S = 1800
+WORK = {  # what both sides must do alike: its name in a row, and its metric
+    "engine requests": "vllm:request_success_total",
+    "prompt tokens": "vllm:prompt_tokens_total",
+    "generated tokens": "vllm:generation_tokens_total",
+}
 CONTEXT = "Hamburg"  # without one, in-tree leaves out the system turn that the model was trained on
 
 
@@ -249,7 +256,7 @@ def measure(
     concurrency = args.concurrency[level]
     num_requests = args.requests or max(8, 2 * concurrency)
     seeds = range(10_000 * level, 10_000 * level + num_requests)
-    before = cpu_by_process(pid)
+    before, work_before = cpu_by_process(pid), work_done(address)
     if args.client == "vllm":
         clips = clips_of(seeds, args.clip_s)
         seconds, answers = drive_with_vllm(address, clips, concurrency, args)
@@ -258,9 +265,32 @@ def measure(
     else:
         clips = clips_of(seeds, args.clip_s)
         seconds, answers = asyncio.run(drive(address, clips, concurrency, args))
-    after = cpu_by_process(pid)
+    after, work_after = cpu_by_process(pid), work_done(address)
     texts = [answer.text for answer in answers]
-    return row(side, args, concurrency, seconds, answers, before, after), texts
+    measured = row(side, args, concurrency, seconds, answers, before, after)
+    return measured | {name: work_after[name] - work_before[name] for name in WORK}, texts
+
+
+def work_done(address: str) -> dict[str, int]:
+    """Read from a server's metrics how much it has done so far, summed over API servers."""
+    text = urllib.request.urlopen(f"{address}/metrics").read().decode()
+    totals = dict.fromkeys(WORK, 0.0)
+    for line in text.splitlines():
+        for name, metric in WORK.items():
+            if line.startswith((f"{metric}{{", f"{metric} ")):
+                totals[name] += float(line.rsplit(" ", 1)[1])
+    return {name: round(total) for name, total in totals.items()}
+
+
+def check_equal_work(rows: dict[str, list[dict]]) -> None:
+    """Exit where the sides did unequal work, or none: their times cannot be compared then."""
+    for theirs, ours in zip(*rows.values(), strict=True):
+        for name in WORK:
+            if not theirs[name] or theirs[name] != ours[name]:
+                raise SystemExit(
+                    f"unequal work at concurrency {ours['concurrency']}: {name} are "
+                    f"{theirs[name]} in-tree and {ours[name]} here."
+                )
 
 
 def run_sides(
@@ -283,8 +313,7 @@ def run_sides(
 
 
 def default_arguments(args: argparse.Namespace) -> list[str]:
-    arguments = ["--max-model-len", "4096", "--dtype", args.dtype]
-    return arguments + ["--load-format", "dummy"] * (args.model in AUDIO_SIZES)
+    return ["--max-model-len", "4096", "--dtype", args.dtype]
 
 
 def row(
@@ -349,8 +378,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = CHECKPOINT if args.model == "tiny" else Path(args.model)
         if args.model in AUDIO_SIZES:
-            model = checkpoint_like(args.model, Path(folder))
+            model = counting_checkpoint(args.model, Path(folder))
         rows, texts = run_sides(model, args)
+    if set(rows) == set(SIDES):
+        check_equal_work(rows)
     compare(rows, texts)
     table = [row for side in rows.values() for row in side]
     print_table(table)
