@@ -22,6 +22,7 @@ from .aligner_client import ALIGNMENTS
 from .alignments import AlignerServing
 from .errors import ApiError, busy
 from .metrics import add_counted_route
+from .protocol import bound_heads
 from .realtime import Realtime, realtime
 from .serving import end_what_waits
 from .settings import check_settings
@@ -48,6 +49,7 @@ class EndpointPlugin:
         app.add_exception_handler(ApiError, _answer_error)
         app.add_exception_handler(Busy, _answer_busy)
         app.add_exception_handler(HTTPException, _answer_http_error)
+        bound_heads()
         page.attach(app)
         add_counted_route(app, "/v1/audio/transcriptions", create_transcription)
         app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
