@@ -167,6 +167,38 @@ def test_a_transcriber_aligns_nothing(app, post):
     assert response.status_code == 404 and "ForcedAligner" in response.text
 
 
+def times(client, samples, **fields):
+    files = {"samples": ("samples.f32", samples)}
+    data = {"units": '["Guten", "Tag"]'} | fields
+    return client.post("/v1/audio/alignments/times", files=files, data=data)
+
+
+def test_times_reserve_their_audio(app, client):
+    """And give it back."""
+    admission = app.state.qwen3_asr_aligner.admission
+    admission.max_audio_s = 2.5
+    samples = noise(2).tobytes()
+    assert times(client, samples).json() == {"times": [160, 400, 400, 640]}
+    with admission.place() as other:
+        other.hold(1.0)
+        response = times(client, samples)
+        assert response.status_code == 503 and response.headers["Retry-After"] == "5"
+        other.hold(0.0)
+        admission.max_bytes = len(samples)
+        assert "QWEN3_ASR_MAX_UPLOADS_MB" in times(client, samples).text
+    assert (admission.num_recordings, admission.audio_s, admission.num_bytes) == (0, 0, 0)
+
+
+def test_samples_are_whole_floats(client):
+    response = times(client, bytes(7))
+    assert response.status_code == 400 and "samples has 7 bytes" in response.text
+
+
+def test_the_text_of_four_hours_is_taken(post):
+    assert post(text="word " * 50_000, language="en").status_code == 200
+    assert post(text="a" * ((1 << 20) + 1)).status_code == 413
+
+
 # who asks -----------------------------------------------------------------------------------
 
 

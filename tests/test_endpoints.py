@@ -457,6 +457,20 @@ def test_a_recording_that_only_ffmpeg_reads(serve, seconds):
     assert response.json()["usage"]["seconds"] == pytest.approx(seconds, abs=0.2)
 
 
+@pytest.mark.parametrize("kind", ["audio/L16;rate=16000", "audio/pcmu", "audio/basic"])
+def test_audio_without_a_header_is_read_by_its_content_type(post, kind):
+    samples = (noise(2.0) * 20_000).astype(">i2").tobytes()
+    raw = samples if "L16" in kind else samples[:16_000]  # a byte for each sample, at 8 kHz
+    body = post.client.post(ROUTE, content=raw, headers={"Content-Type": kind})
+    part = post(("a.raw", raw, kind))
+    assert body.json() == part.json() and body.json()["usage"]["seconds"] == 2.0
+
+
+def test_what_needs_a_rate_says_so(post):
+    response = post.client.post(ROUTE, content=bytes(999), headers={"Content-Type": "audio/L16"})
+    assert "states no rate" in error(response, 400)["message"]
+
+
 def test_a_recording_too_long_is_refused_with_the_limit(serve, monkeypatch):
     monkeypatch.setenv("VLLM_MAX_AUDIO_DECODE_DURATION_S", "2")
     body = error(serve(Engine(""))(wav(noise(3.0))), 400)

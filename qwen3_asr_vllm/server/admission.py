@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a server takes on at once: recordings, and the seconds of audio that they hold.
+"""The load that a server accepts: recordings, their seconds of audio, and the bytes of uploads.
 
-A recording of four hours is a waveform of 0.9 GB, however small its file was. So who comes when
-the server is full is told to come again, before anything is read; and a recording that would fill
-it is dropped while it is decoded, not after.
+A recording of four hours is a waveform of 0.9 GB, however small its file was. So a full server
+refuses a request before reading it; and a recording that exceeds what is left is dropped while it
+is read or decoded, not after.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-MAX_RECORDINGS = 1024  # between the first byte of an upload and the last of its answer
+MAX_RECORDINGS = 1024  # between the first byte of an upload and the last of its response
 MAX_AUDIO_S = 16 * 3600.0  # seconds: 3.7 GB, and as much again while it passes to the engine
+MAX_UPLOADS_MB = 8192  # MiB of uploads, in memory and in TMPDIR, until they are decoded
 RETRY_AFTER_S = 5
 
 
@@ -25,24 +26,32 @@ class Admission:
     """Places for recordings. Threads may share it."""
 
     def __init__(
-        self, *, max_recordings: int = MAX_RECORDINGS, max_audio_s: float = MAX_AUDIO_S
+        self,
+        *,
+        max_recordings: int = MAX_RECORDINGS,
+        max_audio_s: float = MAX_AUDIO_S,
+        max_bytes: int = MAX_UPLOADS_MB << 20,
     ) -> None:
         self.max_recordings, self.max_audio_s = max_recordings, max_audio_s
+        self.max_bytes = max_bytes
         self.num_recordings = 0
         self.audio_s = 0.0  # held by all of them
+        self.num_bytes = 0  # of all uploads
         self._lock = Lock()
 
     @contextmanager
-    def place(self) -> Iterator[Place]:
-        """A place for one recording, free again at the end of the block.
+    def place(self, num_bytes: int = 0) -> Iterator[Place]:
+        """A place for one recording of ``num_bytes``, if that is known, until the block ends.
 
-        Raises Busy where there is none, or where the audio of the others is the most already.
+        Raises Busy where there is none, where the audio of the others is the most already, or
+        where so many bytes would be too much; they are held only as they arrive.
         """
         with self._lock:
             if self.num_recordings >= self.max_recordings:
-                raise Busy(_told(f"{self.num_recordings} recordings"))
+                raise Busy(_busy_with(f"{self.num_recordings} recordings"))
             if self.audio_s >= self.max_audio_s:
-                raise Busy(_told(f"{self.audio_s:.0f} s of audio"))
+                raise Busy(_busy_with(f"{self.audio_s:.0f} s of audio"))
+            self._check_bytes(num_bytes)
             self.num_recordings += 1
         place = Place(self)
         try:
@@ -52,12 +61,18 @@ class Admission:
             with self._lock:
                 self.num_recordings -= 1
 
-    def change(self, seconds: float) -> None:
+    def change(self, *, seconds: float = 0, num_bytes: int = 0) -> None:
         """Raises Busy where it would be too much; then nothing has changed."""
         with self._lock:
             if seconds > 0 and self.audio_s + seconds > self.max_audio_s:
-                raise Busy(_told(f"{self.audio_s:.0f} s of audio"))
+                raise Busy(_busy_with(f"{self.audio_s:.0f} s of audio"))
+            self._check_bytes(num_bytes)
             self.audio_s += seconds
+            self.num_bytes += num_bytes
+
+    def _check_bytes(self, num_bytes: int) -> None:
+        if num_bytes > 0 and self.num_bytes + num_bytes > self.max_bytes:
+            raise Busy(_busy_with(f"{self.num_bytes / 2**20:.0f} MiB of uploads"))
 
 
 class Place:
@@ -65,7 +80,7 @@ class Place:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._seconds = 0.0
+        self._seconds, self._num_bytes = 0.0, 0
         self._is_given_back = False
         self._lock = Lock()
 
@@ -76,16 +91,26 @@ class Place:
         a thread may still decode what its client has left.
         """
         with self._lock:
-            if self._is_given_back:
-                raise RuntimeError("the recording was given up.")
-            self._admission.change(seconds - self._seconds)
+            self._check()
+            self._admission.change(seconds=seconds - self._seconds)
             self._seconds = seconds
+
+    def hold_bytes(self, num_bytes: int) -> None:
+        """Its upload holds so many bytes now. Raises as ``hold`` does."""
+        with self._lock:
+            self._check()
+            self._admission.change(num_bytes=num_bytes - self._num_bytes)
+            self._num_bytes = num_bytes
 
     def give_back(self) -> None:
         with self._lock:
-            self._admission.change(-self._seconds)
+            self._admission.change(seconds=-self._seconds, num_bytes=-self._num_bytes)
             self._is_given_back = True
 
+    def _check(self) -> None:
+        if self._is_given_back:
+            raise RuntimeError("the recording was given up.")
 
-def _told(load: str) -> str:
+
+def _busy_with(load: str) -> str:
     return f"the server is busy with {load}; try again in {RETRY_AFTER_S} s."

@@ -28,15 +28,18 @@ from ..alignment import AlignmentOutput, AlignmentRequest, align
 from ..audio import check_waveform
 from ..engine import engine_prompt
 from ..formats import FORMATS, KARAOKE, rounded
+from ..geometry import SAMPLE_RATE
 from ..transcript import Transcript
-from ..transcription import Steps, with_warnings
+from ..transcription import Steps
 from ..units import AlignmentError
+from .admission import Place
 from .aligner_client import ALIGNMENTS, TIMES
-from .errors import ApiError, engine_dead_as_503
+from .errors import ApiError, engine_dead_as_503, validate
+from .fields import MAX_TEXT_BYTES
 from .metrics import add_counted_route
-from .responses import MEDIA_TYPES, warning_headers
+from .responses import MEDIA_TYPES
 from .serving import AudioServing
-from .uploads import RecordingForm, load_posted, posted, validate
+from .uploads import RecordingForm, load_posted, posted
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -61,9 +64,12 @@ class TimesForm(BaseModel):
     units: Json[list[str]]
     model: str | None = None
 
+    _place: Place
+
 
 async def read_alignment_form(raw_request: Request) -> AsyncIterator[AlignmentForm]:
-    async with posted(raw_request, _serving(raw_request).admission) as (fields, place):
+    admission = _serving(raw_request).admission
+    async with posted(raw_request, admission, max_field_bytes=MAX_TEXT_BYTES) as (fields, place):
         given = _given(fields)
         form = validate(AlignmentForm, given)
         form._ignored = [name for name in given if name not in AlignmentForm.model_fields]
@@ -75,8 +81,12 @@ async def read_alignment_form(raw_request: Request) -> AsyncIterator[AlignmentFo
 
 
 async def read_times_form(raw_request: Request) -> AsyncIterator[TimesForm]:
-    async with posted(raw_request, _serving(raw_request).admission) as (fields, _):
-        yield validate(TimesForm, _given(fields))
+    admission = _serving(raw_request).admission
+    options: Any = {"recording": "samples", "max_field_bytes": MAX_TEXT_BYTES}
+    async with posted(raw_request, admission, **options) as (fields, place):
+        form = validate(TimesForm, _given(fields))
+        form._place = place
+        yield form
 
 
 def _given(fields: FormData) -> dict[str, Any]:
@@ -124,17 +134,9 @@ class AlignerServing(AudioServing):
 
     def _steps(self, form: AlignmentForm) -> Steps[Transcript]:
         """Decode the recording and cut the text. Runs in the pool."""
-        warnings: list[str] = []
-        waveform = load_posted(
-            form.file,
-            form._place,
-            longest_s=self.admission.max_audio_s,
-            audio_track=form.audio_track,
-            on_warning=warnings.append,
-        )
+        waveform = load_posted(form.file, form._place, longest_s=self.admission.max_audio_s)
         try:
-            rounds = align(waveform, form.text, language=form.language)
-            return Steps(with_warnings(rounds, warnings))
+            return Steps(align(waveform, form.text, language=form.language))
         except (AlignmentError, ImportError) as error:
             raise ApiError(501, f"the server cannot cut this text: {error}") from error
         except ValueError as error:
@@ -153,8 +155,7 @@ async def create_alignment(
     transcript = await serving.align(form, request_id, raw_request.headers)
     if (name := form.response_format) in KARAOKE:
         text = FORMATS[name](transcript, highlight_words=form.highlight_words)
-        headers = form.headers | warning_headers(transcript.warnings)
-        return Response(text, media_type=MEDIA_TYPES[name], headers=headers)
+        return Response(text, media_type=MEDIA_TYPES[name], headers=form.headers)
     return JSONResponse(summary(transcript), headers=form.headers)
 
 
@@ -166,7 +167,12 @@ async def create_times(
     """Start and end of each unit, in milliseconds, as the model says them."""
     serving = _serving(raw_request)
     await serving.check(form)
-    waveform = np.frombuffer(await form.samples.read(), "<f4")
+    samples = await form.samples.read()
+    if len(samples) % 4:
+        message = f"samples has {len(samples)} bytes; float32 takes 4 for each sample."
+        raise ApiError(400, message, param="samples")
+    waveform = np.frombuffer(samples, "<f4")
+    form._place.hold(len(waveform) / SAMPLE_RATE)
     try:
         check_waveform(waveform)
     except ValueError as error:

@@ -3,14 +3,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.datastructures import UploadFile
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from .admission import RETRY_AFTER_S, Busy
+
+CLIENT_CLOSED = 499  # nginx's status for a client that hung up before its response was complete
+MAX_SHOWN = 80  # characters of a value in a message
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+# What a value must be, by pydantic's name for the error and the values that it gives.
+_MUST_BE = {
+    "literal_error": "{expected}",
+    "string_type": "text",
+    "string_too_long": "at most {max_length} characters",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "greater than or equal to {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "less than or equal to {le}",
+    "list_type": "a list",
+    "dict_type": "a JSON object",
+    "model_type": "an object",
+    "json_type": "JSON",
+    "json_invalid": "JSON",
+    "is_instance_of": "a file",
+}
 
 
 class ApiError(Exception):
@@ -56,3 +90,36 @@ def engine_dead_as_503() -> Iterator[None]:
     except EngineDeadError as error:
         message = "the engine ended, and this server with it; another can be asked at once."
         raise ApiError(503, message, code="engine_dead", retry_after_s=RETRY_AFTER_S) from error
+
+
+def validate(cls: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """Make a form of its fields. Raises ApiError that names the first field that is wrong."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where, *inside = first["loc"]
+        name = str(where) + "".join(f"[{part}]" for part in inside)
+        raise ApiError(400, _described(first, name), param=str(where)) from error
+
+
+def _described(error: ErrorDetails, name: str) -> str:
+    kind, given = error["type"], error["input"]
+    if kind == "value_error":  # raised by a validator of ours
+        return f"{name}: {error['ctx']['error']}"
+    if kind == "missing":
+        return f"{name} is required."
+    if kind == "extra_forbidden":
+        return f"{name} is unknown; leave it out."
+    if kind not in _MUST_BE:
+        return f"{name} is {shown(given)}, which is not valid."
+    must_be = _MUST_BE[kind].format(**error.get("ctx", {}))
+    return f"{name} is {shown(given)}; it must be {must_be}."
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it: short, without control characters."""
+    if isinstance(value, UploadFile):
+        return "a file"
+    text = repr(value[: MAX_SHOWN + 1] if isinstance(value, str) else value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -20,8 +20,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from ..languages import resolve_language
 from ..pauses import Pauses
 from ..prompt import NO_TRANSLATION, join_context
-from .errors import ApiError
-from .uploads import RecordingForm, posted, validate
+from .errors import ApiError, validate
+from .uploads import RecordingForm, posted
 
 UNTIMED_FORMATS = ("json", "text")
 STREAMED_FORMATS = (*UNTIMED_FORMATS, "verbose_json")  # its last event has the segments

@@ -19,10 +19,9 @@ from starlette.types import Message, Receive, Scope, Send
 from vllm.logger import init_logger
 
 from ..transcript import Transcript
+from .errors import CLIENT_CLOSED
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
-
-CLIENT_CLOSED = 499  # nginx's status for a client that hung up before its answer was whole
 
 _MODEL = ("model_name",)  # as in vLLM's own
 REQUESTS = Counter(

@@ -52,7 +52,7 @@ class EndpointPlugin:
         bound_heads()
         page.attach(app)
         add_counted_route(app, "/v1/audio/transcriptions", create_transcription)
-        app.add_api_route("/v1/audio/translations", refuse_translation, methods=["POST"])
+        add_counted_route(app, "/v1/audio/translations", refuse_translation)
         app.add_api_route("/v1/models/{model:path}", show_model, methods=["GET"])
         app.add_api_websocket_route("/v1/realtime", open_session)
         alignments.attach(app)

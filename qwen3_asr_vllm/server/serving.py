@@ -60,6 +60,7 @@ class AudioServing(EngineServing):
         self.admission = Admission(
             max_recordings=setting("QWEN3_ASR_MAX_RECORDINGS"),
             max_audio_s=setting("QWEN3_ASR_MAX_AUDIO_S"),
+            max_bytes=setting("QWEN3_ASR_MAX_UPLOADS_MB") << 20,
         )
         self.pool = ThreadPoolExecutor(
             setting("VLLM_MAX_AUDIO_PREPROCESS_WORKERS"), thread_name_prefix="decode-audio"

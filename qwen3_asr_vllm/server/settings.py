@@ -72,6 +72,10 @@ SETTINGS = {
             "seconds of audio held at once; beyond: 503",
         ),
         (
+            *("QWEN3_ASR_MAX_UPLOADS_MB", 8192, 1, 1 << 24),
+            "MiB of undecoded uploads held at once, in memory and in TMPDIR; beyond: 503",
+        ),
+        (
             *("QWEN3_ASR_MAX_CLIP_S", int(DEFAULT_CLIP_S), 1, MAX_CLIP_S),
             "seconds of the longest clip of one engine request",
         ),

@@ -1,38 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uploads: how they are read from a request, bounded, and decoded."""
+"""Uploads: how a recording is read from a request, bounded, and decoded.
+
+    query string, body -> decompress, count -> body reader -> Fields -> a form
+
+Reading stops as soon as a limit is exceeded; memory and TMPDIR hold at most what ``Admission``
+allows for all uploads together.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import zlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from vllm.logger import init_logger
 
 from ..audio import load_audio
-from ..containers import raw_audio, raw_audio_of_name
+from ..containers import raw_audio
 from ..languages import resolve_language
 from .admission import RETRY_AFTER_S, Admission, Place
-from .errors import ApiError
+from .bodies import WAYS, body_of
+from .errors import CLIENT_CLOSED, ApiError, shown
+from .fields import MAX_FIELD_BYTES, Fields
 from .settings import setting
 
+logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
+
+MAX_FILE_NAME = 1000  # bytes of a path or URL that was sent in place of a recording
+MAX_SHOWN_FIELDS = 10  # names in a message
+INFLATED_BYTES = 1 << 18  # of a compressed body that are decompressed at a time
 _NOT_IN_HEADERS = re.compile(r"[^\w.\[\]-]", re.ASCII)
-_Fields = TypeVar("_Fields", bound=BaseModel)
 
 
 class RecordingForm(BaseModel):
-    """What every form has in which a recording is posted."""
+    """The fields that all forms of a recording have."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     file: UploadFile = Field(exclude=True)
     model: str | None = None
-    language: str | None = None  # the model's name for it; None where nobody says
-    audio_track: int | None = Field(None, ge=1)  # of a video with several; None: the default one
+    language: str | None = Field(None, max_length=100)  # the model's name; None: to be detected
 
     _ignored: list[str] = []  # the names of fields that change nothing
     _place: Place
@@ -44,36 +58,35 @@ class RecordingForm(BaseModel):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of its answer."""
+        """Of its response."""
         names = (_NOT_IN_HEADERS.sub("?", name) for name in self._ignored)
         return {"X-Ignored-Params": ", ".join(names)} if self._ignored else {}
 
 
-def validate(cls: type[_Fields], values: Mapping[str, Any]) -> _Fields:
-    """Raises ApiError that names the field for a value that is wrong."""
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise ApiError(400, f"{where}: {message}", param=str(first["loc"][0])) from error
-
-
 @asynccontextmanager
 async def posted(
-    raw_request: Request, admission: Admission
+    raw_request: Request,
+    admission: Admission,
+    *,
+    recording: str = "file",
+    max_field_bytes: int = MAX_FIELD_BYTES,
 ) -> AsyncIterator[tuple[FormData, Place]]:
-    """The fields that were posted, which end as soon as they are too large.
+    """The fields of a request, those of its query string first; files are closed at the end.
 
-    They have a place from before the first byte is read until the answer has been sent.
+    It holds a place from before the first byte is read until the response has been sent.
+    ``recording`` is the field that must be a file. Raises ApiError, or Busy.
     """
-    max_bytes = setting("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB") << 20
-    _check_size(int(raw_request.headers.get("content-length", 0)), max_bytes)
-    request = Request(raw_request.scope, _counted(raw_request.receive, max_bytes))
-    with admission.place() as place:
-        async with _multipart(request) as fields:
-            yield fields, place
+    length = raw_request.headers.get("content-length", "")
+    num_bytes = int(length) if length.isdecimal() else 0
+    _check_size(num_bytes, admission.max_bytes)
+    fields = Fields(max_field_bytes)
+    try:
+        with admission.place(num_bytes) as place:
+            await _read(raw_request, fields, place, admission.max_bytes)
+            _check_recording(fields.form, recording)
+            yield fields.form, place
+    finally:
+        await fields.form.close()
 
 
 def load_posted(
@@ -83,14 +96,10 @@ def load_posted(
     longest_s: float,
     load: Callable[..., Any] = load_audio,
     options: Sequence[Any] = (),
-    audio_track: int | None = None,
-    on_warning: Callable[[str], object],
 ) -> Any:
-    """What a loader makes of an uploaded file; raises ApiError for what it cannot.
+    """What a loader makes of an uploaded file, which is closed; raises ApiError if it cannot.
 
-    ``longest_s`` is the most that the server holds; vLLM's own limit may be less. The
-    file's content type describes audio without a header. ``on_warning`` takes what could not be
-    read.
+    ``longest_s`` is the most that the server holds; vLLM's own limit may be less.
     """
     limits = {
         "QWEN3_ASR_MAX_AUDIO_S": longest_s,
@@ -98,56 +107,90 @@ def load_posted(
     }
     lower = min(limits, key=limits.__getitem__)
     try:
-        return load(
-            file.file,
-            *options,
-            max_duration_s=limits[lower],
-            on_progress=place.hold,
-            on_warning=on_warning,
-            audio_track=audio_track,
-            raw=raw_audio(file.content_type) or raw_audio_of_name(file.filename or ""),
-        )
+        bounds = {"max_duration_s": limits[lower], "on_progress": place.hold}
+        loaded = load(file.file, *options, raw=raw_audio(file.content_type), **bounds)
     except ImportError as error:
         raise ApiError(501, f"the server cannot decode this audio: {error}") from error
     except ValueError as error:
         message = str(error).replace("max_duration_s", f"{lower} on the server")
         raise ApiError(400, message, param="file") from error
+    file.file.close()
+    place.hold_bytes(0)
+    return loaded
 
 
-@asynccontextmanager
-async def _multipart(request: Request) -> AsyncIterator[FormData]:
+async def _read(request: Request, fields: Fields, place: Place, max_bytes: int) -> None:
+    num_bytes = 0
     try:
-        fields = await request.form()
-    except HTTPException as error:
-        raise ApiError(error.status_code, f"the form cannot be read: {error.detail}") from error
+        fields.add_query(request.scope["query_string"])
+        body = body_of(request.headers.get("content-type", ""), fields)
+        async for piece in _decompressed(request):
+            num_bytes += len(piece)
+            _check_size(num_bytes, max_bytes / body.held_per_byte)
+            place.hold_bytes(num_bytes * body.held_per_byte)
+            await body.write(piece)
+        await body.finish()
+    except ClientDisconnect as error:
+        path = request.scope["path"]
+        logger.info("A client hung up during its upload: route=%s bytes=%d", path, num_bytes)
+        raise ApiError(CLIENT_CLOSED, "the client hung up.") from error
     except OSError as error:
         message = f"the upload cannot be kept ({error.strerror}); try again in {RETRY_AFTER_S} s."
         raise ApiError(503, message, code="busy", retry_after_s=RETRY_AFTER_S) from error
+
+
+async def _decompressed(request: Request) -> AsyncIterator[bytes]:
+    """The body without its Content-Encoding, in pieces of bounded size."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        async for piece in request.stream():
+            yield piece
+        return
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise ApiError(400, f"the Content-Encoding is {shown(encoding)}; use gzip or none.")
+    inflator = zlib.decompressobj(wbits=47)  # which finds out whether it is gzip or deflate
     try:
-        yield fields
-    finally:
-        await fields.close()
+        async for piece in request.stream():
+            while piece and not inflator.eof:
+                yield inflator.decompress(piece, INFLATED_BYTES)
+                await asyncio.sleep(0)  # others come first: a bomb is a thousand times its size
+                piece = inflator.unconsumed_tail
+            if piece or inflator.unused_data:
+                raise ApiError(400, f"the {encoding} body continues after its end.")
+    except zlib.error as error:
+        raise ApiError(400, f"the body is no {encoding}, as its Content-Encoding says.") from error
+    yield inflator.flush()
+    if not inflator.eof:
+        raise ApiError(400, f"the {encoding} body is cut off.")
 
 
-def _counted(receive: Callable[[], Awaitable[Any]], max_bytes: int) -> Callable[[], Awaitable[Any]]:
-    num_bytes = 0
-
-    async def counted() -> Any:
-        nonlocal num_bytes
-        message = await receive()
-        num_bytes += len(message.get("body", b""))
-        _check_size(num_bytes, max_bytes)
-        return message
-
-    return counted
-
-
-def _check_size(num_bytes: int, max_bytes: int) -> None:
-    if num_bytes > max_bytes:
+def _check_size(num_bytes: int, max_bytes: float) -> None:
+    """Raises ApiError beyond ``max_bytes``, which all uploads share, or the limit of one."""
+    limits = {
+        "QWEN3_ASR_MAX_UPLOADS_MB": max_bytes / 2**20,
+        "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": setting("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"),
+    }
+    lower = min(limits, key=limits.__getitem__)
+    if num_bytes > limits[lower] * 2**20:
         raise ApiError(
             413,
             f"the upload is {num_bytes / 2**20:.1f} MiB or larger; the limit is "
-            f"{max_bytes >> 20} MiB. Send a compressed format, such as opus or mp3, or set "
-            "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB on the server.",
+            f"{limits[lower]:g} MiB. Send a compressed format, such as opus or mp3, or set "
+            f"{lower} on the server.",
             param="file",
         )
+
+
+def _check_recording(form: FormData, name: str) -> None:
+    """Raises ApiError where a field is no file, or one that only names a file."""
+    file = form.get(name)
+    if not isinstance(file, UploadFile):
+        sent = ", ".join(list(form)[:MAX_SHOWN_FIELDS]) or "none"
+        message = f"{name} is required: no recording was sent. The fields sent: {sent}. {WAYS}"
+        raise ApiError(400, message, param=name)
+    if file.filename is None and 0 < (file.size or 0) <= MAX_FILE_NAME:
+        text = file.file.read()
+        file.file.seek(0)
+        if (given := text.decode(errors="replace").strip()).isprintable() and "\ufffd" not in given:
+            message = f"{name} holds the text {shown(given)} and no recording. {WAYS}"
+            raise ApiError(400, message, param=name)

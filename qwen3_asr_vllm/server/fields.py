@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fields of one request: names, texts and files, wherever they stand in it.
+
+All are bounded and in UTF-8. Errors are ApiErrors that name the field, the limit and what to do.
+"""
+
+from __future__ import annotations
+
+from tempfile import SpooledTemporaryFile
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import FormData, Headers, UploadFile
+
+from .errors import ApiError, shown
+
+RECORDING_NAMES = ("file", "audio", "audio_file")  # what clients call a recording
+FILE_NAMES = (*RECORDING_NAMES, "samples")  # files, even without a file name
+
+MAX_NAMES = 64  # different ones in a request; x, x[] and x[0] are one
+MAX_NAME = 200  # characters
+MAX_VALUES = 1000  # fields in a request: a list may come as repeated fields
+MAX_FILES = 4
+MAX_FIELD_BYTES = 64 << 10  # of text in one field, where a route does not take more
+MAX_TEXT_BYTES = 1 << 20  # of text in all fields
+MAX_CONTENT_TYPE = 1000  # characters
+MAX_QUERY = 16 << 10  # characters
+SPOOL_BYTES = 1 << 20  # of a file in memory; a larger one lies in TMPDIR
+
+_UTF8 = ("", "utf-8", "utf8")
+_LIKE_ASCII = ("us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1")  # the same below 128
+
+
+class Fields:
+    """Collects the fields of one request as they arrive."""
+
+    def __init__(self, max_field_bytes: int = MAX_FIELD_BYTES) -> None:
+        self.max_field_bytes = max_field_bytes
+        self._items: list[tuple[str, str | UploadFile]] = []
+        self._names: set[str] = set()
+        self._num_files = self._num_text_bytes = 0
+
+    def add(self, name: str, text: bytes, charset: str = "") -> None:
+        """Add a text. Raises ApiError where it is too large or not UTF-8."""
+        self.check_size(name, len(text))
+        self._num_text_bytes += len(text)
+        if self._num_text_bytes > max(self.max_field_bytes, MAX_TEXT_BYTES):
+            raise ApiError(413, f"all fields hold more than {MAX_TEXT_BYTES >> 10} KiB of text.")
+        if not (charset.lower() in _LIKE_ASCII and text.isascii()):
+            check_charset(charset, name)
+        if name == "_charset_":  # how a page says what its form is in
+            return check_charset(text.decode("latin-1"), name)
+        self._append(name, _decode(text, name))
+
+    def add_query(self, query: bytes) -> None:
+        """Add the fields of a query string."""
+        if len(query) > MAX_QUERY:
+            message = f"the query is {len(query)} characters; the limit is {MAX_QUERY}."
+            raise ApiError(414, f"{message} Send fields in the body.")
+        text = query.decode(errors="surrogateescape")
+        for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
+            self.add(name, value.encode(errors="surrogateescape"))
+
+    def add_file(self, name: str, filename: str | None, content_type: str) -> UploadFile:
+        """Add an empty file, to be written to. Any name of a recording becomes ``file``."""
+        self._num_files += 1
+        if self._num_files > MAX_FILES:
+            raise ApiError(413, f"more than {MAX_FILES} files were sent; send one recording.")
+        content_type = content_type[:MAX_CONTENT_TYPE].encode("ascii", "replace").decode()
+        headers = Headers({"content-type": content_type})
+        spool: Any = SpooledTemporaryFile(SPOOL_BYTES)
+        file = UploadFile(spool, size=0, filename=filename, headers=headers)
+        self._append("file" if name in RECORDING_NAMES else name, file)
+        return file
+
+    def check_size(self, name: str, num_bytes: int) -> None:
+        """Raises ApiError for a text that is too large."""
+        if num_bytes > self.max_field_bytes:
+            limit = f"{self.max_field_bytes >> 10} KiB"
+            raise ApiError(413, f"{shown(name)} is text of more than {limit}.", param=name)
+
+    @property
+    def form(self) -> FormData:
+        return FormData(self._items)
+
+    def _append(self, name: str, value: str | UploadFile) -> None:
+        self._items.append((name, value))
+        self._names.add(name.partition("[")[0])
+        if len(name) > MAX_NAME or not name.isprintable():
+            limit = f"names are at most {MAX_NAME} characters, all of them printable"
+            raise ApiError(400, f"a field is named {shown(name)}; {limit}.")
+        if len(self._names) > MAX_NAMES:
+            raise ApiError(413, f"the request has more than {MAX_NAMES} different fields.")
+        if len(self._items) > MAX_VALUES:
+            raise ApiError(413, f"the request has more than {MAX_VALUES} fields.")
+
+
+def check_charset(charset: str, where: str) -> None:
+    """Raises ApiError for any but UTF-8: some codecs take time quadratic in their input."""
+    if charset.lower() not in _UTF8:
+        raise ApiError(400, f"{where} is in the charset {shown(charset)}; send UTF-8.")
+
+
+def _decode(text: bytes, name: str) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        at = f"byte 0x{text[error.start]:02x} at {error.start}"
+        raise ApiError(400, f"{name} is not in UTF-8 ({at}).", param=name) from error
