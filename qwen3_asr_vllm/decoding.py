@@ -11,7 +11,7 @@ repeats the context is a prompt leak and is discarded.
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -178,6 +178,11 @@ def language_probability(tokens: Sequence[Token]) -> float | None:
         else:
             read += token.text
     return None
+
+
+def likeliest_language(candidates: Sequence[str], slot: Mapping[str, float]) -> str:
+    """Return the likeliest candidate, by the log-probability of the first token of its name."""
+    return max(candidates, key=lambda name: slot.get(name, -math.inf))
 
 
 def mean_logprob(tokens: Sequence[Token]) -> float | None:

@@ -104,6 +104,7 @@ def _read_segment(row: dict[str, Any], language: str | None, document: dict[str,
         language=_model_language(row["language"] if "language" in row else language),
         language_probability=row.get("language_probability"),
         words=tuple(words) or None,
+        other_languages=tuple(row.get("other_languages") or ()) or None,
         **measured,
     )
 
@@ -153,7 +154,9 @@ def _verbose_segment(index: int, segment: Segment, temperature: float) -> dict[s
         "avg_logprob": segment.avg_logprob or 0.0,
         "compression_ratio": len(text) / len(zlib.compress(text)),
         "no_speech_prob": segment.no_speech_prob or 0.0,
-        **_measured([("language_probability", segment.language_probability)]),
+        **_measured(
+            [(name, getattr(segment, name)) for name in ("language_probability", "other_languages")]
+        ),
         **({"words": [asdict(word) for word in segment.words]} if segment.words else {}),
     }
 

@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import regex
+
 from .languages import LANGUAGES, separator
 
 ASR_TEXT = "<asr_text>"
@@ -28,27 +30,21 @@ MAX_CONTEXT = 10_000  # characters; Qwen3-ASR reads up to 10,000 tokens of conte
 _GAP = re.compile(r"[\s,;，、；。]+")
 _CONTROL_TOKEN = re.compile(rf"<\|[^|]*\|>|{ASR_TEXT}")
 
-_NAMES = (*LANGUAGES.values(), "None")  # None: no speech
-
-# The answer may open with a header that names any language, if its tag follows, ...
-_HEADER = re.compile(rf"language ([\w-]+){ASR_TEXT}|language ({'|'.join(_NAMES)})\n", re.ASCII)
-
-# ... and inside the text, a header counts only if it names a language that we know.
-_TAGS = (ASR_TEXT, *(f"language {name}{ASR_TEXT}" for name in _NAMES))
-_TAG = re.compile("|".join(_TAGS))
+# The header may name several languages, "English, Chinese". At the start of an output it may name
+# any, if its tag follows; inside the text, a header counts only if it names known ones.
+_SEPARATOR = " *[,;/&+、，] *"
+_KNOWN = "|".join((*LANGUAGES.values(), "None"))  # None: no speech
 
 
-def _beginnings(literal: str) -> list[str]:
-    return [literal[:length] for length in range(len(literal))]
+def _list_of(name: str) -> str:
+    return f"(?:{name})(?:{_SEPARATOR}(?:{name}))*"
 
 
-_HEADER_BEGINNING = re.compile(
-    rf"{'|'.join(_beginnings('language '))}"
-    rf"|language (?:[\w-]+(?:{'|'.join(_beginnings(ASR_TEXT))}))?",
-    re.ASCII,
+_HEADER = regex.compile(
+    rf"language ({_list_of('[a-zA-Z0-9_-]+')})(?:{_SEPARATOR})?{ASR_TEXT}"
+    rf"|language ({_list_of(_KNOWN)})\n"
 )
-_TAG_BEGINNINGS = frozenset(start for tag in _TAGS for start in _beginnings(tag) if start)
-_LONGEST_BEGINNING = max(map(len, _TAG_BEGINNINGS))
+_TAG = regex.compile(rf"(?:language {_list_of(_KNOWN)})?{ASR_TEXT}")
 
 
 def sanitize_context(text: str) -> str:
@@ -100,17 +96,25 @@ def build_prompt(
 
 @dataclass(frozen=True)
 class ParsedOutput:
-    """An answer, read. ``language`` is None where the model heard none or named none."""
+    """The language and text of an output; ``language`` is None where it names none.
+
+    ``other_languages`` are those that the header names after the first.
+    """
 
     language: str | None
     text: str
+    other_languages: tuple[str, ...] = ()
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return (self.language, *self.other_languages) if self.language else ()
 
 
 def parse_output(raw: str, *, language: str | None = None) -> ParsedOutput:
-    """Read a complete answer. ``language`` is the forced one, if any, and stays."""
+    """Parse a complete output. A forced ``language`` is the language of the result."""
     stream = OutputStream(language=language)
     text = stream.push(raw) + stream.finish()
-    return ParsedOutput(stream.language, text)
+    return ParsedOutput(stream.language, text, stream.languages[1:])
 
 
 def header_end(raw: str, *, language: str | None = None) -> int:
@@ -128,15 +132,20 @@ class OutputStream:
     ``raw``. A piece is final, and comes as early as that allows: withheld is only what
     the next characters may turn into a header or tag, and white space at the end.
 
-    ``language`` is the forced one, or None until the header has been read.
+    ``languages`` are the forced one, or none until the header has been read.
     """
 
     def __init__(self, *, language: str | None = None) -> None:
-        self.language = language
+        self.languages = (language,) if language else ()
         self._may_have_header = language is None
         self._pending = ""  # read, but not returned
         self._text = ""  # returned
         self._is_at_seam = True  # nothing returned yet since the start or the last tag
+
+    @property
+    def language(self) -> str | None:
+        """The first of the languages."""
+        return next(iter(self.languages), None)
 
     def push(self, delta: str) -> str:
         """Take the next characters of the answer; return the text they settle."""
@@ -151,13 +160,16 @@ class OutputStream:
         return self._read_text(is_final=True)
 
     def _read_header(self) -> None:
+        if not self._may_have_header:
+            return
         pending = self._pending.lstrip()
-        if not self._may_have_header or _HEADER_BEGINNING.fullmatch(pending):
+        header = _HEADER.match(pending, partial=True)
+        if header and header.partial:  # it may become one
             return
         self._may_have_header = False
-        if header := _HEADER.match(pending):
-            name = header[1] or header[2]
-            self.language = None if name == "None" else name
+        if header:
+            names = regex.split(_SEPARATOR, header[1] or header[2])
+            self.languages = tuple(dict.fromkeys(name for name in names if name != "None"))
             self._pending = pending[header.end() :]
 
     def _read_text(self, *, is_final: bool = False) -> str:
@@ -182,5 +194,5 @@ class OutputStream:
 
 def _tag_start(text: str) -> int:
     """Where a tag may have begun that ``text`` breaks off; its length if nowhere."""
-    starts = range(max(0, len(text) - _LONGEST_BEGINNING), len(text))
-    return next((start for start in starts if text[start:] in _TAG_BEGINNINGS), len(text))
+    tag = _TAG.search(text, partial=True)
+    return tag.start() if tag else len(text)

@@ -7,6 +7,7 @@ Times are seconds from the start of the recording. A field that is None was not 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Segment:
     words: tuple[Word, ...] | None = None
     tokens: tuple[Token, ...] | None = None
     speaker: str | None = None
+    other_languages: tuple[str, ...] | None = None  # that the model named for the same clip
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Transcript:
     @property
     def languages(self) -> tuple[str, ...]:
         """Names of the languages spoken, in order of first use."""
-        return tuple(dict.fromkeys(s.language for s in self.segments if s.language))
+        names = ((s.language, *(s.other_languages or ())) for s in self.segments)
+        return tuple(dict.fromkeys(filter(None, chain.from_iterable(names))))
 
     @property
     def language(self) -> str | None:

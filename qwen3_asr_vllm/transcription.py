@@ -30,6 +30,7 @@ from .decoding import (
     is_leak,
     is_loop,
     language_probability,
+    likeliest_language,
     max_new_tokens,
     may_leak,
     mean_logprob,
@@ -244,13 +245,13 @@ class LiveText:
     def finish(self, finish_reason: str | None) -> str:
         """Return the rest of the text, when the output is complete."""
         self._text += self._stream.finish()
-        parsed = ParsedOutput(self._stream.language, self._text)
+        parsed = ParsedOutput(self._stream.language, self._text, self._stream.languages[1:])
         fault = _fault(self._request, parsed, finish_reason)
         self.is_settled = fault in (None, LEAK)
         return "" if fault else self._show(len(self._text))
 
     def _is_candidate(self) -> bool:
-        return _may_be(self._stream.language, self._request.candidates)
+        return _may_be(self._stream.languages, self._request.candidates)
 
     def _show(self, length: int) -> str:
         delta = self._text[len(self.shown) : length]
@@ -314,7 +315,8 @@ class _Ask:
     def read(self, output: EngineOutput) -> ParsedOutput:
         parsed = parse_output(self.text + output.text, language=self.language)
         text = parsed.text if parsed.text.startswith(self.text) else self.text
-        return ParsedOutput(None if parsed.language == "None" else parsed.language, text)
+        language = None if parsed.language == "None" else parsed.language
+        return replace(parsed, language=language, text=text)
 
     def part(
         self, request: EngineRequest, parsed: ParsedOutput, output: EngineOutput, warning: str = ""
@@ -399,7 +401,7 @@ def _without_words(part: _Part, reason: str) -> _Part:
 
 def _force_candidate(ask: _Ask, output: EngineOutput) -> _Ask:
     """Force the likeliest candidate, by the probability of the first token of its name."""
-    name = max(ask.candidates, key=lambda name: output.slot.get(name, -math.inf))
+    name = likeliest_language(ask.candidates, output.slot)
     probability = math.exp(output.slot[name]) if name in output.slot else None
     return replace(
         ask, language=name, candidates=(), language_probability=probability, slot=output.slot
@@ -436,15 +438,15 @@ def _retry_clip(
 
 def _fault(request: EngineRequest, parsed: ParsedOutput, finish_reason: str | None) -> str | None:
     """Return the fault of an output; None if it is accepted."""
-    if parsed.text and not _may_be(parsed.language, request.candidates):
+    if parsed.text and not _may_be(parsed.languages, request.candidates):
         return OTHER_LANGUAGE
     if not request.text and is_leak(parsed.text, request.context):
         return LEAK
     return LOOP if is_loop(parsed.text, finish_reason) else None
 
 
-def _may_be(language: str | None, candidates: tuple[str, ...]) -> bool:
-    return language is None or not candidates or language in candidates
+def _may_be(languages: tuple[str, ...], candidates: tuple[str, ...]) -> bool:
+    return not candidates or set(languages) <= set(candidates)
 
 
 def _warn(request: EngineRequest, message: str) -> str:
@@ -490,6 +492,7 @@ def _segments(part: _Part, seam: str) -> Iterator[Segment]:
             no_speech_prob=part.no_speech_prob,
             avg_logprob=mean_logprob(tokens),
             tokens=None if part.tokens is None else tokens,
+            other_languages=part.parsed.other_languages or None,
         )
         at = end
 

@@ -143,6 +143,32 @@ def test_answer_is_read_as(raw, language, text):
 
 
 @pytest.mark.parametrize(
+    ("raw", "languages", "text"),
+    [
+        ("language English, Chinese<asr_text>hi", ("English", "Chinese"), "hi"),
+        ("language English,Chinese<asr_text>hi", ("English", "Chinese"), "hi"),
+        ("language Chinese、English、German<asr_text>好", ("Chinese", "English", "German"), "好"),
+        ("language English / Chinese<asr_text>hi", ("English", "Chinese"), "hi"),
+        ("language English & Klingon<asr_text>hi", ("English", "Klingon"), "hi"),
+        ("language English,<asr_text>hi", ("English",), "hi"),
+        ("language None, English<asr_text>hi", ("English",), "hi"),
+        ("language English, English<asr_text>hi", ("English",), "hi"),
+        ("language English, Chinese\nhi", ("English", "Chinese"), "hi"),
+        ("language English, Chinese", ("English", "Chinese"), ""),
+        ("language English<asr_text>a language English, Chinese<asr_text>b", ("English",), "a b"),
+        ("language English, a game<asr_text>b", (), "language English, a game b"),
+        ("language English, please", (), "language English, please"),
+    ],
+)
+def test_a_header_of_several_languages_never_leaks(raw, languages, text):
+    parsed = parse_output(raw)
+    assert (parsed.languages, parsed.text) == (languages, text)
+    stream = OutputStream()
+    assert "".join(map(stream.push, raw)) + stream.finish() == text
+    assert stream.languages == languages
+
+
+@pytest.mark.parametrize(
     ("raw", "text"),
     [
         ("Hello.", "Hello."),
@@ -162,7 +188,15 @@ def test_forced_language_stays_and_the_answer_is_text_alone(raw, text):
 
 raw_outputs = st.lists(
     st.sampled_from(
-        ["language ", "language English", "language None<asr_text>", "language Klingon", "Chinese"]
+        [
+            "language ",
+            "language English",
+            "language None<asr_text>",
+            "language Klingon",
+            "Chinese",
+            ",",
+            ", ",
+        ]
         + ["<asr_text>", "<asr", "<", "l", "lang", "\n", " ", "Hello.", "你好", "。", "3", "ที่"]
     )
     | st.text(max_size=3),
@@ -182,7 +216,8 @@ def test_streamed_deltas_join_to_parse_output(raw, language, data):
     stream = OutputStream(language=language)
     deltas = [stream.push(raw[i:j]) for i, j in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
     text = "".join(deltas) + stream.finish()
-    assert ParsedOutput(stream.language, text) == parse_output(raw, language=language)
+    parsed = ParsedOutput(stream.language, text, stream.languages[1:])
+    assert parsed == parse_output(raw, language=language)
 
 
 @given(raw_outputs, forced_languages)
@@ -229,6 +264,7 @@ def test_language_is_known_once_the_header_is_read():
 
 
 TAGS = ["<asr_text>", *(f"language {name}<asr_text>" for name in [*LANGUAGES.values(), "None"])]
+TAGS += ["language English, German<asr_text>", "language English , Thai\n", ", Thai<asr_text>"]
 CONTINUATIONS = ["", "☃", *{tag[start:] + "☃" for tag in TAGS for start in range(len(tag))}]
 
 
@@ -236,12 +272,19 @@ def _read_whole(raw, language):
     """The grammar of an answer as regular expressions over all of it: the reference."""
     names = "|".join([*LANGUAGES.values(), "None"])
     text = raw.lstrip()
-    header = re.match(rf"language (?:([A-Za-z0-9_-]+)<asr_text>|({names})(?:\n|\Z))", text)
+    comma = " *[,;/&+、，] *"
+    any_name = "[A-Za-z0-9_-]+"
+    header = re.match(
+        rf"language (?:({any_name}(?:{comma}{any_name})*)(?:{comma})?<asr_text>"
+        rf"|((?:{names})(?:{comma}(?:{names}))*)(?:\n|\Z))",
+        text,
+    )
+    others = ()
     if header and language is None:
-        name = header[1] or header[2]
-        language = None if name == "None" else name
+        named = [name for name in re.split(comma, header[1] or header[2]) if name != "None"]
+        language, *others = list(dict.fromkeys(named)) or [None]
         text = text[header.end() :]
     joined = ""
-    for stretch in re.split(rf"(?:language (?:{names}))?<asr_text>", text):
+    for stretch in re.split(rf"(?:language (?:{names})(?:{comma}(?:{names}))*)?<asr_text>", text):
         joined += separator(joined, stretch.strip()) + stretch.strip()
-    return ParsedOutput(language, joined)
+    return ParsedOutput(language, joined, tuple(others))
