@@ -19,8 +19,8 @@ loudest bin of the clip, so a window carries it; when it rises, all windows of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
@@ -28,12 +28,13 @@ import numpy as np
 import regex
 
 from .audio import check_waveform
-from .decoding import Decoding, max_new_tokens
+from .decoding import Decoding, likeliest_language, max_new_tokens, place_tokens
 from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry
 from .languages import resolve_language, separator
 from .pauses import is_silent, quiet_frames
-from .prompt import OutputStream, build_prompt, parse_output
+from .prompt import ASR_TEXT, OutputStream, build_prompt, header_end, parse_output
 from .segments import split_sentences
+from .transcript import Token
 from .windows import GUARD_SAMPLES, GrowingClip, Tokenizer, Window
 
 MIN_STEP_S = 0.1  # shortest step in seconds
@@ -47,6 +48,7 @@ SILENCE_S = 5.0  # seconds of digital silence that end a clip
 
 _PAUSE_SEARCH_S = 10.0  # seconds of speech that a pause is compared with
 _MAX_CARRIED = 200  # characters of the last sentence in the next clip's context
+_UNSCORED = -1  # id of a token that stands for text without log-probabilities
 
 
 # text ---------------------------------------------------------------------------------------
@@ -64,6 +66,8 @@ class Draft:
     def __init__(self, tokenizer: Tokenizer, language: str | None) -> None:
         self._tokenizer = tokenizer
         self._language = language
+        self._tokens: list[Token] = []  # of the raw text, where the engine gives them
+        self._num_scored = 0  # characters of the text whose tokens ``new_tokens`` has returned
         self._stream = OutputStream(language=language)
         self._raw = ""  # the last output, with its prefix
         self._kept = ""  # the start of all later outputs
@@ -78,15 +82,32 @@ class Draft:
         return parse_output(self._raw, language=self._language).text[len(self.text) :]
 
     @property
-    def language(self) -> str | None:
-        return self._stream.language
+    def forced_language(self) -> str | None:
+        return self._language
 
-    def accept(self, output: str, *, is_cut_off: bool = False) -> str:
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those of the header, or the forced one."""
+        return self._stream.languages
+
+    def restarted(self, language: str | None) -> Draft:
+        """Return a draft in another language that continues the final text."""
+        draft = Draft(self._tokenizer, language)
+        if self.text:
+            named = ", ".join(self.languages)
+            header = f"language {named}{ASR_TEXT}" if named and not language else ""
+            draft._raw = draft._kept = draft.prefix = header + self.text
+            draft._read(len(draft._raw))
+            draft._num_scored = len(draft.text)
+        return draft
+
+    def accept(self, output: str, *, is_cut_off: bool = False, tokens: Sequence[Token] = ()) -> str:
         """Take the model's output after the prefix; return the text that became final.
 
         After an output that was cut off, at its token limit or as a loop, the next step starts
         from the kept text.
         """
+        self._tokens = [*self._prefix_tokens(), *tokens] if tokens else []
         previous = self._raw if self._steps else None
         self._raw = self.prefix + output.replace("\ufffd", "")
         self._steps += 1
@@ -98,11 +119,33 @@ class Draft:
         self.prefix = max(self._kept, stable, key=len) if is_fixed else self._kept
         return self._read(_whole_words(self._kept, start=self._num_read))
 
+    def new_tokens(self) -> list[Token]:
+        """Return the tokens of the text that became final since the last call."""
+        placed = place_tokens(self._tokens, self.text, language=self._language)
+        start, self._num_scored = self._num_scored, len(self.text)
+        return [token for at, token in placed if at >= start and token.id != _UNSCORED]
+
     def finish(self) -> str:
         """Return the rest of the text, when the clip is complete."""
         delta = self._stream.push(self._raw[self._num_read :]) + self._stream.finish()
         self.text += delta
         return delta
+
+    def _prefix_tokens(self) -> list[Token]:
+        """Return the tokens of the prefix; text that no engine output scored is two of its own."""
+        if not self._tokens:
+            header = header_end(self.prefix, language=self._language)
+            return [
+                Token(_UNSCORED, self.prefix[:header], 0.0),
+                Token(_UNSCORED, self.prefix[header:], 0.0),
+            ]
+        tokens, left = [], len(self.prefix)
+        for token in self._tokens:
+            if left <= 0:
+                break
+            tokens.append(replace(token, text=token.text[:left]))
+            left -= len(token.text)
+        return tokens
 
     def _has_text(self) -> bool:
         return bool(parse_output(self._raw, language=self._language).text)
@@ -162,6 +205,7 @@ class Update:
 
     delta: str
     tentative: str
+    tokens: tuple[Token, ...] = ()  # of the delta, where they are wanted
 
 
 class Stream:
@@ -175,11 +219,13 @@ class Stream:
     A request takes all audio up to the last whole step, so an engine that falls behind gets fewer
     requests, and no audio is skipped. After ``clip_s`` seconds a clip ends at the next pause, after
     ``max_clip_s`` anywhere; the next clip has its last sentence as context. Silence below
-    -66 dBFS alone causes no request.
+    -66 dBFS alone causes no request. ``languages`` are the candidates for detection. With
+    ``wants_logprobs``, updates have the tokens that the engine gave to ``accept``.
 
     Raises ValueError for an unknown language or lengths that do not fit.
     """
 
+    _draft: Draft
     _is_silence: bool  # whether all of the clip so far is silent
 
     def __init__(
@@ -189,7 +235,9 @@ class Stream:
         geometry: Geometry,
         loudest: Callable[[Window], float],
         language: str | None = None,
+        languages: Sequence[str] = (),
         context: str = "",
+        wants_logprobs: bool = False,
         step_s: float = STEP_S,
         clip_s: float = CLIP_S,
         max_clip_s: float = HARD_CLIP_S,
@@ -199,20 +247,43 @@ class Stream:
                 f"step_s, clip_s, max_clip_s are {step_s:g}, {clip_s:g}, {max_clip_s:g}; they must "
                 f"rise from at least {MIN_STEP_S:g} to at most {MAX_CLIP_S} s."
             )
-        self._language = resolve_language(language)
-        self._context = context
-        self._step, self._soft_end, self._hard_end = (
-            round(seconds * SAMPLE_RATE) for seconds in (step_s, clip_s, max_clip_s)
+        self._set_options(language, languages, context, wants_logprobs, step_s)
+        self._soft_end, self._hard_end = (
+            round(seconds * SAMPLE_RATE) for seconds in (clip_s, max_clip_s)
         )
         self._new_draft = lambda: Draft(tokenizer, self._language)
         self._new_clip = lambda samples: GrowingClip(samples, geometry, loudest)
         self._is_running = self._is_finished = self._is_closing = False
+        self._is_outdated = False  # whether the draft is of other options, and nothing may be new
         self.is_cut_off = False  # whether a clip ended in a loop or at its token limit
         self._unread = ""  # final text that is in no update yet
+        self._unread_tokens: list[Token] = []
+        self._last_sentence = ""  # of the clip before
         self._sent = self._decoded = 0  # samples of the clip that were sent, and decoded
-        self._begin(np.empty(0, np.float32), context)
+        self._begin(np.empty(0, np.float32))
         self.text = ""  # all final text
+        self.tokens: list[Token] = []  # of all final text, where they are wanted
         self.languages: list[str] = []  # in order of first use
+
+    def configure(
+        self,
+        *,
+        language: str | None = None,
+        languages: Sequence[str] = (),
+        context: str = "",
+        wants_logprobs: bool = False,
+        step_s: float = STEP_S,
+    ) -> None:
+        """Change the options between two requests. Final text stays; the rest is decoded again.
+
+        Raises ValueError for an unknown language, and RuntimeError while a request runs.
+        """
+        if self._is_running:
+            raise RuntimeError("a request runs; pass its output to accept() before configure().")
+        before = (self._language, self._candidates, self._context)
+        self._set_options(language, languages, context, wants_logprobs, step_s)
+        if before != (self._language, self._candidates, self._context):
+            self._restart(self._language)
 
     def push(self, samples: np.ndarray) -> None:
         """Append samples, float32 at 16 kHz; raises ValueError for NaN and after ``finish``."""
@@ -223,7 +294,7 @@ class Stream:
         check_waveform(samples)
         self._clip.append(samples)
         if self._is_silence and is_silent(samples):
-            self._begin(self._clip.samples[-round(PAUSE_S * SAMPLE_RATE) :].copy(), self._carried)
+            self._begin(self._clip.samples[-round(PAUSE_S * SAMPLE_RATE) :].copy())
         else:
             self._is_silence = False
 
@@ -238,7 +309,7 @@ class Stream:
             if end is None:
                 return None
             new = self._clip.samples[self._sent : end]
-            if not len(new) or is_silent(new):
+            if not self._is_outdated and (not len(new) or is_silent(new)):
                 if not self._is_closing:
                     return None
                 self._close(end)
@@ -246,11 +317,26 @@ class Stream:
             return self._ask(end)
         return None
 
-    def accept(self, output: str, finish_reason: str | None = "stop") -> None:
-        """Take the engine's output for the last request, and vLLM's finish reason."""
+    def accept(
+        self,
+        output: str,
+        finish_reason: str | None = "stop",
+        *,
+        tokens: Sequence[Token] = (),
+        slot: Mapping[str, float] | None = None,
+    ) -> None:
+        """Take the engine's output for the last request, and vLLM's finish reason.
+
+        ``tokens`` and ``slot`` are those that the request's ``decoding`` wants.
+        """
         self._is_running, is_cut_off = False, finish_reason != "stop"
+        if self._is_in_another_language(output):
+            self._is_closing = False
+            self._restart(likeliest_language(self._candidates, slot or {}))
+            return
         self._decoded = self._sent
-        self._emit(self._draft.accept(output, is_cut_off=is_cut_off))
+        delta = self._draft.accept(output, is_cut_off=is_cut_off, tokens=tokens)
+        self._emit(delta)
         if self._is_closing:
             self.is_cut_off |= is_cut_off
             self._close(self._sent)
@@ -258,8 +344,9 @@ class Stream:
     def update(self) -> Update:
         """Return the text since the last update."""
         delta, self._unread = self._unread, ""
+        tokens, self._unread_tokens = self._unread_tokens, []
         tentative = self._draft.tentative
-        return Update(delta, self._seam(tentative) + tentative)
+        return Update(delta, self._seam(tentative) + tentative, tuple(tokens))
 
     @property
     def num_waiting(self) -> int:
@@ -272,25 +359,52 @@ class Stream:
 
     # --- clips ----------------------------------------------------------------------------------
 
-    def _begin(self, samples: np.ndarray, context: str) -> None:
+    def _set_options(
+        self,
+        language: str | None,
+        languages: Sequence[str],
+        context: str,
+        wants_logprobs: bool,
+        step_s: float,
+    ) -> None:
+        names = dict.fromkeys(filter(None, map(resolve_language, languages)))
+        forced = resolve_language(language) or (next(iter(names)) if len(names) == 1 else None)
+        self._language = forced
+        self._candidates = () if forced else tuple(names)
+        self._context = context
+        self._wants_logprobs = wants_logprobs
+        self._step = round(step_s * SAMPLE_RATE)
+
+    def _restart(self, language: str | None) -> None:
+        """Decode the clip again in a language, after its final text."""
+        self._draft = self._draft.restarted(language)
+        self._sent = self._decoded
+        self._is_outdated = self._decoded > 0
+
+    def _is_in_another_language(self, output: str) -> bool:
+        """Whether an output names none of the candidates, and nothing is final yet."""
+        if not self._candidates or self._draft.forced_language or self._draft.text:
+            return False
+        parsed = parse_output(self._draft.prefix + output)
+        return bool(parsed.text) and not set(parsed.languages) <= set(self._candidates)
+
+    def _begin(self, samples: np.ndarray) -> None:
         """Start a clip with these samples."""
         self._is_silence = not len(samples) or is_silent(samples)
         self._clip = self._new_clip(samples)
         self._draft = self._new_draft()
-        self._carried = context
         self._sent = self._decoded = 0
+        self._is_outdated = False
 
     def _close(self, end: int) -> None:
         """End the clip; the next one starts with the samples after ``end``."""
         self._is_closing = False
         self._emit(self._draft.finish())
-        language = self._draft.language
-        if self._draft.text and language and language not in self.languages:
-            self.languages.append(language)
+        if self._draft.text:
+            self.languages = list(dict.fromkeys([*self.languages, *self._draft.languages]))
         sentences = split_sentences(self._draft.text)
-        last = sentences[-1].strip()[-_MAX_CARRIED:] if sentences else ""
-        context = "\n".join(filter(None, (self._context, last)))
-        self._begin(self._clip.samples[end:], context)
+        self._last_sentence = sentences[-1].strip()[-_MAX_CARRIED:] if sentences else ""
+        self._begin(self._clip.samples[end:])
 
     def _next_end(self) -> tuple[int | None, bool]:
         """Return the last sample to decode (None: none yet), and whether the clip ends there."""
@@ -323,15 +437,20 @@ class Stream:
 
     def _ask(self, end: int) -> StreamRequest:
         windows = self._clip.windows(end)
-        since = self._decoded if self._draft.prefix else 0
-        prompt = build_prompt(
-            context=self._carried, language=self._language, num_windows=len(windows)
-        )
-        self._sent, self._is_running = end, True
+        since = self._decoded if self._draft.prefix and not self._is_outdated else 0
+        language, prefix = self._draft.forced_language, self._draft.prefix
+        context = "\n".join(filter(None, (self._context, self._last_sentence)))
+        prompt = build_prompt(context=context, language=language, num_windows=len(windows))
+        names = ("None", *self._candidates) if not language and not prefix else ()
+        self._sent, self._is_running, self._is_outdated = end, True, False
         return StreamRequest(
-            prompt=prompt + self._draft.prefix,
+            prompt=prompt + prefix,
             windows=windows,
-            decoding=Decoding(max_new_tokens((end - since) / SAMPLE_RATE)),
+            decoding=Decoding(
+                max_new_tokens((end - since) / SAMPLE_RATE),
+                wants_logprobs=self._wants_logprobs,
+                slot_names=names if self._candidates else (),
+            ),
         )
 
     def _seam(self, text: str) -> str:
@@ -344,3 +463,7 @@ class Stream:
             delta = (separator(self.text, delta) if starts_clip else "") + delta
             self.text += delta
             self._unread += delta
+            if self._wants_logprobs:
+                tokens = self._draft.new_tokens()
+                self.tokens += tokens
+                self._unread_tokens += tokens
