@@ -252,6 +252,8 @@ def on_a_port(app: Any) -> Iterator[str]:
     import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    if hasattr(app, "state"):
+        app.state.server = server  # as vLLM does
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

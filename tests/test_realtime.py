@@ -53,23 +53,21 @@ def test_a_config_is_honoured_or_refused_by_name():
     for path, value in {
         "type": "realtime",
         "voice": "alloy",
-        "include": ["item.input_audio_transcription.logprobs"],
+        "include": ["item.input_audio_transcription.logprobs", "item.audio"],
         "audio.output": {},
-        "audio.input.noise_reduction": {"type": "near_field"},
         "audio.input.format.rate": 44_100,
-        "audio.input.turn_detection.type": "semantic_vad",
+        "audio.input.turn_detection.type": "client_vad",
         "audio.input.turn_detection.threshold": 2,
-        "audio.input.turn_detection.create_response": True,
         "audio.input.transcription": None,
         "audio.input.transcription.language": "klingon",
-        "audio.input.transcription.languages": ["en", "de"],
+        "audio.input.transcription.languages": ["en", "klingon"],
     }.items():
         changes = value
         for name in reversed(path.split(".")):
             changes = {name: changes}
         with pytest.raises(EventError) as error:
             config.updated(changes)
-        assert error.value.param == f"session.{path}"
+        assert error.value.param.startswith(f"session.{path}")
 
 
 @pytest.mark.parametrize("reasons", [["stop"], ["error", "stop"], ["error", "error", "stop"]])
@@ -87,6 +85,7 @@ def test_what_the_engine_has_dropped_is_sent_again_once(reasons):
         yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason=reason)])
 
     made, left = object.__new__(Realtime), list(reasons)
+    made._slot_ids = {}
     made.render = made._get_trace_headers = nothing
     made.models = SimpleNamespace(lora_requests={})
     made.engine_client = SimpleNamespace(generate=generate)
@@ -475,19 +474,19 @@ def test_garbage_is_named_and_the_session_goes_on(server):
 
 @pytest.mark.vllm
 def test_a_session_is_updated_in_mid_stream(server):
-    """The open utterance goes on under its old language; the format changes at once."""
+    """The open utterance goes on in the new language; the format changes at once."""
     samples = samples_of(HELLO)
     half = len(samples) // 2
 
     async def session():
         async with connected(server, **MANUAL) as client:
-            alone = await client.said(samples)
+            await client.said(samples)
             await client.append(encoded(samples[:half]))
             event = await client.configure(transcription={"language": "de", "prompt": "Ada"})
             assert event.session.audio.input.transcription.language == "de"
             assert event.session.audio.input.turn_detection is None  # what was not sent stays
-            again = await client.said(samples[half:])
-            german = await client.said(samples)
+            assert await client.said(samples[half:])
+            assert await client.said(samples)
             codes = [[one.code for one in e.languages] for e in client.of("completed")]
             turns = {"type": "server_vad", "prefix_padding_ms": 0, "silence_duration_ms": 2_000}
             await client.configure(turn_detection=turns)
@@ -495,11 +494,9 @@ def test_a_session_is_updated_in_mid_stream(server):
             await client.until("conversation.item.input_audio_transcription.completed")
             (started,) = client.of("speech_started")
             assert 1_000 < started.audio_start_ms - 3_000 * len(samples) / 16_000 < 2_000
-            return alone, again, german, codes
+            return codes
 
-    alone, again, german, codes = run(session())
-    assert alone == again
-    assert codes == [["en"], ["en"], ["de"]]
+    assert run(session()) == [["en"], ["de"], ["de"]]
 
 
 @pytest.mark.vllm

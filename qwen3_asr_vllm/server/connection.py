@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, MutableMapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, MutableMapping
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from .errors import ApiError
 
 SEND_S = 30.0  # seconds for a client to take an event
@@ -76,3 +78,25 @@ class Connection:
             scope = getattr(protocol, "scope", None) or {}
             if scope.get("state") is self.websocket.scope.get("state"):
                 protocol.transport.abort()
+
+
+# the server ---------------------------------------------------------------------------------
+
+
+def refuse_compression(app: FastAPI) -> None:
+    """Accept no compressed frames: 16 KB of them may be 16 MiB of JSON.
+
+    vLLM has no option for it, but keeps its uvicorn server in the state of the app before that
+    server starts, and every connection reads the server's config.
+    """
+    lifespan = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def configured(app: FastAPI) -> AsyncIterator[Any]:
+        server = getattr(app.state, "server", None)
+        if server is not None:
+            server.config.ws_per_message_deflate = False
+        async with lifespan(app) as state:
+            yield state
+
+    app.router.lifespan_context = configured

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The events of ``/v1/realtime``: how a client writes them, and how it reads ours.
 
-Two dialects differ in names and shapes, not in what happens: OpenAI's events, and vLLM's own
+Three dialects differ in names and shapes, not in what happens: OpenAI's events of today, those
+of OpenAI's beta (``transcription_session.update`` and its flat fields), and vLLM's own
 (``session.update {"model": ...}``, errors as strings). A dialect turns what happens in a session
 into events; each method returns the events to send.
 """
@@ -12,15 +13,17 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..formats import logprobs
 from ..geometry import SAMPLE_RATE
 from ..languages import language_code
 from .session_config import Config, EventError
 
 if TYPE_CHECKING:
     from ..streaming import Update
+    from ..transcript import Token
     from .turns import Item
 
 MAX_PARTS = 20_000  # values in one event: a prompt and its keywords have fewer
@@ -28,6 +31,7 @@ MAX_EVENT_ID = 512  # characters
 
 Events: TypeAlias = list[dict[str, Any]]
 
+_BETA_HEADER, _BETA_PROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -81,6 +85,10 @@ class OpenAI:
 
     announces_audio = False  # whether a client commits before its audio, too
 
+    def of_update(self, kind: str, changes: Mapping[str, Any]) -> OpenAI:
+        """The dialect of a client that updates its session with this event."""
+        return Beta() if kind.startswith(Beta.SESSION) else self
+
     def created(self, session_id: str, config: Config) -> Events:
         return [self._session("session.created", session_id, config)]
 
@@ -116,17 +124,18 @@ class OpenAI:
     def cleared(self) -> Events:
         return [{"type": "input_audio_buffer.cleared"}]
 
-    def delta(self, item: Item, update: Update) -> Events:
+    def delta(self, item: Item, update: Update, config: Config) -> Events:
         return [
             {
                 "type": f"{_TRANSCRIPTION}.delta",
                 "item_id": item.id,
                 "content_index": 0,
                 "delta": update.delta,
+                **_logprobs(update.tokens, config),
             }
         ]
 
-    def completed(self, item: Item) -> Events:
+    def completed(self, item: Item, config: Config) -> Events:
         stream = item.stream
         return [
             {
@@ -136,6 +145,7 @@ class OpenAI:
                 "transcript": stream.text,
                 "languages": [{"code": language_code(name) or name} for name in stream.languages],
                 "usage": {"type": "duration", "seconds": round(item.num_samples / SAMPLE_RATE, 3)},
+                **_logprobs(stream.tokens, config),
             }
         ]
 
@@ -157,12 +167,41 @@ class OpenAI:
     def _session(self, kind: str, session_id: str, config: Config) -> dict[str, Any]:
         """The session; ``id`` and ``created`` are where vLLM's clients look."""
         about = {"id": session_id, "object": "realtime.transcription_session", "expires_at": None}
-        session = about | config.model_dump()
+        session = about | self._described(config)
         return {"type": kind, "session": session, "id": session_id, "created": int(time.time())}
+
+    def _described(self, config: Config) -> dict[str, Any]:
+        return config.model_dump()
 
     def _item_created(self, item: Item, previous_id: str | None) -> Events:
         about = {"previous_item_id": previous_id, "item": _message(item)}
         return [{"type": f"conversation.item.{kind}"} | about for kind in ("added", "done")]
+
+
+class Beta(OpenAI):
+    """OpenAI's events before they were generally available: a flat session, other names."""
+
+    SESSION = "transcription_session"
+
+    def __init__(self, *, prefix: str = SESSION) -> None:
+        self._prefix = prefix  # of the names of events about the session
+
+    def of_update(self, kind: str, changes: Mapping[str, Any]) -> OpenAI:
+        is_of_today = kind == "session.update" and changes.keys() & {"type", "audio"}
+        return OpenAI() if is_of_today else Beta(prefix=kind.removesuffix(".update"))
+
+    def created(self, session_id: str, config: Config) -> Events:
+        return [self._session(f"{self._prefix}.created", session_id, config)]
+
+    def updated(self, session_id: str, config: Config) -> Events:
+        return [self._session(f"{self._prefix}.updated", session_id, config)]
+
+    def _described(self, config: Config) -> dict[str, Any]:
+        return config.flat()
+
+    def _item_created(self, item: Item, previous_id: str | None) -> Events:
+        created = {"type": "conversation.item.created", "previous_item_id": previous_id}
+        return [created | {"item": _message(item)}]
 
 
 class VLLM(OpenAI):
@@ -173,10 +212,10 @@ class VLLM(OpenAI):
     def committed(self, item: Item, previous_id: str | None) -> Events:
         return []
 
-    def delta(self, item: Item, update: Update) -> Events:
+    def delta(self, item: Item, update: Update, config: Config) -> Events:
         return [{"type": "transcription.delta", "delta": update.delta}]
 
-    def completed(self, item: Item) -> Events:
+    def completed(self, item: Item, config: Config) -> Events:
         usage = {
             "prompt_tokens": item.prompt_tokens,
             "completion_tokens": item.output_tokens,
@@ -191,6 +230,14 @@ class VLLM(OpenAI):
         return [{"type": "error", "error": str(error), "code": error.code}]
 
 
+def opened_with(headers: Mapping[str, str], subprotocols: list[str], intent: str | None) -> OpenAI:
+    """The dialect of a handshake: the beta's where its header or subprotocol is there."""
+    is_beta = _BETA_HEADER in headers.get("openai-beta", "") or _BETA_PROTOCOL in subprotocols
+    if not is_beta:
+        return OpenAI()
+    return Beta(prefix=Beta.SESSION if intent == "transcription" else "session")
+
+
 def _message(item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
@@ -199,6 +246,10 @@ def _message(item: Item) -> dict[str, Any]:
         "status": "completed",
         "content": [{"type": "input_audio", "transcript": None}],
     }
+
+
+def _logprobs(tokens: Iterable[Token], config: Config) -> dict[str, Any]:
+    return {"logprobs": logprobs(tokens)} if config.wants_logprobs else {}
 
 
 def _ms(sample: int) -> int:

@@ -20,6 +20,7 @@ from . import alignments, middleware, page
 from .admission import Busy
 from .aligner_client import ALIGNMENTS
 from .alignments import AlignerServing
+from .connection import refuse_compression
 from .errors import ApiError, busy
 from .metrics import add_counted_route
 from .protocol import bound_heads
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
 MODEL_TYPE = "qwen3_asr"
+NOT_NEEDED = "Qwen3ASRRealtimeGeneration"  # the architecture of vLLM's own realtime route
 
 
 class EndpointPlugin:
@@ -55,6 +57,7 @@ class EndpointPlugin:
         add_counted_route(app, "/v1/audio/translations", refuse_translation)
         app.add_api_route("/v1/models/{model:path}", show_model, methods=["GET"])
         app.add_api_websocket_route("/v1/realtime", open_session)
+        refuse_compression(app)
         alignments.attach(app)
 
     async def init_state(
@@ -88,6 +91,8 @@ class EndpointPlugin:
             admission=transcriber.admission,
             allowed_origins=args.allowed_origins,
         )
+        if NOT_NEEDED in engine_client.model_config.architectures:
+            logger.warning("%s is not needed: /v1/realtime works without hf_overrides.", NOT_NEEDED)
         state.qwen3_asr_about = about = transcriber.about(args)
         logger.info("Transcribing at /v1/audio/transcriptions and on the page at /: %s.", about)
 

@@ -26,13 +26,13 @@ from vllm.exceptions import GenerationError
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind
 
-from ..engine import sampling_params, stream_parts
+from ..engine import Answer, sampling_params, slot_ids, stream_parts
 from ..geometry import SAMPLE_RATE
 from ..streaming import Stream, StreamRequest, Update
 from .admission import Admission, Busy, Place
 from .connection import Connection
-from .dialects import VLLM, Events, OpenAI, read_audio, read_event
-from .errors import ApiError, busy, engine_dead_as_503
+from .dialects import VLLM, Events, opened_with, read_audio, read_event
+from .errors import busy, engine_dead_as_503
 from .metrics import SESSIONS, count_utterance
 from .serving import EngineServing
 from .session_config import Audio, Config, EventError, Input, Transcription
@@ -42,6 +42,8 @@ from .turns import Item, Speech, Started, Stopped, Turns
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.outputs import RequestOutput
+
+    from ..transcription import EngineOutput
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
@@ -53,6 +55,8 @@ ROOM_POLL_S = 1.0
 MAX_ROOM_S = 600.0  # seconds without room for one more second of audio: the session ends
 DECODE_S = 600.0  # seconds for the engine to answer one request
 MIN_COMMIT_S = 0.1  # OpenAI's
+TOKENS_PER_S = 26  # of a clip: 13 of audio, and up to about as many of text
+TEMPLATE_TOKENS = 16  # of a prompt, beside context, audio and text
 SECOND = 48_000  # bytes at 24 kHz
 
 
@@ -78,7 +82,9 @@ class Realtime(EngineServing):
         self.max_utterance_s = setting("QWEN3_ASR_MAX_UTTERANCE_S")
         self.idle_s = setting("QWEN3_ASR_REALTIME_IDLE_S")
         thinker = self.model_config.hf_config.thinker_config
-        self._parts = stream_parts(thinker, self.renderer.get_tokenizer())
+        self._tokenizer = self.renderer.get_tokenizer()
+        self._parts = stream_parts(thinker, self._tokenizer)
+        self._slot_ids = slot_ids(self._tokenizer)
 
     def allows(self, origin: str | None, host: str) -> bool:
         """Whether a page of this origin may connect; only browsers send one."""
@@ -93,6 +99,20 @@ class Realtime(EngineServing):
         return Stream(
             **self._parts, **options, clip_s=clip_s, max_clip_s=max(clip_s, self.max_clip_s)
         )
+
+    def check(self, transcription: Transcription) -> None:
+        """Raises EventError for a model that is not served, or a context that does not fit."""
+        self.check_model(transcription.model)
+        limit = self.model_config.max_model_len - TEMPLATE_TOKENS
+        limit = max(0, limit - round(TOKENS_PER_S * self.max_clip_s))
+        tokens = self._tokenizer.encode(transcription.context, add_special_tokens=False)
+        if len(tokens) > limit:
+            param = "session.audio.input.transcription.prompt"
+            raise EventError(
+                f"{param}: prompt and keywords have {len(tokens)} tokens; the limit of this "
+                f"server's model is {limit}, beside {self.max_clip_s:g} s of audio.",
+                param=param,
+            )
 
     def check_model(self, model: str | None) -> None:
         if model is not None and not self.serves(model):
@@ -117,7 +137,7 @@ class Realtime(EngineServing):
     async def _decode(
         self, request: StreamRequest, model: str | None, headers: Mapping[str, str]
     ) -> RequestOutput:
-        params = sampling_params(request.decoding, {})
+        params = sampling_params(request.decoding, self._slot_ids)
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = f"realtime-{uuid4().hex}"
         options = {
@@ -134,6 +154,12 @@ class Realtime(EngineServing):
             raise RuntimeError("the server is stopping; ask again in a few seconds.")
         return output
 
+    def read(self, request: StreamRequest, output: RequestOutput) -> EngineOutput:
+        """An output of vLLM's, with the log-probabilities that the request wants."""
+        answer = Answer(request.decoding, self._slot_ids)
+        answer.push(output.outputs[0])
+        return answer.output()
+
 
 # the session --------------------------------------------------------------------------------
 
@@ -145,23 +171,20 @@ async def realtime(websocket: WebSocket) -> None:
 
 
 async def _serve(connection: Connection, websocket: WebSocket) -> None:
-    shared: Realtime | None = getattr(websocket.app.state, "qwen3_asr_realtime", None)
+    shared: Realtime = websocket.app.state.qwen3_asr_realtime
     headers = websocket.headers
-    if shared is None:
-        message = "this server's model is a forced aligner and has no sessions."
-        await connection.refuse(ApiError(404, message, code="model_not_found"))
-    elif not shared.allows(headers.get("origin"), headers.get("host", "")):
+    if not shared.allows(headers.get("origin"), headers.get("host", "")):
         await connection.close(1008, "origin not allowed")  # before accept: 403
-    else:
-        with ExitStack() as places:
-            try:
-                place = places.enter_context(shared.admission.place())
-            except Busy as error:
-                await connection.refuse(busy(error))
-                return
-            await connection.accept()
-            with SESSIONS.labels(shared.models.model_name()).track_inprogress():
-                await Session(connection, shared, place).run()
+        return
+    with ExitStack() as places:
+        try:
+            place = places.enter_context(shared.admission.place())
+        except Busy as error:
+            await connection.refuse(busy(error))
+            return
+        await connection.accept()
+        with SESSIONS.labels(shared.models.model_name()).track_inprogress():
+            await Session(connection, shared, place).run()
 
 
 class SessionEnd(EventError):
@@ -176,12 +199,13 @@ class Session:
         websocket = connection.websocket
         self.headers = websocket.headers
         self.id = f"sess_{uuid4().hex[:24]}"
-        model = websocket.query_params.get("model")
-        known = model if model and shared.serves(model) else None
-        self.unknown_model = model if known is None else None
-        transcription = Transcription(model=known or shared.models.model_name())
+        query = websocket.query_params
+        self.url_model = query.get("model") or shared.models.model_name()
+        model = self.url_model if shared.serves(self.url_model) else None
+        transcription = Transcription(model=model)
         self.config = Config(audio=Audio(input=Input(transcription=transcription)))
-        self.dialect = OpenAI()
+        subprotocols = websocket.scope.get("subprotocols", [])
+        self.dialect = opened_with(self.headers, subprotocols, query.get("intent"))
         self.turns = Turns(self.config.audio.input)
         self.items: asyncio.Queue[Item] = asyncio.Queue()
         self.item: Item | None = None  # open: not committed
@@ -219,6 +243,7 @@ class Session:
     async def _read(self) -> None:
         handlers = {
             "session.update": self._update,
+            "transcription_session.update": self._update,
             "input_audio_buffer.append": self._append,
             "input_audio_buffer.commit": self._commit,
             "input_audio_buffer.clear": self._clear,
@@ -255,17 +280,21 @@ class Session:
             yield message
 
     async def _update(self, event: dict[str, Any]) -> None:
+        """Take a new config. It holds for the open item, too; text that is final stays."""
         changes = event.get("session")
         if "session" not in event and "model" in event:
             self._speak_vllm(event["model"])
             return
         config = self.config.updated(changes)
-        self.shared.check_model(config.audio.input.transcription.model)
-        old, self.config = self.config.audio.input, config
-        new = config.audio.input
-        if (new.format, new.turn_detection) != (old.format, old.turn_detection):
+        self.shared.check(config.audio.input.transcription)
+        old, self.config = self.config, config
+        self.dialect = self.dialect.of_update(event["type"], event["session"])
+        before, now = old.audio.input, config.audio.input
+        if (now.format, now.turn_detection) != (before.format, before.turn_detection):
             await self._take(self.turns.flush())
-            self.turns.configure(new, is_speaking=self.item is not None)
+            self.turns.configure(now, is_speaking=self.item is not None)
+        if self.item and config.stream_options != old.stream_options:
+            self.item.configure(now.transcription.model, **config.stream_options)
         await self._send(self.dialect.updated(self.id, self.config))
 
     def _speak_vllm(self, model: Any) -> None:
@@ -288,8 +317,9 @@ class Session:
             await asyncio.sleep(0)  # an event may hold minutes, and other sessions go on meanwhile
 
     def _check_known_model(self) -> None:
-        if self.unknown_model is not None:
-            self.shared.check_model(self.unknown_model)
+        """Raises EventError where the URL names a model that is not served, and no update one."""
+        if self.config.audio.input.transcription.model is None:
+            self.shared.check_model(self.url_model)
 
     async def _take(self, samples: np.ndarray) -> None:
         """Samples for the open item, or in turns for one item after the other."""
@@ -362,15 +392,15 @@ class Session:
     async def _clear(self, event: dict[str, Any]) -> None:
         self.turns.clear()
         if self.item:
-            self.item.drop()
+            self.item.cancel()
             self._forget(self.item)
             self.item = None
         await self._send(self.dialect.cleared())
 
     def _open_item(self) -> Item:
-        wanted = self.config.audio.input.transcription
-        stream = self.shared.stream(wanted.stream_options)
-        self.item = Item(stream, model=wanted.model, on_taken=self._make_room)
+        stream = self.shared.stream(self.config.stream_options)
+        model = self.config.audio.input.transcription.model
+        self.item = Item(stream, model=model, on_taken=self._make_room)
         self.live.append(self.item)
         self.items.put_nowait(self.item)
         return self.item
@@ -418,7 +448,7 @@ class Session:
             await self._send(self.dialect.failed(item, str(error)))
             return
         await self._send_delta(item, item.stream.update())
-        await self._send(self.dialect.completed(item))
+        await self._send(self.dialect.completed(item, self.config))
         delay_s = time.perf_counter() - item.committed_at
         model = self.shared.models.model_name()
         count_utterance(
@@ -434,8 +464,9 @@ class Session:
         except asyncio.TimeoutError as error:
             raise TimeoutError(f"the engine did not answer within {DECODE_S:g} s.") from error
         item.is_decoding = False
-        return item.accept(output)
+        item.count(output)
+        return item.accept(self.shared.read(request, output))
 
     async def _send_delta(self, item: Item, update: Update) -> None:
         if update.delta:
-            await self._send(self.dialect.delta(item, update))
+            await self._send(self.dialect.delta(item, update, self.config))

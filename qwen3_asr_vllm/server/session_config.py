@@ -1,28 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a realtime session, as OpenAI writes it.
+"""The configuration of a realtime session, as OpenAI writes it, in two shapes.
+
+    {"type": "transcription", "audio": {"input": {"format": ..., "transcription": ...}}}    today
+    {"input_audio_format": "pcm16", "input_audio_transcription": ..., ...}                  beta
 
 An update holds what changes; ``Config.updated`` merges it and raises ``EventError``, which names
-the field, for what cannot be done.
+the field, for what cannot be done. What is accepted although it has no effect is reported as null.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..audio import PcmStream
 from ..languages import resolve_language
 from ..pauses import VoiceActivity
-from ..prompt import join_context
+from ..prompt import MAX_CONTEXT, join_context
 
-STEP_BY_DELAY = {"minimal": 0.5, "low": 1.0, "medium": 2.0, "high": 3.0, "xhigh": 4.0}
+LOGPROBS = "item.input_audio_transcription.logprobs"
+STEP_BY_DELAY = {"minimal": 0.5, "low": 1.0, "medium": 2.0, "high": 3.0, "xhigh": 4.0}  # seconds
+SILENCE_BY_EAGERNESS = {"low": 2_000, "medium": 1_000, "auto": 1_000, "high": 500}  # ms
+MAX_NAME = 512  # characters of a model's name
+MAX_MESSAGE = 1_000  # characters of an error: it may quote what the client sent
+
+
+class EventError(Exception):
+    """An event that cannot be done, with the message, code and field for the client."""
+
+    def __init__(
+        self, message: str, *, code: str = "invalid_value", param: str | None = None
+    ) -> None:
+        super().__init__(message[:MAX_MESSAGE])
+        self.code, self.param = code, param and param[:MAX_MESSAGE]
 
 
 class _Strict(BaseModel):
-    """What is not listed is refused by name, not ignored."""
+    """Unknown fields are refused by name, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+def _as_none(_: Any) -> None:
+    return None
+
+
+# The type is checked, so that a mistake is found, and then the field is null: it has no effect.
+_Flag = Annotated[bool | None, AfterValidator(_as_none)]
+
+
+def _check_length(what: str, context: str) -> None:
+    if len(context) > MAX_CONTEXT:
+        raise ValueError(f"{what} {len(context)} characters; the limit is {MAX_CONTEXT}.")
 
 
 class Format(_Strict):
@@ -44,55 +83,105 @@ class Format(_Strict):
 
 
 class Transcription(_Strict):
-    model: str | None = None
-    language: str | None = None
-    languages: list[str] | None = None
+    model: str | None = Field(default=None, max_length=MAX_NAME)
+    language: str | None = Field(default=None, max_length=64)
+    languages: list[Annotated[str, Field(max_length=64)]] | None = Field(
+        default=None, max_length=128
+    )
     prompt: str | None = None
     keywords: list[str] | None = None
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
     @field_validator("language")
     @classmethod
-    def _resolve(cls, language: str | None) -> str | None:
+    def _check_language(cls, language: str | None) -> str | None:
         resolve_language(language)
         return language
 
     @field_validator("languages")
     @classmethod
-    def _resolve_one(cls, languages: list[str] | None) -> list[str] | None:
-        if len({resolve_language(language) for language in languages or []}) > 1:
-            raise ValueError("pass one to force it, or none to detect the language.")
+    def _check_languages(cls, languages: list[str] | None) -> list[str] | None:
+        for language in languages or ():
+            resolve_language(language)
         return languages
 
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str | None) -> str | None:
+        _check_length("it has", prompt or "")
+        return prompt
+
+    @field_validator("keywords")
+    @classmethod
+    def _check_keywords(cls, keywords: list[str] | None) -> list[str] | None:
+        _check_length("they have", join_context("", keywords or []))
+        return keywords
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Transcription:
+        _check_length("prompt and keywords have", self.context)
+        language = resolve_language(self.language)
+        if language and set(self.candidates) - {language}:
+            raise ValueError("languages are candidates for detection; send null for language.")
+        return self
+
     @property
-    def stream_options(self) -> dict[str, Any]:
-        """What a stream of an item is made with."""
+    def context(self) -> str:
+        return join_context(self.prompt or "", self.keywords or [])
+
+    @property
+    def candidates(self) -> list[str]:
+        """Names of the languages that may be detected; none where all may."""
+        return [name for name in map(resolve_language, self.languages or ()) if name]
+
+    def stream_options(self, *, wants_logprobs: bool) -> dict[str, Any]:
+        """The options of the stream of an item."""
         return {
-            "language": self.language or next(iter(self.languages or []), None),
-            "context": join_context(self.prompt or "", self.keywords or []),
+            "language": self.language,
+            "languages": self.candidates,
+            "wants_logprobs": wants_logprobs,
+            "context": self.context,
             "step_s": STEP_BY_DELAY[self.delay or "medium"],
         }
 
 
 class TurnDetection(_Strict):
-    type: Literal["server_vad"] = "server_vad"
+    """OpenAI's server_vad. semantic_vad becomes one with the silence of its eagerness."""
+
+    type: Literal["server_vad", "semantic_vad"] = "server_vad"
     threshold: float = Field(default=0.5, ge=0, le=1)
     prefix_padding_ms: int = Field(default=300, ge=0, le=5_000)
     silence_duration_ms: int = Field(default=500, ge=50, le=10_000)
-    create_response: Literal[False] | None = None
-    interrupt_response: Literal[False] | None = None
-    idle_timeout_ms: None = None
+    eagerness: Literal["low", "medium", "high", "auto"] = Field(default="auto", exclude=True)
+    create_response: _Flag = None
+    interrupt_response: _Flag = None
+    idle_timeout_ms: Annotated[int | None, AfterValidator(_as_none)] = None
+
+    @model_validator(mode="after")
+    def _as_server_vad(self) -> TurnDetection:
+        if self.type == "semantic_vad":
+            self.type = "server_vad"
+            if "silence_duration_ms" not in self.model_fields_set:
+                self.silence_duration_ms = SILENCE_BY_EAGERNESS[self.eagerness]
+        elif "eagerness" in self.model_fields_set:
+            raise ValueError("eagerness belongs to semantic_vad; send silence_duration_ms.")
+        return self
 
     @property
     def activity(self) -> VoiceActivity:
         return VoiceActivity(threshold=self.threshold, silence_ms=self.silence_duration_ms)
 
 
+class NoiseReduction(_Strict):
+    type: Literal["near_field", "far_field"] | None = None
+    strength: float | None = None
+
+
 class Input(_Strict):
     format: Format = Format()
     transcription: Transcription = Transcription()
     turn_detection: TurnDetection | None = TurnDetection()
-    noise_reduction: None = None
+    noise_reduction: Annotated[NoiseReduction | None, AfterValidator(_as_none)] = None
 
 
 class Audio(_Strict):
@@ -104,37 +193,53 @@ class Config(_Strict):
 
     type: Literal["transcription"] = "transcription"
     audio: Audio = Audio()
-    include: list[str] | None = Field(default=None, max_length=0)
+    include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
+
+    @property
+    def stream_options(self) -> dict[str, Any]:
+        transcription = self.audio.input.transcription
+        return transcription.stream_options(wants_logprobs=self.wants_logprobs)
 
     def updated(self, changes: Any) -> Config:
-        """With what the client changes; raises ``EventError`` that names what cannot be."""
+        """With the client's changes; raises EventError that names the first field at fault."""
         if not isinstance(changes, dict):
             raise EventError("session must be an object.", param="session")
+        nested = _nested(changes)
         try:
-            return Config.model_validate(_merged(self.model_dump(exclude_unset=True), changes))
+            return Config.model_validate(_merged(self.model_dump(exclude_unset=True), nested))
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False, include_input=False)[0]
             param = ".".join(["session", *map(str, first["loc"])])
             message = ADVICE.get(param, first["msg"].removeprefix("Value error, "))
+            param = param if nested is changes else _flat_name(param)
             raise EventError(f"{param}: {message}", param=param) from error
 
+    def flat(self) -> dict[str, Any]:
+        """The session in the shape of OpenAI's beta."""
+        audio = self.audio.input.model_dump()
+        form = audio["format"]["type"]
+        return {
+            "modalities": ["text"],
+            "input_audio_format": next(name for name, kind in _FORMATS.items() if kind == form),
+            "input_audio_transcription": audio["transcription"],
+            "input_audio_noise_reduction": audio["noise_reduction"],
+            "turn_detection": audio["turn_detection"],
+            "include": self.include,
+        }
 
-# What clients may ask for that cannot be had, and what to do instead.
+
+# The reasons for what is refused, and the alternative.
 _INPUT = "session.audio.input"
-
-
 ADVICE = {
-    "session.type": 'only "transcription" sessions can be had.',
-    "session.include": "log-probabilities are not given; leave it out.",
-    f"{_INPUT}.noise_reduction": "noise is not reduced; send null.",
+    "session.type": 'this server has "transcription" sessions only.',
+    "session.include.0": f"the only item is {LOGPROBS}.",
     f"{_INPUT}.transcription": "a transcription session transcribes; leave null out.",
-    f"{_INPUT}.turn_detection.type": "use server_vad, or null to commit by hand.",
-    f"{_INPUT}.turn_detection.create_response": "there are no responses; leave it out.",
-    f"{_INPUT}.turn_detection.interrupt_response": "there are no responses; leave it out.",
-    f"{_INPUT}.turn_detection.idle_timeout_ms": "there are no responses; leave it out.",
+    f"{_INPUT}.turn_detection.type": "use server_vad, semantic_vad, or null to commit by hand.",
 }
-
-
 _WHOLE = ("format", "turn_detection")  # another type has other fields, so these are not merged
 
 
@@ -146,11 +251,37 @@ def _merged(old: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-class EventError(Exception):
-    """What a client is told of an event that cannot be done."""
+# The fields of the beta, and where they are today.
+_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+_NO_EFFECT = ("modalities", "client_secret")
+_BETA = {
+    "input_audio_format": "format",
+    "input_audio_transcription": "transcription",
+    "input_audio_noise_reduction": "noise_reduction",
+    "turn_detection": "turn_detection",
+}
 
-    def __init__(
-        self, message: str, *, code: str = "invalid_value", param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code, self.param = code, param
+
+def _nested(changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes in today's shape: the fields of the beta move to their place in it."""
+    if not changes.keys() & {*_BETA, *_NO_EFFECT}:
+        return changes
+    moved = {_BETA[name]: value for name, value in changes.items() if name in _BETA}
+    if "format" in moved:
+        moved["format"] = {"type": _beta_format(moved["format"])}
+    rest = {n: value for n, value in changes.items() if n not in _BETA and n not in _NO_EFFECT}
+    return _merged(rest, {"audio": {"input": moved}})
+
+
+def _beta_format(name: Any) -> str:
+    if not isinstance(name, str) or name not in _FORMATS:
+        param = "session.input_audio_format"
+        raise EventError(f"{param}: use one of {', '.join(_FORMATS)}.", param=param)
+    return _FORMATS[name]
+
+
+def _flat_name(param: str) -> str:
+    """The name of a field in the shape of the beta."""
+    for flat, name in _BETA.items():
+        param = re.sub(rf"^{re.escape(_INPUT)}\.{name}\b", f"session.{flat}", param)
+    return param

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
@@ -26,6 +26,7 @@ from ..streaming import Stream, StreamRequest, Update
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
+    from ..transcription import EngineOutput
     from .session_config import Input
 
 ONSET_MS = 40  # that may pass before speech is found to have begun
@@ -140,6 +141,7 @@ class Item:
         self.committed_at = 0.0
         self.task: asyncio.Task[None] | None = None  # the worker's
         self._waiting: list[np.ndarray] = []  # not yet in the stream
+        self._wanted: dict[str, Any] | None = None  # options that the stream does not have yet
         self._changed = asyncio.Event()
         self._on_taken = on_taken
 
@@ -154,15 +156,24 @@ class Item:
             self._waiting.append(samples)
             self._changed.set()
 
+    def configure(self, model: str | None, **options: Any) -> None:
+        """Transcribe under other options from now on; final text stays."""
+        self.model, self._wanted = model, options
+        self._changed.set()
+
     def commit(self) -> None:
         self.is_committed = True
         self.committed_at = time.perf_counter()
         self._changed.set()
 
     def drop(self) -> None:
-        """Stop transcribing: the client has cleared the item or is gone."""
+        """Take no more samples: the item was cleared, or has failed."""
         self.is_dropped = True
         self._waiting.clear()
+
+    def cancel(self) -> None:
+        """Stop transcribing: the client has cleared the item."""
+        self.drop()
         if self.task:
             self.task.cancel()
 
@@ -173,6 +184,9 @@ class Item:
             waiting, self._waiting = self._waiting, []
             if waiting:
                 self.stream.push(np.concatenate(waiting))
+            if self._wanted is not None:
+                wanted, self._wanted = self._wanted, None
+                self.stream.configure(**wanted)
             if self.is_committed:
                 self.stream.finish()
             # a spectrogram and a hash of what is new: some milliseconds
@@ -184,10 +198,14 @@ class Item:
                 return None
             await self._changed.wait()
 
-    def accept(self, output: RequestOutput) -> Update:
-        """The text that an engine output made final."""
-        completion = output.outputs[0]
+    def count(self, output: RequestOutput) -> None:
+        """Add the tokens of an engine output to those of the item."""
         self.prompt_tokens += len(output.prompt_token_ids or ())
-        self.output_tokens += len(completion.token_ids)
-        self.stream.accept(completion.text, completion.finish_reason)
+        self.output_tokens += len(output.outputs[0].token_ids)
+
+    def accept(self, output: EngineOutput) -> Update:
+        """The text that an engine output made final."""
+        self.stream.accept(
+            output.text, output.finish_reason, tokens=output.tokens or (), slot=output.slot
+        )
         return self.stream.update()

@@ -1,0 +1,644 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Realtime sessions without an engine: limits, dialects and configs, on uvicorn and in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import socket
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import websockets
+from conftest import on_a_port
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from qwen3_asr_vllm.geometry import Geometry
+from qwen3_asr_vllm.server import connection
+from qwen3_asr_vllm.server.admission import Admission
+
+PATH = "/v1/realtime"
+MANUAL = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
+COMPLETED = "conversation.item.input_audio_transcription.completed"
+DELTA = "conversation.item.input_audio_transcription.delta"
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def encode(self, text, *, add_special_tokens):
+        return list(text.encode())
+
+    def decode(self, token_ids):
+        return bytes(token_ids).decode(errors="replace")
+
+
+def words(request, spoken="English"):
+    """What a model says of a clip: a word for each second, in the language of the prompt."""
+    _, _, prefix = request.prompt.rpartition("<|im_start|>assistant\n")
+    header, tag, text = prefix.rpartition("<asr_text>")
+    header = header + tag or f"language {spoken}<asr_text>"
+    said, language = text.split(), header.split()[1][:2]
+    seconds = sum(window.num_frames for window in request.windows) // 100
+    said += [f"{language}{number}" for number in range(len(said), seconds)]
+    return (header + " ".join(said))[len(prefix) :]
+
+
+def scored(text, decoding):
+    """vLLM's log-probabilities of an output, in tokens of two characters."""
+    pieces = re.findall("<asr_text>|..?", text)
+    pieces += ["<|im_end|>"]
+    return [{10: SimpleNamespace(decoded_token=piece, logprob=-0.25, rank=1)} for piece in pieces]
+
+
+def made(answer=words, **options):
+    """The state of sessions whose engine is ``answer``."""
+    from qwen3_asr_vllm.server.realtime import Realtime
+
+    class Fake(Realtime):
+        def __init__(self):
+            self.admission = Admission(max_recordings=1)
+            self.allowed_origins = ["*"]
+            self.max_clip_s, self.max_utterance_s, self.idle_s = 12.0, 20.0, 60.0
+            self.models = SimpleNamespace(model_name=lambda: "asr", lora_requests={})
+            self.model_config = SimpleNamespace(max_model_len=4_096)
+            self._tokenizer = Bytes()
+            self._slot_ids = {"None": 0, "English": 1, "German": 2, "French": 3}
+            self._parts = {
+                "tokenizer": self._tokenizer,
+                "geometry": Geometry(),
+                "loudest": lambda window: 0.0,
+            }
+            self.requests = []
+            vars(self).update(options)
+
+        def serves(self, model):
+            return model in (None, "asr", "other")
+
+        async def decode(self, request, model, headers):
+            self.requests.append((request, model))
+            text = answer(request)
+            scores = scored(text, request.decoding) if request.decoding.wants_logprobs else None
+            completion = SimpleNamespace(
+                text=text, finish_reason="stop", token_ids=[1, 2], logprobs=scores
+            )
+            return SimpleNamespace(outputs=[completion], prompt_token_ids=[1, 2, 3])
+
+    return Fake()
+
+
+def app_of(shared):
+    from qwen3_asr_vllm.server.realtime import realtime
+
+    app = FastAPI()
+    app.add_api_websocket_route(PATH, realtime)
+    connection.refuse_compression(app)
+    if shared is not None:
+        app.state.qwen3_asr_realtime = shared
+    return app
+
+
+def noise(seconds):
+    return np.random.default_rng(0).normal(0, 3_000, round(16_000 * seconds)).astype("<i2")
+
+
+def append(samples):
+    audio = base64.b64encode(samples.tobytes()).decode()
+    return {"type": "input_audio_buffer.append", "audio": audio}
+
+
+class Session:
+    """A session in memory; ``events`` are all that came."""
+
+    def __init__(self, socket):
+        self.socket, self.events = socket, []
+
+    def send(self, kind, **fields):
+        self.socket.send_text(json.dumps({"type": kind} | fields))
+
+    def update(self, kind="session.update", **session):
+        self.send(kind, session=session)
+        return self.next()
+
+    def configure(self, **audio_input):
+        return self.update(audio={"input": audio_input})
+
+    def append(self, seconds):
+        self.socket.send_text(json.dumps(append(noise(seconds))))
+
+    def commit(self):
+        self.send("input_audio_buffer.commit")
+
+    def next(self):
+        self.events.append(self.socket.receive_json())
+        return self.events[-1]
+
+    def until(self, kind):
+        while (event := self.next())["type"] != kind:
+            assert event["type"] != "error", event
+        return event
+
+
+class open_session:
+    def __init__(self, shared=None, path=PATH, app=None, **options):
+        self._context = TestClient(app or app_of(shared or made())).websocket_connect(
+            path, **options
+        )
+
+    def __enter__(self):
+        session = Session(self._context.__enter__())
+        session.created = session.next()
+        return session
+
+    def __exit__(self, *error):
+        return self._context.__exit__(*error)
+
+
+# ---- limits ----
+
+
+async def flood(url, event):
+    """A client that sends and never reads, until nothing more is taken of it."""
+    host, port = url.removeprefix("http://").split(":")
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect((host, int(port)))
+    _, writer = await asyncio.open_connection(sock=client, limit=1)
+    writer.write(
+        f"GET {PATH} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+    )
+    data = json.dumps(event).encode()
+    frame = bytes([0x81, 0xFE]) + len(data).to_bytes(2, "big") + bytes(4) + data
+    sent = 0
+    try:
+        while True:
+            writer.write(frame * 100)
+            await asyncio.wait_for(writer.drain(), 30)
+            sent += 100
+    except (ConnectionError, asyncio.TimeoutError):
+        return sent
+    finally:
+        writer.transport.abort()
+
+
+def test_a_flood_that_never_reads_ends(monkeypatch):
+    """The server drops the client in time, with its place and its connection."""
+    monkeypatch.setattr(connection, "SEND_S", 0.5)
+    shared = made()
+    with on_a_port(app := app_of(shared)) as url:
+        started = time.monotonic()
+        sent = asyncio.run(flood(url, {"type": "x", "event_id": "x" * 512}))
+        assert sent > 0 and time.monotonic() - started < 60
+        while shared.admission.num_recordings or app.state.server.server_state.connections:
+            assert time.monotonic() - started < 60
+            time.sleep(0.05)
+
+
+def test_a_refused_client_that_never_reads_is_dropped(monkeypatch):
+    monkeypatch.setattr(connection, "SEND_S", 0.01)
+
+    class Stuck:
+        scope, app = {}, SimpleNamespace(state=SimpleNamespace())
+
+        async def send_denial_response(self, response):
+            await asyncio.sleep(3600)
+
+        accept = send_text = send_denial_response
+
+    from qwen3_asr_vllm.server.errors import ApiError
+
+    async def run():
+        stuck = connection.Connection(Stuck())
+        for waiting in (stuck.refuse(ApiError(503, "full")), stuck.send({"type": "x"})):
+            with pytest.raises(connection.WebSocketDisconnect):
+                await waiting
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_session_without_room_for_audio_ends(monkeypatch):
+    from qwen3_asr_vllm.server import realtime
+
+    monkeypatch.setattr(realtime, "MAX_ROOM_S", 0.1)
+    monkeypatch.setattr(realtime, "ROOM_POLL_S", 0.02)
+    monkeypatch.setattr(realtime, "MAX_BACKLOG_S", 3)
+
+    async def never(*_):
+        await asyncio.sleep(3600)
+
+    shared = made(decode=never)
+    with open_session(shared) as session:
+        session.configure(**MANUAL)
+        session.append(8)
+        event = session.next()
+        assert event["error"]["code"] == "busy"
+        assert "0.1 s" in event["error"]["message"]
+
+
+def test_an_engine_that_does_not_answer_fails_the_item(monkeypatch):
+    from qwen3_asr_vllm.server import realtime
+
+    monkeypatch.setattr(realtime, "DECODE_S", 0.1)
+
+    async def never(*_):
+        await asyncio.sleep(3600)
+
+    with open_session(made(decode=never)) as session:
+        session.configure(**MANUAL)
+        session.append(3)
+        event = session.until("conversation.item.input_audio_transcription.failed")
+        assert "0.1 s" in event["error"]["message"]
+
+
+def test_compressed_frames_are_not_agreed_on():
+    async def agreed(url):
+        async with websockets.connect(url.replace("http", "ws") + PATH) as socket:
+            return socket.response.headers.get("Sec-WebSocket-Extensions")
+
+    with on_a_port(app_of(made())) as url:
+        assert asyncio.run(agreed(url)) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" + "[]," * 5_000_000 + "1]", '{"a":[' + "{}," * 5_000_000 + "1]}", "[" * 10_000_000,
+     '{"type":"session.update","session":{' + '"a":1,' * 2_000_000 + '"b":1}}'],
+    ids=["lists", "objects", "depth", "fields"],
+)  # fmt: skip
+def test_an_event_of_many_values_is_refused_unparsed(content):
+    """15 MB that would be 670 MB once parsed, and hold the event loop for seconds."""
+    import tracemalloc
+
+    from qwen3_asr_vllm.server.dialects import read_event
+    from qwen3_asr_vllm.server.session_config import EventError
+
+    tracemalloc.start()
+    with pytest.raises(EventError, match="20000 values") as error:
+        read_event({"text": content})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error.value.code == "invalid_json"
+    assert peak < 1 << 20
+
+
+def test_a_message_never_echoes_megabytes():
+    with open_session() as session:
+        for fields in (
+            {"type": "session.update", "session": {"x" * 100_000: 1}},
+            {"type": "x" * 100_000},
+            {"type": "session.update", "model": "x" * 100_000},
+            {"type": "session.update", "session": {"audio": {"input": {"transcription": {
+                "language": "x" * 100_000}}}}},
+            {"type": "x", "event_id": "x" * 100_000},
+        ):  # fmt: skip
+            session.socket.send_text(json.dumps(fields))
+            assert len(json.dumps(session.next())) < 5_000
+
+
+# ---- what clients send ----
+
+
+@pytest.mark.parametrize("frame", [b"\x00\x01" * 100, b"\xff\xfe", b"RIFF"])
+def test_a_binary_frame_is_named(frame):
+    with open_session() as session:
+        session.socket.send_bytes(frame)
+        message = session.next()["error"]["message"]
+        assert "binary frame" in message and "base64" in message
+
+
+def test_json_in_a_binary_frame_is_an_event():
+    with open_session() as session:
+        session.socket.send_bytes(b'{"type": "input_audio_buffer.clear"}')
+        assert session.next()["type"] == "input_audio_buffer.cleared"
+
+
+DATA = bytes(range(256)) + b"\xfb\xff"
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        base64.b64encode(DATA).decode(),
+        base64.encodebytes(DATA).decode(),
+        base64.encodebytes(DATA).decode().replace("\n", "\r\n"),
+        base64.urlsafe_b64encode(DATA).decode(),
+        base64.b64encode(DATA).decode().rstrip("="),
+        base64.urlsafe_b64encode(DATA).decode().rstrip("="),
+        f" {base64.b64encode(DATA).decode()}\n",
+    ],
+)
+def test_every_kind_of_base64_is_read(audio):
+    from qwen3_asr_vllm.server.dialects import read_audio
+
+    assert read_audio(audio) == DATA
+
+
+@pytest.mark.parametrize("audio", [None, 7, "~~~", "äöü", "A", "AAAA*AAA", ["AAAA"]])
+def test_other_audio_is_refused(audio):
+    from qwen3_asr_vllm.server.dialects import read_audio
+    from qwen3_asr_vllm.server.session_config import EventError
+
+    with pytest.raises(EventError, match="base64"):
+        read_audio(audio)
+
+
+# ---- the config ----
+
+
+def reported(session, **audio_input):
+    """What ``session.updated`` says of the input."""
+    event = session.configure(**audio_input)
+    assert event["type"] == "session.updated", event
+    return event["session"]["audio"]["input"]
+
+
+@pytest.mark.parametrize(
+    ("eagerness", "silence_ms"),
+    [({}, 1_000), ({"eagerness": "auto"}, 1_000), ({"eagerness": "low"}, 2_000),
+     ({"eagerness": "medium"}, 1_000), ({"eagerness": "high"}, 500)],
+)  # fmt: skip
+def test_semantic_vad_is_a_silence_by_eagerness(eagerness, silence_ms):
+    with open_session() as session:
+        turns = {"type": "semantic_vad", "create_response": True, **eagerness}
+        done = reported(session, turn_detection=turns)["turn_detection"]
+        assert (done["type"], done["silence_duration_ms"]) == ("server_vad", silence_ms)
+        assert done["create_response"] is None
+        again = reported(session, transcription={"language": "de"})["turn_detection"]
+        assert again == done
+
+
+def test_what_has_no_effect_is_reported_as_null():
+    with open_session() as session:
+        turns = {"type": "server_vad", "create_response": True, "interrupt_response": False}
+        done = reported(
+            session,
+            noise_reduction={"type": "near_field"},
+            turn_detection=turns | {"idle_timeout_ms": 5_000},
+        )
+        assert done["noise_reduction"] is None
+        names = ("create_response", "interrupt_response", "idle_timeout_ms")
+        assert [done["turn_detection"][name] for name in names] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("audio.input.turn_detection.eagerness", "very", "low"),
+        ("audio.input.turn_detection.type", "client_vad", "semantic_vad"),
+        ("audio.input.turn_detection.create_response", "perhaps", "bool"),
+        ("audio.input.noise_reduction.type", "all", "near_field"),
+        ("audio.input.transcription.prompt", "x" * 10_001, "10001 characters; the limit is 10000"),
+        ("audio.input.transcription.keywords", ["x" * 999] * 11, "the limit is 10000"),
+        ("audio.input.transcription.languages", ["en", "klingon"], "klingon"),
+        ("include", ["item.audio"], "item.input_audio_transcription.logprobs"),
+    ],
+)
+def test_a_field_at_fault_is_named(path, value, said):
+    changes = value
+    for name in reversed(path.split(".")):
+        changes = {name: changes}
+    with open_session() as session:
+        error = session.update(**changes)["error"]
+        assert error["param"].startswith(f"session.{path}")
+        assert said in error["message"]
+
+
+def test_a_prompt_longer_than_the_model_is_refused():
+    """Not at every utterance, as a fault of the server."""
+    with open_session(made(model_config=SimpleNamespace(max_model_len=1_000))) as session:
+        error = session.configure(transcription={"prompt": "x" * 700})["error"]
+        assert error["param"] == "session.audio.input.transcription.prompt"
+        assert "700 tokens" in error["message"] and "672" in error["message"]
+        assert reported(session, transcription={"prompt": "x" * 672})
+
+
+def test_a_served_model_overrides_that_of_the_url():
+    with open_session(path=f"{PATH}?model=gpt-4o-transcribe") as session:
+        session.append(1)
+        assert session.next()["error"]["code"] == "model_not_found"
+        session.configure(**MANUAL)
+        session.append(1)
+        assert session.next()["error"]["code"] == "model_not_found"
+        assert session.configure(transcription={"model": "whisper-1"})["type"] == "error"
+        session.configure(transcription={"model": "other"})
+        session.append(2)
+        session.commit()
+        assert session.until(COMPLETED)["transcript"] == "En0 En1"
+
+
+# ---- the open item ----
+
+
+def heard(session, seconds=2.0):
+    session.append(seconds)
+    session.commit()
+    return session.until(COMPLETED)
+
+
+def test_an_update_applies_to_the_open_item():
+    shared = made()
+    with open_session(shared) as session:
+        session.configure(**MANUAL)
+        session.append(3)
+        reported(session, transcription={"language": "de", "prompt": "Ada", "model": "other"})
+        end = heard(session, 3)
+        assert end["transcript"] == "Ge0 Ge1 Ge2 Ge3 Ge4 Ge5"
+        assert end["languages"] == [{"code": "de"}]
+        request, model = shared.requests[-1]
+        assert "Ada" in request.prompt and model == "other"
+
+
+def test_final_text_survives_an_update():
+    with open_session() as session:
+        session.configure(**MANUAL)
+        session.append(9)
+        said = session.until(DELTA)["delta"]
+        reported(session, transcription={"language": "de"})
+        session.append(2)
+        session.commit()
+        end = session.until(COMPLETED)
+        deltas = [event["delta"] for event in session.events if event["type"] == DELTA]
+        assert "".join(deltas) == end["transcript"]
+        assert end["transcript"].startswith(said) and end["transcript"].endswith("Ge10")
+        assert [word[2:] for word in end["transcript"].split()] == list(map(str, range(11)))
+
+
+def test_a_committed_item_keeps_its_config():
+    with open_session() as session:
+        session.configure(**MANUAL)
+        session.append(2)
+        session.commit()
+        session.send("session.update", session={"audio": {"input": {"transcription": {
+            "language": "de"}}}})  # fmt: skip
+        assert session.until(COMPLETED)["transcript"] == "En0 En1"
+        assert heard(session)["transcript"] == "Ge0 Ge1"
+
+
+def test_several_languages_constrain_detection():
+    """The model hears English, which is none of the candidates."""
+    with open_session() as session:
+        reported(session, **MANUAL, transcription={"languages": ["de", "fr"]})
+        end = heard(session, 6)
+        assert end["transcript"] == "Ge0 Ge1 Ge2 Ge3 Ge4 Ge5"
+        assert end["languages"] == [{"code": "de"}]
+        reported(session, transcription={"languages": ["de", "en"]})
+        assert heard(session)["languages"] == [{"code": "en"}]
+        reported(session, transcription={"languages": ["fr"]})
+        assert heard(session)["languages"] == [{"code": "fr"}]
+        reported(session, transcription={"languages": None})
+        assert heard(session)["languages"] == [{"code": "en"}]
+
+
+def test_a_header_of_several_languages_never_leaks():
+    with open_session(made(lambda request: "language English, Chinese<asr_text>hi")) as session:
+        session.configure(**MANUAL)
+        end = heard(session)
+        assert end["transcript"] == "hi"
+        assert end["languages"] == [{"code": "en"}, {"code": "zh"}]
+
+
+# ---- log-probabilities ----
+
+LOGPROBS = "item.input_audio_transcription.logprobs"
+
+
+@pytest.mark.parametrize("language", [None, "de"])
+def test_logprobs_of_deltas_join_to_those_of_the_transcript(language):
+    with open_session() as session:
+        done = session.update(include=[LOGPROBS], audio={"input": MANUAL})
+        assert done["session"]["include"] == [LOGPROBS]
+        session.configure(transcription={"language": language})
+        end = heard(session, 9)
+        deltas = [event for event in session.events if event["type"] == DELTA]
+        assert len(deltas) > 1
+        assert sum((event["logprobs"] for event in deltas), []) == end["logprobs"]
+        assert "".join(entry["token"] for entry in end["logprobs"]) == end["transcript"]
+        for entry in end["logprobs"]:
+            assert bytes(entry["bytes"]).decode() == entry["token"] and entry["logprob"] == -0.25
+
+
+def test_logprobs_cover_what_follows_an_update():
+    with open_session() as session:
+        session.configure(**MANUAL)
+        session.append(9)
+        session.until(DELTA)
+        session.update(include=[LOGPROBS])
+        session.append(2)
+        session.commit()
+        end = session.until(COMPLETED)
+        said = "".join(entry["token"] for entry in end["logprobs"])
+        assert said and end["transcript"].endswith(said)
+
+
+def test_logprobs_come_only_where_they_are_wanted():
+    with open_session() as session:
+        session.configure(**MANUAL)
+        assert "logprobs" not in heard(session)
+        assert not any("logprobs" in event for event in session.events)
+
+
+# ---- dialects ----
+
+BETA = {"headers": {"OpenAI-Beta": "realtime=v1"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (BETA | {"path": f"{PATH}?intent=transcription"}, "transcription_session.created"),
+        ({"path": f"{PATH}?intent=transcription", "subprotocols": [
+            "realtime", "openai-beta.realtime-v1"]}, "transcription_session.created"),
+        (BETA, "session.created"),
+        ({"path": f"{PATH}?intent=transcription"}, "session.created"),
+    ],
+)  # fmt: skip
+def test_the_beta_is_known_by_its_handshake(options, kind):
+    with open_session(**options) as session:
+        assert session.created["type"] == kind
+        is_flat = "input_audio_format" in session.created["session"]
+        assert is_flat == (options.keys() != {"path"})
+
+
+def test_a_session_of_the_beta_from_end_to_end():
+    from openai.types.beta import realtime as types
+
+    wanted = {
+        "input_audio_format": "g711_ulaw",
+        "input_audio_transcription": {"model": "asr", "language": "de", "prompt": "Ada"},
+        "turn_detection": None,
+        "input_audio_noise_reduction": {"type": "far_field"},
+        "include": [LOGPROBS],
+        "modalities": ["text", "audio"],
+    }
+    with open_session(**BETA, path=f"{PATH}?intent=transcription") as session:
+        event = session.update("transcription_session.update", **wanted)
+        updated = types.TranscriptionSessionUpdatedEvent.construct(**event)
+        assert updated.session.input_audio_format == "g711_ulaw"
+        assert updated.session.input_audio_transcription.language == "de"
+        assert updated.session.turn_detection is None
+        assert event["session"]["input_audio_noise_reduction"] is None
+        audio = base64.b64encode(bytes(range(256)) * 63).decode()  # 2 s at 8 kHz
+        session.send("input_audio_buffer.append", audio=audio)
+        session.commit()
+        end = session.until(COMPLETED)
+        types.ConversationItemInputAudioTranscriptionCompletedEvent.model_validate(end)
+        assert end["transcript"] == "Ge0 Ge1" and end["logprobs"]
+        kinds = [event["type"] for event in session.events]
+        assert "conversation.item.created" in kinds and "conversation.item.added" not in kinds
+
+
+def test_an_event_of_the_beta_is_understood_in_any_session():
+    with open_session() as session:
+        flat = {"input_audio_transcription": {"language": "de"}, "turn_detection": None}
+        event = session.update("transcription_session.update", input_audio_format="pcm16", **flat)
+        assert event["type"] == "transcription_session.updated"
+        assert event["session"]["input_audio_transcription"]["language"] == "de"
+        event = session.configure(transcription={"prompt": "Ada"})
+        assert event["type"] == "session.updated"
+        assert event["session"]["audio"]["input"]["transcription"]["language"] == "de"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("input_audio_format", "mp3"),
+        ("input_audio_format", 7),
+        ("input_audio_transcription.language", "klingon"),
+        ("input_audio_transcription.prompt", "x" * 10_001),
+        ("turn_detection.threshold", 2),
+        ("voice", "alloy"),
+    ],
+)
+def test_a_field_of_the_beta_is_named_as_it_was_sent(name, value):
+    field, _, inner = name.partition(".")
+    changes = {"modalities": ["text"], field: {inner: value} if inner else value}
+    with open_session(**BETA) as session:
+        error = session.update("transcription_session.update", **changes)["error"]
+        assert error["param"] == f"session.{name}"
+
+
+def test_the_dialect_of_vllm_has_its_errors():
+    with open_session() as session:
+        for event, code in (
+            ({"model": "gpt"}, "model_not_found"),
+            ({"model": None}, "invalid_event"),
+        ):
+            session.send("session.update", **event)
+            error = session.next()
+            assert isinstance(error["error"], str) and error["code"] == code
+        session.send("session.update", model="asr")
+        session.send("input_audio_buffer.append", audio="~~~")
+        assert session.next()["code"] == "invalid_audio"
+        session.socket.send_text("not json")
+        assert isinstance(session.next()["error"], str)
+        session.append(2)
+        session.send("input_audio_buffer.commit")
+        session.send("input_audio_buffer.commit", final=True)
+        assert session.until("transcription.done")["text"] == "En0 En1"
