@@ -49,6 +49,8 @@ from common import (
     speech_clip,
 )
 
+from qwen3_asr_vllm.corpus.outputs import INDEX
+
 ARGUMENTS = ["--enforce-eager", "--max-model-len", "2048"]
 CLIENTS = 8
 CLIP_S = 60.0  # of their recordings

@@ -76,7 +76,7 @@ def classified(pooler, hidden, prompt, cuts):
 
 @torch.inference_mode()
 def test_a_prompt_that_starts_again_keeps_nothing_of_its_first_run():
-    from qwen3_asr_vllm.model.thinker import TimestampPooler
+    from qwen3_asr_vllm.model.aligner import TimestampPooler
 
     torch.manual_seed(0)
     pooler = TimestampPooler(8, 500, bias=False, timestamp_token_id=1, dtype=torch.float32)

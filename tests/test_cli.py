@@ -656,7 +656,8 @@ def test_doctor_finds_our_model_without_a_checkpoint():
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(lines) == len(cli.INSTALLATION | cli.DECODERS)
     assert any(
-        "qwen3_asr_vllm.model.thinker.Qwen3ASRForConditionalGeneration" in line for line in lines
+        "qwen3_asr_vllm.model.transcriber.Qwen3ASRForConditionalGeneration" in line
+        for line in lines
     )
 
 

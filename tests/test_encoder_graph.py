@@ -30,7 +30,7 @@ def model(encoder):
 
 def build_model(encoder):
     """The thinker without a decoder."""
-    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration
+    from qwen3_asr_vllm.model.transcriber import Qwen3ASRForConditionalGeneration
 
     model = object.__new__(Qwen3ASRForConditionalGeneration)
     torch.nn.Module.__init__(model)

@@ -349,7 +349,7 @@ UNTAGGED = "language learning is fun, language by language"
 )
 def test_the_core_route_gets_clean_text(raw, text):
     """V14: in-tree loses what stands before a second tag."""
-    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration as architecture
+    from qwen3_asr_vllm.model.transcriber import Qwen3ASRForConditionalGeneration as architecture
 
     assert architecture.post_process_output(raw) == text
     for size in (1, 2, 5, 100):
@@ -361,7 +361,7 @@ def test_the_core_route_gets_clean_text(raw, text):
 
 @pytest.mark.parametrize(("given", "seconds"), [("", 60), ("1200", 1200), ("25", 25)])
 def test_the_core_route_splits_at(monkeypatch, given, seconds):
-    from qwen3_asr_vllm.model import thinker as model
+    from qwen3_asr_vllm.model import transcriber as model
 
     if given:
         monkeypatch.setenv("QWEN3_ASR_MAX_CLIP_S", given)
@@ -371,7 +371,7 @@ def test_the_core_route_splits_at(monkeypatch, given, seconds):
 
 @pytest.mark.parametrize("given", ["0", "1201", "long"])
 def test_a_clip_length_out_of_range_is_refused(monkeypatch, given):
-    from qwen3_asr_vllm.model import thinker as model
+    from qwen3_asr_vllm.model import transcriber as model
 
     monkeypatch.setenv("QWEN3_ASR_MAX_CLIP_S", given)
     with pytest.raises(ValueError, match=f"QWEN3_ASR_MAX_CLIP_S is '{given}'.*1 to 1200"):
@@ -379,8 +379,8 @@ def test_a_clip_length_out_of_range_is_refused(monkeypatch, given):
 
 
 def test_a_missing_tensor_is_named(reference):
-    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration as architecture
     from qwen3_asr_vllm.model.thinker import check_fused_parts
+    from qwen3_asr_vllm.model.transcriber import Qwen3ASRForConditionalGeneration as architecture
 
     names = set(reference.state_dict())
     check_fused_parts(names, architecture.packed_modules_mapping)

@@ -194,7 +194,7 @@ def test_the_core_route_sends_the_same_prompt(model, language):
     from vllm.config.speech_to_text import SpeechToTextParams
 
     from qwen3_asr_vllm.languages import resolve_language
-    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration as architecture
+    from qwen3_asr_vllm.model.transcriber import Qwen3ASRForConditionalGeneration as architecture
 
     model_config = model.llm.model_config
     params = SpeechToTextParams(

@@ -74,7 +74,7 @@ def test_a_vllm_that_cannot_be_registered_with_goes_on(monkeypatch, caplog):
 def test_the_model_has_every_interface_of_the_in_tree_one():
     from vllm.model_executor.models import interfaces
 
-    from qwen3_asr_vllm.model.thinker import Qwen3ASRForConditionalGeneration as model
+    from qwen3_asr_vllm.model.transcriber import Qwen3ASRForConditionalGeneration as model
 
     for name in ("multimodal", "pp", "lora", "eagle3", "transcription"):
         assert getattr(interfaces, f"supports_{name}")(model), name

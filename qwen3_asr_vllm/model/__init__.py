@@ -10,9 +10,13 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Import an architecture when vLLM asks for it: configs alone need no torch modules."""
-    if name.startswith("Qwen3ASRFor"):
-        from . import thinker
+    """Import an architecture when vLLM asks for it: reading a config needs no layers."""
+    if name == "Qwen3ASRForConditionalGeneration":
+        from .transcriber import Qwen3ASRForConditionalGeneration
 
-        return getattr(thinker, name)
+        return Qwen3ASRForConditionalGeneration
+    if name == "Qwen3ASRForcedAlignerForTokenClassification":
+        from .aligner import Qwen3ASRForcedAlignerForTokenClassification
+
+        return Qwen3ASRForcedAlignerForTokenClassification
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

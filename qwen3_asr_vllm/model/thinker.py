@@ -1,56 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The architectures that vLLM looks up by name, and what they add to encoder and decoder.
+"""The thinker: our audio encoder and vLLM's Qwen3, shared by transcriber and aligner.
 
-    Qwen3ASRForConditionalGeneration               audio and text in, text out
-    Qwen3ASRForcedAlignerForTokenClassification    audio and words in, times out
+    audio -> AudioEncoder -> audio tokens, in the place of <|audio_pad|> -> Qwen3 -> hidden states
 
-Both are a ``Thinker``: our ``AudioEncoder`` and vLLM's own Qwen3. All architectures stand in this
-one file because vLLM caches what it knows of a model class by the hash of its file.
+Also here: loading weights of either checkpoint layout, and CUDA graphs of the encoder.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig, SpeechToTextConfig, VllmConfig
-from vllm.config.speech_to_text import SpeechToTextParams
-from vllm.inputs import PromptType, TokensPrompt
+from vllm.config import VllmConfig
 from vllm.logger import init_logger
-from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
-    StreamingTranscriptionPostProcessor,
-    SupportsEagle3,
     SupportsEncoderCudaGraph,
-    SupportsLoRA,
     SupportsMultiModal,
     SupportsPP,
-    SupportsTranscription,
 )
-from vllm.model_executor.models.interfaces_base import default_pooling_type
 from vllm.model_executor.models.module_mapping import MultiModelKeys
-from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
     WeightsMapper,
     maybe_prefix,
     scatter_output_slices,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalKwargsItem
-from vllm.multimodal.processing import cached_encode
 from vllm.sequence import IntermediateTensors
-from vllm.tasks import PoolingTask
-from vllm.tokenizers import cached_tokenizer_from_config
-from vllm.utils.torch_utils import async_tensor_h2d
-from vllm.v1.outputs import PoolerOutput
-from vllm.v1.pool.metadata import PoolingMetadata
 from vllm.v1.worker.encoder_cudagraph_defs import (
     EncoderCudaGraphCaptureInputs,
     EncoderCudaGraphConfig,
@@ -60,21 +40,15 @@ from vllm.v1.worker.encoder_cudagraph_defs import (
 )
 
 from .. import __version__
-from ..decoding import DEFAULT_CLIP_S
-from ..geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
-from ..languages import LANGUAGES, language_code, resolve_language
-from ..prompt import AUDIO_PLACEHOLDER, NO_TRANSLATION, OutputStream, build_prompt, parse_output
+from ..prompt import AUDIO_PLACEHOLDER
 from .bounds import LIMIT, bounded
 from .config import Qwen3ASRThinkerConfig
 from .encoder import GRAPH_BACKENDS, GRAPH_BUFFERS, AudioEncoder
-from .processor import DummyInputs, ProcessingInfo, Processor
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
 # Slots of the CUDA graphs of the encoder: what a batch lacks of the next larger is computed, too.
 GRAPH_CHUNKS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
-SPLIT_SEARCH_S = 10  # seconds before a clip's limit in which vLLM's own route looks for silence
-CLASSIFIED_AT_ONCE = 1024  # rows of time classes: 20 MB of float32 for 5000 classes
 # Methods that store no list of unquantized modules: their makers leave the audio tower alone.
 UNLISTED_QUANTIZATION = ("gptq", "gptq_marlin", "auto_gptq", "awq", "awq_marlin", "auto_awq")
 
@@ -86,7 +60,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    decoder: ClassVar[type[Qwen3ForCausalLM | Headless]]  # what holds a Qwen3Model
+    decoder: ClassVar[type[nn.Module]]  # holds a Qwen3Model as its ``model``
     language_model: Any
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
@@ -318,200 +292,9 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         )
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
-class Qwen3ASRForConditionalGeneration(
-    Thinker, SupportsTranscription, SupportsLoRA, SupportsEagle3
-):
-    """Audio and text in, text out."""
-
-    supports_tower_connector_lora: ClassVar[bool] = True
-    # vLLM refuses a class that lists a code Whisper lacks; validate_language knows all 30
-    supported_languages: ClassVar[Mapping[str, str]] = {
-        code: name for code, name in LANGUAGES.items() if code != "fil"
-    }
-    no_space_languages: ClassVar[set[str]] = {"zh", "yue", "ja", "th"}
-    decoder = Qwen3ForCausalLM
-    hf_to_vllm_mapper = Thinker.hf_to_vllm_mapper | WeightsMapper(
-        orig_to_new_prefix={
-            "thinker.lm_head.": "language_model.lm_head.",
-            "lm_head.": "language_model.lm_head.",
-        }
-    )
-
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        logits: torch.Tensor | None = self.language_model.compute_logits(hidden_states)
-        return logits
-
-    def get_mm_lora_token_counts(
-        self, *, modality: str, mm_kwargs: MultiModalKwargsItem | None, num_mm_embeds: int
-    ) -> tuple[int, int | None]:
-        return num_mm_embeds, None  # the layers see one row per audio token
-
-    # --- vLLM's own transcription route ---------------------------------------------------------
-
-    @classmethod
-    def get_speech_to_text_config(
-        cls, model_config: ModelConfig, task_type: str
-    ) -> SpeechToTextConfig:
-        max_clip_s = _max_clip_s(model_config.max_model_len)
-        return SpeechToTextConfig(
-            sample_rate=SAMPLE_RATE,
-            max_audio_clip_s=max_clip_s,
-            overlap_chunk_second=min(SPLIT_SEARCH_S, max_clip_s // 2),
-        )
-
-    @classmethod
-    def get_num_audio_tokens(
-        cls, audio_duration_s: float, stt_config: SpeechToTextConfig, model_config: ModelConfig
-    ) -> int | None:
-        frames = num_frames(int(audio_duration_s * SAMPLE_RATE))
-        tokens: int = model_config.hf_config.thinker_config.audio_config.geometry.num_tokens(frames)
-        return tokens
-
-    @classmethod
-    def validate_language(cls, language: str | None) -> str | None:
-        """The code of a language given in any spelling; None lets the model detect it."""
-        name = resolve_language(language)
-        return None if name is None else language_code(name)
-
-    @classmethod
-    def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> PromptType:
-        if stt_params.task_type != "transcribe":
-            raise ValueError(NO_TRANSLATION)
-        context = "\n".join(filter(None, (stt_params.request_prompt, stt_params.hotwords)))
-        prompt = build_prompt(context=context, language=resolve_language(stt_params.language))
-        tokenizer = cached_tokenizer_from_config(stt_params.model_config)
-        return TokensPrompt(
-            prompt_token_ids=cached_encode(tokenizer, prompt),
-            multi_modal_data={"audio": stt_params.audio},
-        )
-
-    @classmethod
-    def post_process_output(cls, text: str) -> str:
-        return parse_output(text).text
-
-    @classmethod
-    def get_streaming_post_processor_cls(cls) -> type[StreamingTranscriptionPostProcessor]:
-        return DeltaCleaner
-
-
 def _peaks(mm_kwargs: Mapping[str, Any]) -> torch.Tensor | None:
     """(clips,) float32: the loudest bin of what each is a part of; None where none is a part."""
     return None if (peaks := mm_kwargs.get("audio_peaks")) is None else peaks.flatten()
-
-
-class DeltaCleaner(StreamingTranscriptionPostProcessor):
-    """Raw deltas of one clip -> deltas of its text."""
-
-    def __init__(self) -> None:
-        self.stream = OutputStream()
-
-    def process_delta(self, text_delta: str, finished: bool) -> str:
-        text = self.stream.push(text_delta)
-        return text + self.stream.finish() if finished else text
-
-
-class Headless(nn.Module):
-    """A Qwen3 without the head that writes words."""
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__()
-        self.model = Qwen3Model(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
-
-    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.model.embed_input_ids(input_ids)
-
-
-@default_pooling_type(tok_pooling_type="ALL")
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
-class Qwen3ASRForcedAlignerForTokenClassification(Thinker):
-    """Audio and words in; out comes the time class of each ``<timestamp>`` in the prompt."""
-
-    is_pooling_model: ClassVar[bool] = True
-    decoder = Headless
-    hf_to_vllm_mapper = Thinker.hf_to_vllm_mapper | WeightsMapper(
-        orig_to_new_prefix={
-            "thinker.lm_head.": "pooler.classifier.",
-            "score.": "pooler.classifier.",
-        }
-    )
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        config = vllm_config.model_config.hf_config
-        self.pooler = TimestampPooler(
-            self.config.text_config.hidden_size,
-            config.thinker_config.classify_num,
-            bias=config.token_classification_bias,
-            timestamp_token_id=config.timestamp_token_id,
-            dtype=vllm_config.model_config.head_dtype,
-        )
-
-
-class TimestampPooler(Pooler):
-    """Hidden states -> for each request, the likeliest class at each of its timestamps.
-
-    Only rows of timestamps are classified, and of these only the argmax leaves the engine: two
-    int32 a word instead of 5000 floats a token. ``use_activation=False`` asks for the logits.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_classes: int,
-        *,
-        bias: bool,
-        timestamp_token_id: int,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(hidden_size, num_classes, bias=bias, dtype=dtype)
-        self.timestamp_token_id = timestamp_token_id
-
-    def get_supported_tasks(self) -> set[PoolingTask]:
-        return {"token_classify"}
-
-    def get_pooling_updates(self, task: PoolingTask) -> PoolingParamsUpdate:
-        return PoolingParamsUpdate(requires_token_ids=True)
-
-    def forward(
-        self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
-    ) -> PoolerOutput:
-        """(tokens of all requests, hidden) -> (timestamps,) int32 each; None while unfinished.
-
-        A long prompt may come in parts, whose classes wait in the state of its request.
-        """
-        cursor = pooling_metadata.get_pooling_cursor()
-        outputs: list[torch.Tensor | None] = []
-        for hidden, prompt, end, params, state, is_finished in zip(
-            hidden_states.split(cursor.num_scheduled_tokens_cpu.tolist()),
-            pooling_metadata.get_prompt_token_ids_cpu(),
-            cursor.seq_lens_cpu.tolist(),
-            pooling_metadata.pooling_params,
-            pooling_metadata.pooling_states,
-            cursor.get_finished_mask(),
-            strict=True,
-        ):
-            is_marked = prompt[end - len(hidden) : end] == self.timestamp_token_id
-            rows = hidden[async_tensor_h2d(is_marked.nonzero().flatten(), hidden.device)]
-            parts = state.hidden_states_cache
-            if end == len(hidden):  # also a prompt that was preempted: it starts again
-                parts.clear()
-            parts.append(self.logits(rows) if params.use_activation is False else self.best(rows))
-            outputs.append(torch.cat(parts) if is_finished else None)
-            if is_finished:
-                state.clean()
-        return outputs
-
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """(rows, hidden) -> (rows, classes)."""
-        logits: torch.Tensor = self.classifier(rows.to(self.classifier.weight.dtype))
-        return logits
-
-    def best(self, rows: torch.Tensor) -> torch.Tensor:
-        """(rows, hidden) -> (rows,) int32, in bounded memory."""
-        parts = [self.logits(part).argmax(-1) for part in rows.split(CLASSIFIED_AT_ONCE)]
-        return torch.cat(parts).to(torch.int32)
 
 
 def check_dimensions(config: Qwen3ASRThinkerConfig) -> None:
@@ -569,16 +352,3 @@ def _tower_quantization(quant_config: QuantizationConfig | None) -> Quantization
     if quant_config is None or quant_config.get_name() not in UNLISTED_QUANTIZATION:
         return quant_config
     return quant_config if getattr(quant_config, "modules_to_not_convert", None) else None
-
-
-def _max_clip_s(max_model_len: int) -> int:
-    """Seconds of audio per clip: QWEN3_ASR_MAX_CLIP_S, as far as the model's length allows.
-
-    A second takes 13 tokens of prompt and up to about as many of text.
-    """
-    given = os.environ.get("QWEN3_ASR_MAX_CLIP_S", f"{DEFAULT_CLIP_S:g}")
-    if not given.isdecimal() or not 1 <= int(given) <= MAX_CLIP_S:
-        raise ValueError(
-            f"QWEN3_ASR_MAX_CLIP_S is {given!r}; give whole seconds from 1 to {MAX_CLIP_S}."
-        )
-    return max(1, min(int(given), max_model_len // 32))

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transcriber's architecture: a thinker that writes text, and the hooks of vLLM's own route."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from vllm.config import ModelConfig, SpeechToTextConfig
+from vllm.config.speech_to_text import SpeechToTextParams
+from vllm.inputs import PromptType, TokensPrompt
+from vllm.model_executor.models.interfaces import (
+    StreamingTranscriptionPostProcessor,
+    SupportsEagle3,
+    SupportsLoRA,
+    SupportsTranscription,
+)
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.model_executor.models.utils import WeightsMapper
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.multimodal.processing import cached_encode
+from vllm.tokenizers import cached_tokenizer_from_config
+
+from ..decoding import DEFAULT_CLIP_S
+from ..geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
+from ..languages import LANGUAGES, SPACELESS_LANGUAGES, language_code, resolve_language
+from ..prompt import NO_TRANSLATION, OutputStream, build_prompt, parse_output
+from .processor import DummyInputs, ProcessingInfo, Processor
+from .thinker import Thinker
+
+SPLIT_SEARCH_S = 10  # seconds before a clip's limit in which vLLM's own route looks for silence
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
+class Qwen3ASRForConditionalGeneration(
+    Thinker, SupportsTranscription, SupportsLoRA, SupportsEagle3
+):
+    """Audio and text in, text out."""
+
+    supports_tower_connector_lora: ClassVar[bool] = True
+    # vLLM refuses a class that lists a code Whisper lacks; validate_language knows all 30
+    supported_languages: ClassVar[Mapping[str, str]] = {
+        code: name for code, name in LANGUAGES.items() if code != "fil"
+    }
+    no_space_languages: ClassVar[set[str]] = {
+        code for code, name in LANGUAGES.items() if name in SPACELESS_LANGUAGES
+    }
+    decoder = Qwen3ForCausalLM
+    hf_to_vllm_mapper = Thinker.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_prefix={
+            "thinker.lm_head.": "language_model.lm_head.",
+            "lm_head.": "language_model.lm_head.",
+        }
+    )
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        logits: torch.Tensor | None = self.language_model.compute_logits(hidden_states)
+        return logits
+
+    def get_mm_lora_token_counts(
+        self, *, modality: str, mm_kwargs: MultiModalKwargsItem | None, num_mm_embeds: int
+    ) -> tuple[int, int | None]:
+        return num_mm_embeds, None  # the layers see one row per audio token
+
+    # --- vLLM's own transcription route ---------------------------------------------------------
+
+    @classmethod
+    def get_speech_to_text_config(
+        cls, model_config: ModelConfig, task_type: str
+    ) -> SpeechToTextConfig:
+        max_clip_s = _max_clip_s(model_config.max_model_len)
+        return SpeechToTextConfig(
+            sample_rate=SAMPLE_RATE,
+            max_audio_clip_s=max_clip_s,
+            overlap_chunk_second=min(SPLIT_SEARCH_S, max_clip_s // 2),
+        )
+
+    @classmethod
+    def get_num_audio_tokens(
+        cls, audio_duration_s: float, stt_config: SpeechToTextConfig, model_config: ModelConfig
+    ) -> int | None:
+        frames = num_frames(int(audio_duration_s * SAMPLE_RATE))
+        tokens: int = model_config.hf_config.thinker_config.audio_config.geometry.num_tokens(frames)
+        return tokens
+
+    @classmethod
+    def validate_language(cls, language: str | None) -> str | None:
+        """The code of a language given in any spelling; None lets the model detect it."""
+        name = resolve_language(language)
+        return None if name is None else language_code(name)
+
+    @classmethod
+    def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> PromptType:
+        if stt_params.task_type != "transcribe":
+            raise ValueError(NO_TRANSLATION)
+        context = "\n".join(filter(None, (stt_params.request_prompt, stt_params.hotwords)))
+        prompt = build_prompt(context=context, language=resolve_language(stt_params.language))
+        tokenizer = cached_tokenizer_from_config(stt_params.model_config)
+        return TokensPrompt(
+            prompt_token_ids=cached_encode(tokenizer, prompt),
+            multi_modal_data={"audio": stt_params.audio},
+        )
+
+    @classmethod
+    def post_process_output(cls, text: str) -> str:
+        return parse_output(text).text
+
+    @classmethod
+    def get_streaming_post_processor_cls(cls) -> type[StreamingTranscriptionPostProcessor]:
+        return DeltaCleaner
+
+
+class DeltaCleaner(StreamingTranscriptionPostProcessor):
+    """Raw deltas of one clip -> deltas of its text."""
+
+    def __init__(self) -> None:
+        self.stream = OutputStream()
+
+    def process_delta(self, text_delta: str, finished: bool) -> str:
+        text = self.stream.push(text_delta)
+        return text + self.stream.finish() if finished else text
+
+
+def _max_clip_s(max_model_len: int) -> int:
+    """Seconds of audio per clip: QWEN3_ASR_MAX_CLIP_S, as far as the model's length allows.
+
+    A second takes 13 tokens of prompt and up to about as many of text.
+    """
+    given = os.environ.get("QWEN3_ASR_MAX_CLIP_S", f"{DEFAULT_CLIP_S:g}")
+    if not given.isdecimal() or not 1 <= int(given) <= MAX_CLIP_S:
+        raise ValueError(
+            f"QWEN3_ASR_MAX_CLIP_S is {given!r}; give whole seconds from 1 to {MAX_CLIP_S}."
+        )
+    return max(1, min(int(given), max_model_len // 32))
