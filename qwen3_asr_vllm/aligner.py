@@ -10,7 +10,7 @@ from .alignment import CLASS_MS, AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
 from .engine import death_told, engine_prompt, load_engine
 from .transcript import Transcript
-from .transcription import run_together
+from .transcription import Transcription, run_together, with_warnings
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -45,12 +45,22 @@ class ForcedAligner:
 
     @overload
     def align(
-        self, audio: AudioSource, text: str, *, language: str | None = None
+        self,
+        audio: AudioSource,
+        text: str,
+        *,
+        language: str | None = None,
+        audio_track: int | None = None,
     ) -> Transcript: ...
 
     @overload
     def align(
-        self, audio: list[AudioSource], text: list[str], *, language: str | None = None
+        self,
+        audio: list[AudioSource],
+        text: list[str],
+        *,
+        language: str | None = None,
+        audio_track: int | None = None,
     ) -> list[Transcript]: ...
 
     def align(
@@ -59,6 +69,7 @@ class ForcedAligner:
         text: str | list[str],
         *,
         language: str | None = None,
+        audio_track: int | None = None,
     ) -> Transcript | list[Transcript]:
         """When each word of a recording's text is said; or of many, which is much faster.
 
@@ -78,7 +89,7 @@ class ForcedAligner:
         if len(sources) != len(texts):
             raise ValueError(f"{len(sources)} recordings and {len(texts)} texts; give one for each")
         alignments = [
-            align(load_audio(source), said, language=language)
+            _begin(source, said, language=language, audio_track=audio_track)
             for source, said in zip(sources, texts, strict=True)
         ]
         transcripts = run_together(alignments, self.time_units)
@@ -100,6 +111,15 @@ class ForcedAligner:
                 return [AlignmentOutput((), error=str(error))]
             return [output for request in requests for output in self.time_units([request])]
         return [read_times(output, self.class_ms) for output in outputs]
+
+
+def _begin(
+    source: AudioSource, text: str, *, language: str | None, audio_track: int | None
+) -> Transcription:
+    """The alignment of one recording, with what of it could not be read as warnings."""
+    warnings: list[str] = []
+    waveform = load_audio(source, on_warning=warnings.append, audio_track=audio_track)
+    return with_warnings(align(waveform, text, language=language), warnings)
 
 
 def read_times(output: PoolingRequestOutput, class_ms: float) -> AlignmentOutput:

@@ -23,7 +23,7 @@ import numpy as np
 from .geometry import SAMPLE_RATE
 from .recordings import Progress, Result, SourceReader
 from .transcript import Transcript
-from .transcription import EngineOutput, EngineRequest, Steps, Transcription
+from .transcription import EngineOutput, EngineRequest, Steps, Transcription, with_warnings
 
 LOOK_AHEAD_S = 2 * 3600  # seconds of audio that are decoded before the engine has room: 460 MB
 MAX_OUTSTANDING = 4096  # recordings between the source and the caller
@@ -65,7 +65,8 @@ class _Job:
 class Pipeline:
     """One run over ``sources``; ``results()`` drives it.
 
-    ``load`` gives the waveform of a source, in a worker thread; ``begin`` its transcription. The
+    ``load`` gives the waveform of a source, in a worker thread, and passes sentences of what it
+    could not read to its ``on_warning``; ``begin`` gives its transcription. The
     sources are read in a thread of their own.
     """
 
@@ -74,7 +75,7 @@ class Pipeline:
         sources: Iterable[Any],
         engine: Engine,
         *,
-        load: Callable[[Any], np.ndarray],
+        load: Callable[..., np.ndarray],
         begin: Callable[[np.ndarray], Transcription],
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
@@ -163,8 +164,10 @@ class Pipeline:
 
     def _start(self, source: Any) -> tuple[float, Steps[Transcript]]:
         """Decode and cut a recording. Runs in a worker."""
-        waveform = self._load(source)
-        return len(waveform) / SAMPLE_RATE, Steps(self._begin(waveform))
+        warnings: list[str] = []
+        waveform = self._load(source, on_warning=warnings.append)
+        transcription = with_warnings(self._begin(waveform), warnings)
+        return len(waveform) / SAMPLE_RATE, Steps(transcription)
 
     def _collect_loaded(self) -> None:
         for future in [future for future in self._loading if future.done()]:

@@ -57,8 +57,9 @@ def open_track(
             metadata_errors="replace",
         )
     except av.FFmpegError as error:
+        advice = "" if read_at(file, 0, 16).isascii() else f" {RAW_ADVICE}"
         raise Unreadable(
-            f"not audio, or cut off: neither libsndfile nor FFmpeg can read it. {RAW_ADVICE}"
+            f"not audio, or cut off: neither libsndfile nor FFmpeg can read it.{advice}"
         ) from error
     with opened:
         yield Track(opened, _chosen(opened, number), av)
@@ -89,6 +90,8 @@ class Track:
         for other in opened.streams:
             if other is not self._stream and self._container != _MATROSKA:
                 other.discard = type(other.discard).all
+        if self._stream.codec_context is None:
+            raise Unreadable("not audio that FFmpeg has a decoder for.")
         if self._stream.codec_context.name == "flac":  # else noise stands for what is damaged
             self._stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self._start_s = (opened.start_time or 0) / av.time_base

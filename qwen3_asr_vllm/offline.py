@@ -84,6 +84,7 @@ class Qwen3ASR:
         max_clip_s: float = DEFAULT_CLIP_S,
         confidences: bool = False,
         word_timestamps: bool = False,
+        audio_track: int | None = None,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
     ) -> Transcript: ...
@@ -100,6 +101,7 @@ class Qwen3ASR:
         max_clip_s: float = DEFAULT_CLIP_S,
         confidences: bool = False,
         word_timestamps: bool = False,
+        audio_track: int | None = None,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Result]: ...
@@ -115,6 +117,7 @@ class Qwen3ASR:
         max_clip_s: float = DEFAULT_CLIP_S,
         confidences: bool = False,
         word_timestamps: bool = False,
+        audio_track: int | None = None,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
     ) -> Transcript | Iterator[Result]:
@@ -144,7 +147,9 @@ class Qwen3ASR:
         to 10,000 characters. ``max_clip_s`` is the most audio, 1 to 1200 s, that the model hears
         at once. ``confidences`` fills those of the segments, and their tokens.
         ``word_timestamps`` fills their words, and has segments last from their first word to their
-        last; a warning says which language has none. ``progress`` is called after every clip.
+        last; a warning says which language has none. ``audio_track``, from 1, chooses one of
+        several in a video. ``progress`` is called after every clip. What of a file could not be
+        read is in the ``warnings`` of its transcript.
 
         Raises ValueError at once for an unknown language, a bad ``max_clip_s``, or word times
         without an aligner; for one recording also what is wrong with it, a ValueError or OSError
@@ -165,7 +170,7 @@ class Qwen3ASR:
         pipeline = Pipeline(
             [audio] if is_one(audio) else audio,
             self._engine,
-            load=Loader(),
+            load=Loader(audio_track=audio_track),
             begin=begin,
             in_order=in_order,
             progress=progress,

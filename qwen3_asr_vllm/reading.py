@@ -46,7 +46,7 @@ class Reader:
 
     def read(self, file: BinaryIO) -> np.ndarray:
         """The waveform of a seekable file. Raises ValueError where nothing can be read of it."""
-        if size_of(file) == 0:
+        if not read_at(file, 0, 1):
             raise ValueError("audio is empty: the file has 0 bytes.")
         if self.raw and not _has_header(file):
             return self._read_raw(file, self.raw)

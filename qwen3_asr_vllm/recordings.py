@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import stat
 import sys
 import urllib.error
 import urllib.request
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 MAX_DOWNLOAD_BYTES = 1 << 30
 DOWNLOAD_TIMEOUT_S = 60  # without a byte
 MAX_WHOLES = 2  # recordings that are kept for their parts; 0.9 GB for one of four hours
+
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,19 +88,24 @@ class Recording:
         """The key, and that of a line which has only the path of its row, relative or not."""
         return self.key, (str(self.row.get("audio_filepath", self.source)), self.offset_s)
 
-    def load(self) -> np.ndarray:
-        """Its waveform. Raises what ``load_audio`` and ``fetch`` raise."""
-        waveform = self.load_whole()
+    def load(self, **options: Any) -> np.ndarray:
+        """Return its waveform; ``options`` are those of ``load_audio``.
+
+        Raises what ``load_audio`` and ``fetch`` raise.
+        """
+        waveform = self.load_whole(**options)
         return self.part_of(waveform) if self.is_part else waveform
 
-    def load_whole(self) -> np.ndarray:
-        """The waveform of all that it is a part of."""
+    def load_whole(self, **options: Any) -> np.ndarray:
+        """Return the waveform of all that it is a part of."""
         from .audio import load_audio
 
         self.check()
         if self.source == "-":
-            return load_audio(sys.stdin.buffer.read())
-        return _load_url(self.source) if is_url(self.source) else load_audio(self.source)
+            return load_audio(sys.stdin.buffer.read(), **options)
+        if is_url(self.source):
+            return _load_url(self.source, **options)
+        return load_audio(self.source, **options)
 
     def part_of(self, waveform: np.ndarray) -> np.ndarray:
         start = round(self.offset_s * SAMPLE_RATE)
@@ -132,18 +141,30 @@ class Loader:
     """``load_recording`` for one run: parts that follow each other decode their recording once.
 
     Threads may share it; those that want parts of what is being decoded wait for it.
+    ``audio_track`` is that of ``load_audio``.
     """
 
-    def __init__(self) -> None:
-        self._wholes: OrderedDict[str, Future[np.ndarray]] = OrderedDict()  # by source
+    def __init__(self, *, audio_track: int | None = None) -> None:
+        self._audio_track = audio_track
+        self._wholes: OrderedDict[str, Future[tuple[np.ndarray, list[str]]]] = OrderedDict()
         self._lock = Lock()
 
-    def __call__(self, source: Any) -> np.ndarray:
-        if isinstance(source, Recording) and source.is_part:
-            return source.part_of(self._whole(source))
-        return load_recording(source)
+    def __call__(
+        self, source: Any, *, on_warning: Callable[[str], object] = _logger.warning
+    ) -> np.ndarray:
+        """Return the waveform; ``on_warning`` takes what ``load_audio`` warns of.
 
-    def _whole(self, part: Recording) -> np.ndarray:
+        Each part of a recording has the warnings of the whole.
+        """
+        if not isinstance(source, Recording) or not source.is_part:
+            return load_recording(source, on_warning=on_warning, audio_track=self._audio_track)
+        whole, warnings = self._whole(source)
+        part = source.part_of(whole)
+        for warning in warnings:
+            on_warning(warning)
+        return part
+
+    def _whole(self, part: Recording) -> tuple[np.ndarray, list[str]]:
         with self._lock:
             is_new = part.source not in self._wholes
             whole = self._wholes.setdefault(part.source, Future())
@@ -152,28 +173,35 @@ class Loader:
                 self._wholes.popitem(last=False)
         if is_new:
             try:
-                whole.set_result(part.load_whole())
+                warnings: list[str] = []
+                waveform = part.load_whole(
+                    on_warning=warnings.append, audio_track=self._audio_track
+                )
+                whole.set_result((waveform, warnings))
             except BaseException as error:
                 whole.set_exception(error)
                 self._forget(part.source, whole)
         return whole.result()
 
-    def _forget(self, source: str, failed: Future[np.ndarray]) -> None:
+    def _forget(self, source: str, failed: Future[Any]) -> None:
         """So that the next part tries again: it may have been the network."""
         with self._lock:
             if self._wholes.get(source) is failed:
                 del self._wholes[source]
 
 
-def load_recording(source: Any) -> np.ndarray:
-    """The waveform of whatever ``load_audio`` takes, of a URL, or of a ``Recording``."""
+def load_recording(source: Any, **options: Any) -> np.ndarray:
+    """Return the waveform of what ``load_audio`` takes, of a URL, or of a ``Recording``.
+
+    ``options`` are those of ``load_audio``.
+    """
     if isinstance(source, Recording):
-        return source.load()
+        return source.load(**options)
     if isinstance(source, str) and is_url(source):
-        return _load_url(source)
+        return _load_url(source, **options)
     from .audio import load_audio
 
-    return load_audio(source)
+    return load_audio(source, **options)
 
 
 class SourceReader:
@@ -256,12 +284,12 @@ def fetch(url: str) -> bytes:
     return data
 
 
-def _load_url(url: str) -> np.ndarray:
+def _load_url(url: str, **options: Any) -> np.ndarray:
     from .audio import load_audio
 
     data = fetch(url)
     try:
-        return load_audio(data)
+        return load_audio(data, **options)
     except ValueError as error:
         raise ValueError(f"{url}: {error}") from error
 

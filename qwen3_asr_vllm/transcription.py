@@ -155,6 +155,12 @@ def transcribe(
     return _join(parts, waveform, cut)
 
 
+def with_warnings(rounds: Transcription, warnings: Sequence[str]) -> Transcription:
+    """As ``rounds``, with ``warnings`` in front of those of the transcript."""
+    transcript = yield from rounds
+    return replace(transcript, warnings=(*warnings, *transcript.warnings))
+
+
 def transcribe_channels(
     channels: Sequence[np.ndarray], speakers: Sequence[str], **options: Any
 ) -> Transcription:

@@ -165,9 +165,9 @@ def test_texts_go_to_stdout_and_the_rest_to_stderr(model, files, capsys):
 @pytest.mark.parametrize(
     "line",
     [
-        "-l zh-CN -c Anna --max-clip-s 30 --keywords Maier,Ulm --languages zh,yue",
+        "-l zh-CN -c Anna --max-clip-s 30 --keywords Maier,Ulm --languages zh,yue --audio-track 2",
         "--language Chinese --initial_prompt Anna --chunk_size=30 --hotwords=Maier,\tUlm "
-        "--languages=Chinese,Cantonese",
+        "--languages=Chinese,Cantonese --audio-track=2",
     ],
 )
 def test_wishes_reach_the_model_under_the_names_that_fingers_know(model, files, line):
@@ -179,6 +179,7 @@ def test_wishes_reach_the_model_under_the_names_that_fingers_know(model, files, 
         "keywords": ["Maier", "Ulm"],
         "max_clip_s": 30.0,
         "confidences": False,
+        "audio_track": 2,
     }
 
 

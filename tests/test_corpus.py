@@ -179,9 +179,9 @@ def decoded(monkeypatch):
     """How often each file was decoded."""
     times = Counter()
 
-    def load_audio(source):
+    def load_audio(source, **options):
         times[source] += 1
-        return real(source)
+        return real(source, **options)
 
     real = audio.load_audio
     monkeypatch.setattr(audio, "load_audio", load_audio)

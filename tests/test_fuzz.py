@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3_asr_vllm import audio
+from qwen3_asr_vllm import audio, sndfile
 from qwen3_asr_vllm.audio import load_audio
 
 
@@ -105,7 +105,7 @@ def test_a_named_pipe_is_read(tmp_path):
 @pytest.mark.parametrize("change", ["cut", "emptied", "overwritten", "removed"])
 def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, name, change):
     """What was there before the change, or a refusal; never an end of the process."""
-    monkeypatch.setattr(audio, "_BLOCK_VALUES", 4_000)
+    monkeypatch.setattr(sndfile, "BLOCK_VALUES", 4_000)
     path = tmp_path / name
     path.write_bytes(fuzz.recording(name))
     whole = load_audio(path)
@@ -123,7 +123,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, name, chang
     try:
         waveform = load_audio(path, on_progress=meddle)
     except ValueError as error:
-        assert re.search(f"{name}: audio (is broken|holds NaN)", str(error))
+        assert re.search(f"{name}: (audio (is broken|holds)|not audio, or cut off)", str(error))
         return
     assert len(waveform) <= len(whole) + 1_000
     if change == "removed":

@@ -229,7 +229,9 @@ def test_parts_of_a_recording_are_sent_as_samples_and_it_is_decoded_once(
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     part = Recording(str(tmp_path / "a.wav"), "a", offset_s=0.25, duration_s=0.5)
     decoded, load_audio = [], audio.load_audio
-    monkeypatch.setattr(audio, "load_audio", lambda path: decoded.append(path) or load_audio(path))
+    monkeypatch.setattr(
+        audio, "load_audio", lambda path, **kw: decoded.append(path) or load_audio(path, **kw)
+    )
     list(Server(echo.url).transcribe([part] * 100))
     assert len(decoded) == 1
     (tmp_path / "sent.wav").write_bytes(echo.forms[0][1][-1][1])

@@ -20,9 +20,12 @@ def align(args: argparse.Namespace, rest: list[str]) -> int:
         return usage_error("align writes one format; give one")
     if message := wrong_layout(args):
         return usage_error(message)
+    warnings: list[str] = []
     try:
         text = sys.stdin.read() if args.text == "-" else Path(args.text).read_text("utf-8")
-        audio = Recording(args.audio, args.audio).load()
+        audio = Recording(args.audio, args.audio).load(
+            on_warning=warnings.append, audio_track=args.audio_track
+        )
         if args.language:
             check_language(args.language)
     except (OSError, ValueError) as error:
@@ -34,6 +37,8 @@ def align(args: argparse.Namespace, rest: list[str]) -> int:
     except (AlignmentError, ImportError, OSError, ValueError) as error:
         complain(str(error))
         return 1
+    for warning in (*warnings, *transcript.warnings):
+        complain(f"{args.audio}: {warning}")
     written = writer(args.formats[0], args)(transcript)
     if args.output:
         args.output.write_text(written, encoding="utf-8")

@@ -111,6 +111,7 @@ def _add_align(commands: Any) -> None:
     parser.add_argument("text", metavar="TEXT")
     add = parser.add_argument
     add("-m", "--model", "--aligner", default=DEFAULT_ALIGNER, help="default: %(default)s")
+    _add_audio_track(add)
     _add_language(add, otherwise="by the script")
     _add_format(add, "one of {}; default: %(default)s", default="json")
     add("-o", "--output", type=Path, metavar="FILE", help="write it there; default: stdout")
@@ -171,6 +172,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     _add_api_key(add)
     add("--no-progress", action="store_true", help="no progress bar on a terminal")
     add = parser.add_argument_group("how it hears").add_argument
+    _add_audio_track(add)
     _add_language(add, otherwise="detect")
     add("--languages", type=_languages, default=[], metavar="LIST", help="detect one of these")
     _add_context(add)
@@ -260,6 +262,15 @@ def _add_doctor(commands: Any) -> None:
 def _add_api_key(add: Callable[..., Any]) -> None:
     key = os.environ.get("OPENAI_API_KEY")
     add("--api-key", default=key, metavar="KEY", help="for the server; default: $OPENAI_API_KEY")
+
+
+def _add_audio_track(add: Callable[..., Any]) -> None:
+    add(
+        "--audio-track",
+        type=_at_least(1),
+        metavar="N",
+        help="audio track of a video, from 1; default: the default one, or the first with sound",
+    )
 
 
 def _add_language(add: Callable[..., Any], *, otherwise: str) -> None:

@@ -147,8 +147,9 @@ def transcriber(args: argparse.Namespace, rest: list[str]) -> Transcribe:
 def _shared_wishes(args: argparse.Namespace) -> dict[str, Any]:
     """What a server is told too."""
     names = ("language", "languages", "context", "keywords")
-    wishes = {name: getattr(args, name) for name in names}
-    return wishes | ({"word_timestamps": True} if getattr(args, "word_timestamps", False) else {})
+    optional = ("word_timestamps", "audio_track")
+    given = {name: value for name in optional if (value := getattr(args, name, None))}
+    return {name: getattr(args, name) for name in names} | given
 
 
 def _wishes(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 from typing import Any, BinaryIO
@@ -113,6 +113,7 @@ class Server:
         context: str = "",
         keywords: Iterable[str] = (),
         word_timestamps: bool = False,
+        audio_track: int | None = None,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
         on_busy: Callable[[str], None] | None = None,
@@ -133,13 +134,15 @@ class Server:
         granularities = ("segment", "word") if word_timestamps else ()
         fields += [("timestamp_granularities[]", name) for name in granularities]
         given = [(name, value) for name, value in fields if value]
+        if audio_track is not None:
+            given.append(("audio_track", str(audio_track)))
         reader = SourceReader(recordings)
         running: dict[Future[Transcript], tuple[int, Any]] = {}
         finished: dict[int, Result] = {}
         next_index = num_done = 0
         seconds = 0.0
         pool = ThreadPoolExecutor(num_connections, thread_name_prefix="transcribe")
-        uploads, load = _Uploads(most_busy_s, on_busy), Loader()
+        uploads, load = _Uploads(most_busy_s, on_busy), Loader(audio_track=audio_track)
         try:
             while True:
                 num_here = len(running) + len(finished) + len(reader.coming)
@@ -172,12 +175,14 @@ class Server:
     def _transcribe(
         self, recording: Any, fields: list[tuple[str, str]], uploads: _Uploads, load: Loader
     ) -> Transcript:
-        with _open(recording, load) as file:
+        warnings: list[str] = []
+        with _open(recording, load, warnings.append) as file:
             name = _filename(recording)
             answer = self._ask(lambda: self._send(file, name, fields, uploads), uploads)
         if answer.status != 200:
             raise ValueError(f"{_name(recording)}: {_message(answer)}")
-        return read_verbose_json(json.loads(answer.body))
+        transcript = read_verbose_json(json.loads(answer.body))
+        return replace(transcript, warnings=(*warnings, *transcript.warnings))
 
     def _ask(self, send: Callable[[], _Answer], uploads: _Uploads) -> _Answer:
         """Send, and again where the server is busy, as it says, or where the connection fails."""
@@ -308,13 +313,14 @@ def _result(index: int, source: Any, future: Future[Transcript]) -> Result:
         return Result(index, source, error=error)
 
 
-def _open(recording: Any, load: Loader) -> BinaryIO:
+def _open(recording: Any, load: Loader, on_warning: Callable[[str], object]) -> BinaryIO:
     """The bytes to send: the file itself, or the samples of a part of one."""
     if isinstance(recording, Recording) and recording.is_part:
         import soundfile
 
         file = io.BytesIO()
-        soundfile.write(file, load(recording), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+        waveform = load(recording, on_warning=on_warning)
+        soundfile.write(file, waveform, SAMPLE_RATE, format="WAV", subtype="FLOAT")
         return file
     if isinstance(recording, Recording):
         recording.check()

@@ -30,14 +30,14 @@ from ..engine import engine_prompt
 from ..formats import FORMATS, KARAOKE, rounded
 from ..geometry import SAMPLE_RATE
 from ..transcript import Transcript
-from ..transcription import Steps
+from ..transcription import Steps, with_warnings
 from ..units import AlignmentError
 from .admission import Place
 from .aligner_client import ALIGNMENTS, TIMES
 from .errors import ApiError, engine_dead_as_503, validate
 from .fields import MAX_TEXT_BYTES
 from .metrics import add_counted_route
-from .responses import MEDIA_TYPES
+from .responses import MEDIA_TYPES, warning_headers
 from .serving import AudioServing
 from .uploads import RecordingForm, load_posted, posted
 
@@ -134,9 +134,17 @@ class AlignerServing(AudioServing):
 
     def _steps(self, form: AlignmentForm) -> Steps[Transcript]:
         """Decode the recording and cut the text. Runs in the pool."""
-        waveform = load_posted(form.file, form._place, longest_s=self.admission.max_audio_s)
+        warnings: list[str] = []
+        waveform = load_posted(
+            form.file,
+            form._place,
+            longest_s=self.admission.max_audio_s,
+            audio_track=form.audio_track,
+            on_warning=warnings.append,
+        )
         try:
-            return Steps(align(waveform, form.text, language=form.language))
+            rounds = align(waveform, form.text, language=form.language)
+            return Steps(with_warnings(rounds, warnings))
         except (AlignmentError, ImportError) as error:
             raise ApiError(501, f"the server cannot cut this text: {error}") from error
         except ValueError as error:
@@ -155,7 +163,8 @@ async def create_alignment(
     transcript = await serving.align(form, request_id, raw_request.headers)
     if (name := form.response_format) in KARAOKE:
         text = FORMATS[name](transcript, highlight_words=form.highlight_words)
-        return Response(text, media_type=MEDIA_TYPES[name], headers=form.headers)
+        headers = form.headers | warning_headers(transcript.warnings)
+        return Response(text, media_type=MEDIA_TYPES[name], headers=headers)
     return JSONResponse(summary(transcript), headers=form.headers)
 
 

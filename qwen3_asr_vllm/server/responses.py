@@ -41,11 +41,11 @@ def respond(transcript: Transcript, form: Form) -> Response:
     if media_type == "application/json":
         return JSONResponse(_document(transcript, form), headers=form.headers)
     name = "txt" if form.response_format == "text" else form.response_format
-    headers = form.headers | _warning_headers(transcript.warnings)
+    headers = form.headers | warning_headers(transcript.warnings)
     return Response(FORMATS[name](transcript), media_type=media_type, headers=headers)
 
 
-def _warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
     """Where the body has no room for them; in ASCII, as headers are."""
     if not warnings:
         return {}

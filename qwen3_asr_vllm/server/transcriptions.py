@@ -45,6 +45,7 @@ from ..transcription import (
     Steps,
     transcribe,
     transcribe_channels,
+    with_warnings,
 )
 from . import page
 from .admission import RETRY_AFTER_S
@@ -181,18 +182,29 @@ class Transcriber(AudioServing):
     def _steps(self, form: Form, times_words: bool) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""
         wishes = form.wishes | {"max_clip_s": self.max_clip_s, "word_timestamps": times_words}
+        warnings: list[str] = []
         if form.speakers:
-            channels = self._load(form, load_channels, len(form.speakers))
+            channels = self._load(form, warnings, load_channels, len(form.speakers))
             _check_channels(channels)
-            return Steps(transcribe_channels(channels, form.speakers, **wishes))
-        return Steps(transcribe(self._load(form, load_audio), **wishes))
+            transcription = transcribe_channels(channels, form.speakers, **wishes)
+        else:
+            transcription = transcribe(self._load(form, warnings, load_audio), **wishes)
+        return Steps(with_warnings(transcription, warnings))
 
-    def _load(self, form: Form, load: Callable[..., Any], *options: Any) -> Any:
+    def _load(
+        self, form: Form, warnings: list[str], load: Callable[..., Any], *options: Any
+    ) -> Any:
         """What a loader makes of the file; raises ApiError for what it cannot."""
         longest_s = self.admission.max_audio_s
         try:
             return load_posted(
-                form.file, form._place, longest_s=longest_s, load=load, options=options
+                form.file,
+                form._place,
+                longest_s=longest_s,
+                load=load,
+                options=options,
+                audio_track=form.audio_track,
+                on_warning=warnings.append,
             )
         except ApiError as error:
             if isinstance(error.__cause__, ChannelError):

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from vllm.logger import init_logger
 
 from ..audio import load_audio
-from ..containers import raw_audio
+from ..containers import raw_audio, raw_audio_of_name
 from ..languages import resolve_language
 from .admission import RETRY_AFTER_S, Admission, Place
 from .bodies import WAYS, body_of
@@ -47,6 +47,7 @@ class RecordingForm(BaseModel):
     file: UploadFile = Field(exclude=True)
     model: str | None = None
     language: str | None = Field(None, max_length=100)  # the model's name; None: to be detected
+    audio_track: int | None = Field(None, ge=1)  # of a video with several; None: the default one
 
     _ignored: list[str] = []  # the names of fields that change nothing
     _place: Place
@@ -96,10 +97,14 @@ def load_posted(
     longest_s: float,
     load: Callable[..., Any] = load_audio,
     options: Sequence[Any] = (),
+    audio_track: int | None = None,
+    on_warning: Callable[[str], object],
 ) -> Any:
     """What a loader makes of an uploaded file, which is closed; raises ApiError if it cannot.
 
-    ``longest_s`` is the most that the server holds; vLLM's own limit may be less.
+    ``longest_s`` is the most that the server holds; vLLM's own limit may be less. The
+    file's content type describes audio without a header. ``on_warning`` takes what could not be
+    read.
     """
     limits = {
         "QWEN3_ASR_MAX_AUDIO_S": longest_s,
@@ -107,8 +112,15 @@ def load_posted(
     }
     lower = min(limits, key=limits.__getitem__)
     try:
-        bounds = {"max_duration_s": limits[lower], "on_progress": place.hold}
-        loaded = load(file.file, *options, raw=raw_audio(file.content_type), **bounds)
+        loaded = load(
+            file.file,
+            *options,
+            max_duration_s=limits[lower],
+            on_progress=place.hold,
+            on_warning=on_warning,
+            audio_track=audio_track,
+            raw=raw_audio(file.content_type) or raw_audio_of_name(file.filename or ""),
+        )
     except ImportError as error:
         raise ApiError(501, f"the server cannot decode this audio: {error}") from error
     except ValueError as error:
