@@ -11,8 +11,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .processes import end_with_parent
-
 if TYPE_CHECKING:
     from .aligner import ForcedAligner
     from .offline import Qwen3ASR
@@ -46,7 +44,9 @@ def register() -> None:
 
 
 def _register() -> None:
-    end_with_parent()
+    from .processes import end_engines_with_parents
+
+    end_engines_with_parents()
     import vllm
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.transformers_utils import config as vllm_config

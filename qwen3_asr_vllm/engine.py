@@ -18,7 +18,6 @@ from .alignment import AlignmentRequest
 from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
-from .processes import ending_with_us
 from .transcript import Token
 from .transcription import EngineOutput, EngineRequest
 from .windows import Tokenizer, Window
@@ -50,8 +49,7 @@ def load_engine(
         defaults["enforce_eager"] = True  # compiling takes a minute at every start
     from vllm import LLM
 
-    with ending_with_us():
-        return LLM(model, **defaults | dict(options))
+    return LLM(model, **defaults | dict(options))
 
 
 def engine_defaults(

@@ -1,53 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes that end with their parent, even where it is killed."""
+"""Child processes that end with their parent, however it ends: normally, by a signal, or killed.
+
+A thread in the child watches the parent. Linux's own signal for it (``PR_SET_PDEATHSIG``) also
+comes when only the *thread* ends that started the child.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 
-ENGINE_PARENT = "QWEN3_ASR_ENGINE_PARENT"  # the process that starts an engine, while it does
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
-_LIBC = ctypes.CDLL(None)  # here, for little may be done between fork and exec
+SUPERVISOR = "QWEN3_ASR_SUPERVISOR"  # variable: process id of the parent that a server ends with
+POLL_S = 0.5  # seconds between two looks at the parent
+_WATCH = "qwen3-asr-parent-watch"  # name of the thread
 
 
 def end_with_parent() -> None:
-    """In a process that an engine is made of: end when the one that started it is killed.
+    """Kill this child of ``multiprocessing`` once its parent has ended.
 
-    vLLM's engine would live on, and keep its memory from the next run.
+    Raises RuntimeError in any other process.
     """
-    if os.environ.get(ENGINE_PARENT) == str(os.getppid()):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent, pid = multiprocessing.parent_process(), os.getppid()
+    if parent is None:
+        raise RuntimeError("multiprocessing did not start this process")
+
+    def watch() -> None:
+        # A forked sibling keeps the pipe open that `is_alive` looks at, so the pid counts, too.
+        while parent.is_alive() and os.getppid() == pid:
+            parent.join(POLL_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    _start(watch)
 
 
-@contextmanager
-def ending_with_us() -> Iterator[None]:
-    """Engines that are started here end with this process, even where it is killed.
-
-    Not those of other threads: for Linux, a child's parent is a thread, and threads end early.
-    """
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        yield
+def end_group_with_supervisor() -> None:
+    """Kill the process group of this process once its supervisor, if it has one, has ended."""
+    if (supervisor := os.environ.pop(SUPERVISOR, None)) is None:
         return
-    os.environ[ENGINE_PARENT] = str(os.getpid())
-    try:
-        yield
-    finally:
-        del os.environ[ENGINE_PARENT]
+
+    def watch() -> None:
+        while str(os.getppid()) == supervisor:
+            time.sleep(POLL_S)
+        os.killpg(0, signal.SIGKILL)
+
+    _start(watch)
 
 
-def end_with_supervisor() -> None:
-    """In a server, before it starts: be asked to end when the supervisor is killed.
+def end_engines_with_parents() -> None:
+    """Make the processes of vLLM's engines end with their parents; each of them calls this.
 
-    Asked, and not killed as an engine is with its server: it has engines of its own to end.
+    A spawned one does when it loads vLLM's plugins. A forked one loads none: its parent has.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _end_if_engine()
+    multiprocessing.util.register_after_fork(sys.modules[__name__], _end_if_engine)
 
 
-if hasattr(os, "register_at_fork"):  # a forked engine does not load plugins; a spawned one does
-    os.register_at_fork(after_in_child=end_with_parent)
+def _end_if_engine(*_: object) -> None:
+    """Call ``end_with_parent`` where a function of vLLM's is all that this process runs."""
+    target = getattr(multiprocessing.current_process(), "_target", None)
+    if getattr(target, "__module__", "").startswith("vllm."):
+        end_with_parent()
+
+
+def _start(watch: Callable[[], None]) -> None:
+    if all(thread.name != _WATCH for thread in threading.enumerate()):
+        threading.Thread(target=watch, name=_WATCH, daemon=True).start()

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from qwen3_asr_vllm.cli import entry as cli
-from qwen3_asr_vllm.cli import models, options, serve
+from qwen3_asr_vllm.cli import models, options, vllm_serve
 from qwen3_asr_vllm.cli.terminal import bar
 from qwen3_asr_vllm.corpus import locks
 from qwen3_asr_vllm.corpus import ray_data as cluster
@@ -605,16 +605,14 @@ def test_other_options_are_the_engine_s(capsys):
 SERVE = """
 import json, os, sys
 from vllm.entrypoints.cli.serve import ServeSubcommand
-from qwen3_asr_vllm.cli import entry as cli
-from qwen3_asr_vllm.recordings import Result
-from qwen3_asr_vllm.languages import LANGUAGES
+from qwen3_asr_vllm.cli import vllm_serve
 
 def cmd(args):
     print(json.dumps([args.model_tag, args.port, args.max_model_len, args.mm_processor_cache_gb, {
-        name: os.environ[name] for name in cli.SERVE_ENVIRONMENT}]))
+        name: os.environ[name] for name in vllm_serve.SERVE_ENVIRONMENT}]))
 
 ServeSubcommand.cmd = staticmethod(cmd)
-sys.exit(cli.main(["serve", "--port", "8123", "some/model", "--max_model_len=4k"]))
+sys.exit(vllm_serve.main(["--port", "8123", "some/model", "--max_model_len=4k"]))
 """
 
 
@@ -623,8 +621,9 @@ def test_serve_is_vllm_serve_with_our_routes_and_limits():
     result = python("-c", SERVE, VLLM_MAX_AUDIO_CLIP_FILESIZE_MB="7")
     assert result.returncode == 0, result.stderr
     model, port, max_model_len, cache_gb, environment = json.loads(result.stdout.splitlines()[-1])
-    assert (model, port, max_model_len, cache_gb) == ("some/model", 8123, 4000, serve.SENT_AUDIO_GB)
-    assert environment == {**cli.SERVE_ENVIRONMENT, "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "7"}
+    assert (model, port, max_model_len) == ("some/model", 8123, 4000)
+    assert cache_gb == vllm_serve.SENT_AUDIO_GB
+    assert environment == {**vllm_serve.SERVE_ENVIRONMENT, "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "7"}
     assert environment["VLLM_PLUGINS"] == "qwen3_asr"
 
 

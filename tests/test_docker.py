@@ -73,7 +73,7 @@ def test_manifests_refer_to_each_other():
         (container,) = pod["containers"]
         drain = int(container["args"][container["args"].index("--shutdown-timeout") + 1])
         stop = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-        assert stop + drain < pod["terminationGracePeriodSeconds"]
+        assert stop + drain + 15 <= pod["terminationGracePeriodSeconds"]
         volumes = {volume["name"] for volume in pod["volumes"]}
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
     for path in found["Ingress", "asr"]["spec"]["rules"][0]["http"]["paths"]:

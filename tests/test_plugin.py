@@ -79,37 +79,3 @@ def test_the_model_has_every_interface_of_the_in_tree_one():
     for name in ("multimodal", "pp", "lora", "eagle3", "transcription"):
         assert getattr(interfaces, f"supports_{name}")(model), name
     assert not interfaces.supports_mrope(model)  # plain RoPE: a decision, tested in test_model
-
-
-STARTS_A_CHILD = """
-import multiprocessing, sys, time
-from qwen3_asr_vllm import processes
-
-CHILD = '''
-import time
-from qwen3_asr_vllm.processes import end_with_parent
-{}
-print("It lives.", flush=True)
-time.sleep(60)
-print("It lives on.")
-'''
-
-if __name__ == "__main__":
-    loads_plugins = "end_with_parent()" if sys.argv[1] == "spawn" else "0"
-    start = multiprocessing.get_context(sys.argv[1]).Process
-    with processes.ending_with_us():
-        child = start(target=exec, args=(CHILD.format(loads_plugins),))
-        child.start()
-    time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends children with their parents")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_an_engine_ends_with_a_killed_parent(method, tmp_path):
-    (tmp_path / "parent.py").write_text(STARTS_A_CHILD)
-    command = [sys.executable, str(tmp_path / "parent.py"), method]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout.readline() == "It lives.\n"
-        parent.kill()
-        assert parent.stdout.read() == ""  # it ends when all have that could write there

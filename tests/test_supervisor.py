@@ -23,6 +23,7 @@ import fuzz
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 import soundfile
 import srt
@@ -94,52 +95,62 @@ from qwen3_asr_vllm.server import supervisor
 
 supervisor._is_healthy = lambda url: True
 supervisor.sys.executable = sys.argv[1]
-sys.exit(supervisor.Supervisor(supervisor.Plan([], [], "")).run())
+supervisor.GRACE_S = 1.0
+aligner = [] if sys.argv[2] == "2" else None
+sys.exit(supervisor.Supervisor(supervisor.Plan([], aligner)).run())
 """
-
-
+# A server that ignores what vLLM's does while it starts, and an engine that it has spawned.
 LIVES = """#!{} -S
-import os, time
-os.write(1, b"It lives.\\n")
-time.sleep(60)
-os.write(1, b"It lives on.\\n")
+import os, signal, time
+from multiprocessing import get_context
+from qwen3_asr_vllm.processes import end_group_with_supervisor, end_with_parent
+
+def engine():
+    end_with_parent()
+    os.write(1, b"An engine lives.\\n")
+    time.sleep(60)
+    os.write(1, b"It lives on.\\n")
+
+if __name__ == "__main__":
+    end_group_with_supervisor()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    get_context("fork").Process(target=engine).start()
+    time.sleep(60)
 """
 
 
 @contextmanager
-def supervised(folder, *before):
-    """A supervisor of two servers that say that they live, and do until they are asked to end."""
+def supervised(folder, *before, servers=1):
+    """A supervisor of servers whose engines live; its stdout ends when all of them have."""
     server = folder / "server"
     server.write_text(LIVES.format(sys.executable))
     server.chmod(0o755)
-    command = [*before, sys.executable, "-c", SUPERVISES_STAND_INS, str(server)]
+    command = [*before, sys.executable, "-c", SUPERVISES_STAND_INS, str(server), str(servers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        for _ in range(2):
-            assert process.stdout.readline() == b"It lives.\n"
+        for _ in range(servers):
+            assert process.stdout.readline() == b"An engine lives.\n"
         yield process
         if process.poll() is None:
             process.terminate()
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGTERM, 0),
-        (signal.SIGHUP, 0),
-        pytest.param(
-            signal.SIGKILL,
-            -signal.SIGKILL,
-            marks=pytest.mark.skipif(
-                sys.platform != "linux", reason="Linux ends children with their parents"
-            ),
-        ),
-    ],
+    ("number", "servers"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGHUP, 2), (signal.SIGKILL, 2)],
 )
-def test_both_end_with_their_supervisor(tmp_path, number, code):
-    with supervised(tmp_path) as process:
+def test_stubborn_servers_end_with_their_engines(tmp_path, number, servers):
+    with supervised(tmp_path, servers=servers) as process:
         process.send_signal(number)
-        assert process.stdout.read() == b""  # it ends when all have that could write there
-        assert process.wait() == code
+        assert process.stdout.read() == b""
+        assert process.wait() == (-number if number == signal.SIGKILL else 0)
+
+
+def test_a_killed_server_takes_its_engine_along(tmp_path):
+    with supervised(tmp_path) as process:
+        (server,) = psutil.Process(process.pid).children()
+        server.kill()
+        assert process.stdout.read() == b""
+        assert process.wait() == 128 + signal.SIGKILL
 
 
 def test_a_closed_terminal_ends_nothing_under_nohup(tmp_path):
@@ -147,6 +158,23 @@ def test_a_closed_terminal_ends_nothing_under_nohup(tmp_path):
         process.send_signal(signal.SIGHUP)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "seconds"),
+    [
+        ([], 0),
+        (["--shutdown-timeout", "100"], 100),
+        (["--shutdown_timeout=7", "--config", "{}"], 7),
+        (["--config={}"], 30),
+        (["--config", "no-such-file"], 0),
+    ],
+)
+def test_servers_get_their_shutdown_timeout(tmp_path, argv, seconds):
+    config = tmp_path / "config.yaml"
+    config.write_text("port: 8000\nshutdown-timeout: 30\n")
+    given = [arg.format(config) for arg in ["asr", "--port", "1", *argv]]
+    assert supervisor.shutdown_timeout_s(given) == seconds
 
 
 # ---- both, for real ----
@@ -396,7 +424,5 @@ def living(groups):
 
 def servers_of(pid):
     """The two processes that a supervisor started: the aligner, the transcriber."""
-    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in pids}
-    servers = [int(pid) for pid, command in commands.items() if "\0serve\0" in command]
-    return sorted(servers, key=lambda pid: str(ALIGNER) not in commands[str(pid)])
+    servers = psutil.Process(pid).children()
+    return [each.pid for each in sorted(servers, key=lambda s: str(ALIGNER) not in s.cmdline())]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from .align import align
-from .doctor import DECODERS, INSTALLATION, SERVE_ENVIRONMENT
+from .doctor import DECODERS, INSTALLATION
 from .evaluate import evaluate
 from .models import set_defaults
 from .options import make_parser, with_hyphens, without_booleans
@@ -36,11 +36,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["serve"] and any(arg.partition("=")[0] == "--aligner" for arg in argv):
-        from ..server.supervisor import serve_both
-
-        set_defaults(SERVE_ENVIRONMENT)
-        return serve_both(argv[1:])
     if argv[:1] == ["serve"] and not {"-h", "--help"} & set(argv):
         return serve(argv[1:])  # read by vLLM's parser; ours knows it only for --help
     parser = make_parser()

@@ -18,19 +18,23 @@ from .errors import ApiError
 from .settings import setting
 
 if TYPE_CHECKING:
+    from starlette.datastructures import State
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 POLL_S = 0.5  # seconds between two looks at whether the engine is there
+CLOSE_S = 5  # for clients to close their connections, and uploads to end, once the server stops
 
 
-async def end_what_waits(engine_client: Any) -> None:
-    """Tell whoever waits for an engine that is no more, for as long as this runs.
+async def end_what_waits(engine_client: Any, state: State) -> None:
+    """Bound how long the server stops, and fail requests that wait for an engine that is dead.
 
-    vLLM's server stops its engine first and then waits for its clients; but those whose requests
-    were in the engine are never answered, so that none of them would ever end.
+    vLLM stops its engine first and then waits for its clients without limit. Those whose requests
+    were in the engine would never get a response; others need never end their uploads.
     """
     while True:
         await asyncio.sleep(POLL_S)
+        if (server := getattr(state, "server", None)) is not None:  # uvicorn's, once it runs
+            server.config.timeout_graceful_shutdown = CLOSE_S
         if engine_client.errored:
             engine_client.output_processor.propagate_error(EngineDeadError(suppress_context=True))
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A transcription server and its aligner on one machine: ``qwen3-asr serve ASR --aligner ALIGNER``.
+"""``qwen3-asr serve ASR [--aligner ALIGNER]``: servers as child processes that always end.
 
-    supervisor -- starts, watches --> aligner, on a port of 127.0.0.1
-               -- starts, waits for --> transcriber, told where the aligner is
+    supervisor -- starts, watches --> aligner, if any, on a port of 127.0.0.1
+               -- starts, waits for --> transcriber, which gets the aligner's address
 
-Two ordinary servers, each in a process group of its own. The aligner starts first, for both size
-their memory at the start. One that dies is started again, and requests for words get a 503 until
-it is back. When the transcriber ends, a signal comes or the supervisor is killed, both end.
+Each server is ``vllm serve`` in a process group of its own. vLLM ignores SIGTERM while its engine
+starts, and SIGHUP or SIGKILL leaves its engine behind. So the supervisor takes the signals, asks
+the servers to end, and kills what is left of their groups in time. A server whose supervisor is
+killed kills its own group.
+
+The aligner starts first, for both size their memory at the start. One that dies is started again,
+and requests for words get a 503 until it is back.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shlex
 import signal
 import socket
@@ -23,16 +28,16 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
-from ..aligner import CPU_KV_CACHE_BYTES, UTILIZATION, split_memory
-from ..engine import gpu_bytes
-from ..processes import end_with_supervisor
+from ..processes import SUPERVISOR
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-STOP_S = 30.0  # that a server has to finish what it does, when it is asked to end
+GRACE_S = 10.0  # beyond vLLM's --shutdown-timeout, before servers are killed that are to end
+GROUP_S = 2.0  # for engines to end with their server, and shared memory to be freed
 MAX_PAUSE_S = 30.0  # before an aligner that dies again and again is started once more
 STEADY_S = 60.0  # after which it counts as well again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a terminal closes
@@ -40,11 +45,30 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a term
 
 @dataclass(frozen=True)
 class Plan:
-    """What to start: the arguments of ``qwen3-asr serve`` for both, and where the aligner is."""
+    """What to start: the arguments of ``vllm serve`` for each server, and the aligner's URL."""
 
     transcriber: list[str]
-    aligner: list[str]
-    url: str
+    aligner: list[str] | None = None
+    url: str = ""
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Run the servers of one command line; returns the exit code.
+
+    That is 0 after a signal, else the transcriber's; 128 + n where signal n ended that.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s")
+    if all(arg.partition("=")[0] != "--aligner" for arg in argv):
+        return Supervisor(Plan(list(argv))).run()
+    from ..engine import gpu_bytes
+
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        if sys.platform != "linux":  # which alone lets the aligner share a port that is held
+            holder.close()
+        return Supervisor(plan(argv, gpu_bytes=gpu_bytes(), port=port)).run()
 
 
 def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
@@ -53,6 +77,8 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
     ``--aligner-options`` is for the aligner; all else but ``--aligner`` is for the transcriber.
     Both share the memory that ``--gpu-memory-utilization`` grants. Exits 2 where wrong.
     """
+    from ..aligner import CPU_KV_CACHE_BYTES, UTILIZATION, split_memory
+
     parser = argparse.ArgumentParser(prog="qwen3-asr serve", allow_abbrev=False)
     parser.add_argument("--aligner", required=True)
     parser.add_argument("--aligner-options", "--aligner_options", type=shlex.split, default=[])
@@ -71,16 +97,20 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
     return Plan(rest, aligner + args.aligner_options, f"http://127.0.0.1:{port}")
 
 
-def serve_both(argv: Sequence[str]) -> int:
-    """Run both until the transcriber ends, whose exit code this is, or a signal comes: 0."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s")
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
-        if sys.platform != "linux":  # which alone lets the aligner share a port that is held
-            holder.close()
-        return Supervisor(plan(argv, gpu_bytes=gpu_bytes(), port=port)).run()
+def shutdown_timeout_s(argv: Sequence[str]) -> float:
+    """``--shutdown-timeout`` of a command line of vLLM or, without it, of its ``--config`` file."""
+    parser = argparse.ArgumentParser(prog="qwen3-asr serve", add_help=False)
+    parser.add_argument("--shutdown-timeout", "--shutdown_timeout", type=float)
+    parser.add_argument("--config", type=Path)
+    args, _ = parser.parse_known_args(list(argv))
+    if args.shutdown_timeout is not None or args.config is None:
+        return float(args.shutdown_timeout or 0)
+    try:
+        options = args.config.read_text()
+    except (OSError, ValueError):
+        return 0.0  # vLLM reports what is wrong with it
+    found = re.search(r"^['\"]?shutdown[-_]timeout['\"]?\s*:\s*(\d+)", options, re.M)
+    return float(found[1]) if found else 0.0
 
 
 class Supervisor:
@@ -95,45 +125,55 @@ class Supervisor:
         self._started_at = 0.0
 
     def run(self) -> int:
+        patience_s = shutdown_timeout_s(self._plan.transcriber) + GRACE_S
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self._stop)
         try:
-            return self._run()
+            code = self._run()
         finally:
+            until = time.monotonic() + patience_s
             for server in (self._transcriber, self._aligner):
-                _end(server)
+                _end(server, until)
+        return 128 - code if code < 0 else code
 
     def _run(self) -> int:
-        self._start_aligner()
-        while not self._is_stopping and not _is_healthy(self._plan.url):
-            if (code := _exit_code(self._aligner)) is not None:
-                logger.error("The aligner ended before it was ready (exit code %d).", code)
-                return code or 1
-            time.sleep(POLL_S)
-        if self._is_stopping:
-            return 0
-        logger.info("The aligner is ready at %s; starting the transcriber.", self._plan.url)
-        self._transcriber = _start(
-            self._plan.transcriber, os.environ | {"QWEN3_ASR_ALIGNER_URL": self._plan.url}
-        )
+        environment = dict(os.environ)
+        if self._plan.aligner is not None:
+            self._start_aligner()
+            if (code := self._wait_for_aligner()) is not None:
+                return code
+            logger.info("The aligner is ready at %s; starting the transcriber.", self._plan.url)
+            environment["QWEN3_ASR_ALIGNER_URL"] = self._plan.url
+        self._transcriber = _start(self._plan.transcriber, environment)
         while not self._is_stopping:
             if (code := _exit_code(self._transcriber)) is not None:
-                logger.info("The transcriber ended (exit code %d).", code)
+                logger.info("The server ended (exit code %d).", code)
                 return code
             if (code := _exit_code(self._aligner)) is not None:
                 self._start_aligner_again(code)
             time.sleep(POLL_S)
         return 0
 
+    def _wait_for_aligner(self) -> int | None:
+        """Return None once it is ready, else the exit code of this process."""
+        while not self._is_stopping:
+            if _is_healthy(self._plan.url):
+                return None
+            if (code := _exit_code(self._aligner)) is not None:
+                logger.error("The aligner ended before it was ready (exit code %d).", code)
+                return code or 1
+            time.sleep(POLL_S)
+        return 0
+
     def _start_aligner(self) -> None:
         # It listens on this machine only, and those who ask it have no key.
         environment = {name: v for name, v in os.environ.items() if name != "VLLM_API_KEY"}
-        self._aligner = _start(self._plan.aligner, environment)
+        self._aligner = _start(self._plan.aligner or [], environment)
         self._started_at = time.monotonic()
 
     def _start_aligner_again(self, code: int) -> None:
-        _end(self._aligner)  # what is left of its group
+        _end(self._aligner, until=0)  # what is left of its group
         if time.monotonic() - self._started_at > STEADY_S:
             self._pause_s = 1.0
         logger.error("The aligner ended (%d); starting it again in %g s.", code, self._pause_s)
@@ -151,12 +191,13 @@ class Supervisor:
 
 
 def _start(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", *argv]
+    # Where this process does not import from the working directory, `-m` shall not either.
+    is_safe = sys.version_info >= (3, 11) and not {"", os.getcwd()} & set(sys.path)
+    flags = ["-P"] if is_safe else []
     return subprocess.Popen(
-        command,
-        env=environment,
+        [sys.executable, *flags, "-m", "qwen3_asr_vllm.cli.vllm_serve", *argv],
+        env=environment | {SUPERVISOR: str(os.getpid())},
         start_new_session=True,
-        preexec_fn=end_with_supervisor if sys.platform == "linux" else None,
     )
 
 
@@ -164,21 +205,31 @@ def _exit_code(server: subprocess.Popen[bytes] | None) -> int | None:
     return None if server is None else server.poll()
 
 
-def _end(server: subprocess.Popen[bytes] | None) -> None:
-    """Ask a server to end, and make sure that it and all of its group have."""
+def _end(server: subprocess.Popen[bytes] | None, until: float) -> None:
+    """Ask a server to end, and kill what is left of its process group at ``until``."""
     if server is None:
         return
     if server.poll() is None:
         server.terminate()
         try:
-            server.wait(STOP_S)
+            server.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            logger.warning("A server did not end within %g s, and is killed.", STOP_S)
+            logger.warning("A server did not end in time and is killed.")
+            server.kill()
+            server.wait()
+    until = time.monotonic() + GROUP_S
+    while _signal_group(server.pid, 0) and time.monotonic() < until:
+        time.sleep(0.1)
+    _signal_group(server.pid, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to a process group; returns whether anything is left of it."""
     try:
-        os.killpg(server.pid, signal.SIGKILL)
+        os.killpg(group, number)
     except ProcessLookupError:
-        pass  # nobody is left
-    server.wait()
+        return False
+    return True
 
 
 def _is_healthy(url: str) -> bool:
