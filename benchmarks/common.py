@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE.parent / "tests" / "checkpoints" / "asr"
@@ -380,7 +381,7 @@ def _weights(path: Path, head: str) -> dict[str, Any]:
 
 @contextmanager
 def server(side: str, model: Path, arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """``qwen3-asr serve``: its address and process id, once it answers. All of it ends here."""
+    """``qwen3-asr serve``: its address and its HTTP process's id, once it answers; ends here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -392,7 +393,7 @@ def server(side: str, model: Path, arguments: Sequence[str]) -> Iterator[tuple[s
         )
         try:
             _wait_until_ready(process, port, log)
-            yield f"http://127.0.0.1:{port}", process.pid
+            yield f"http://127.0.0.1:{port}", psutil.Process(process.pid).children()[-1].pid
         finally:
             _end(process)
 

@@ -3,6 +3,9 @@
 
     python benchmarks/faults.py               all of them; two servers are started for each death
     python benchmarks/faults.py --only engine-killed storm
+    python benchmarks/faults.py --only sighup --start-s 40 --moments "start 50%" idle
+
+The last sends a signal at two of the moments of ``signals.py``, where a server starts in 40 s.
 
 Every fault is injected for real, while clients wait for answers; ``disk-full`` mounts a small file
 system, which needs root. ``clients saw`` counts outcomes, and ``told within s`` is when the last of
@@ -18,7 +21,6 @@ import base64
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -26,18 +28,17 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import openai
 import psutil
+from clients import CLIENTS, CLIP_S, ask, mid_request, running, short_request, upload
 from common import (
     ALIGNER,
     CHECKPOINT,
@@ -48,43 +49,14 @@ from common import (
     server,
     speech_clip,
 )
+from signals import ended
 
 from qwen3_asr_vllm.corpus.outputs import INDEX
 
 ARGUMENTS = ["--enforce-eager", "--max-model-len", "2048"]
-CLIENTS = 8
-CLIP_S = 60.0  # of their recordings
 PATIENCE_S = 120.0  # after which what is still there is left
 SLOW_READERS = 64
 PAUSE_S = 10.0  # before they read
-
-
-def ask(address: str, file: bytes, *, stream: bool = False, words: bool = False) -> str:
-    """What one client saw, in a word or two."""
-    form: dict[str, Any] = {"model": "model", "file": ("a.wav", file), "stream": stream}
-    if words:
-        form |= {"response_format": "verbose_json", "timestamp_granularities": ["word"]}
-    options: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": 600}
-    with openai.OpenAI(base_url=f"{address}/v1", **options) as client:
-        events = None
-        try:
-            answer = client.audio.transcriptions.create(**form)
-            if not stream:
-                return "text"
-            events = []
-            events.extend(answer)
-            is_whole = events and events[-1].type == "transcript.text.done"
-            return "text" if is_whole else "a cut stream"
-        except openai.APIStatusError as error:
-            return f"{error.status_code} {error.code or ''}".strip()
-        except openai.APIConnectionError:
-            return "connection closed" if events is None else "a cut stream"
-        except openai.APIError as error:
-            return f"error event: {error.message[:60]}"
-
-
-def short_request(address: str) -> str:
-    return ask(address, speech_clip(2, 99))
 
 
 def processes(pid: int) -> list[psutil.Process]:
@@ -105,23 +77,6 @@ def kill(members: list[psutil.Process]) -> None:
     for each in members:
         with suppress(psutil.NoSuchProcess):  # it ended with the one before
             each.kill()
-
-
-def running(address: str) -> float:
-    """Requests in the engine, when it last said."""
-    text = urllib.request.urlopen(f"{address}/metrics").read().decode()
-    return sum(map(float, re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", text, re.M)))
-
-
-def mid_request(pool: ThreadPoolExecutor, address: str) -> list[Future[str]]:
-    """Clients, half of them streaming, whose recordings the engine is decoding."""
-    asked = [
-        pool.submit(ask, address, speech_clip(CLIP_S, seed), stream=seed % 2 == 1)
-        for seed in range(CLIENTS)
-    ]
-    while not running(address) and not all(future.done() for future in asked):
-        time.sleep(0.05)
-    return asked
 
 
 def seen(asked: list[Future[str]]) -> str:
@@ -179,14 +134,14 @@ def stopped_gently() -> dict[str, Any]:
 
 def storm() -> dict[str, Any]:
     """Two hundred clients that hang up in the upload or in the answer."""
-    head = b"--b\r\nContent-Disposition: form-data; name=file; filename=a.wav\r\n\r\n"
-    body = head + speech_clip(30, 1) + b"\r\n--b--\r\n"
+    file = speech_clip(30, 1)
     with server("ours", CHECKPOINT, ARGUMENTS) as (address, pid):
         short_request(address)
         api = psutil.Process(pid)
         before = api.num_fds()
         for number in range(200):
-            hang_up(address, body, share=(number % 5 + 1) / 5)
+            with upload(address, file, share=(number % 5 + 1) / 5):
+                pass
         begin = time.monotonic()
         late = short_request(address)
         waited = time.monotonic() - begin
@@ -202,16 +157,6 @@ def storm() -> dict[str, Any]:
         "recovery": f"the next client waited {waited:.1f} s; idle after {idle:.1f} s",
         "left": f"{descriptors} descriptors, {left:.0f} requests",
     }
-
-
-def hang_up(address: str, body: bytes, *, share: float) -> None:
-    """A client that sends so much of its form, and closes the connection."""
-    connection = HTTPConnection(address.removeprefix("http://"))
-    connection.putrequest("POST", "/v1/audio/transcriptions")
-    connection.putheader("Content-Type", "multipart/form-data; boundary=b")
-    connection.putheader("Content-Length", str(len(body)))
-    connection.endheaders(body[: int(len(body) * share)])
-    connection.close()
 
 
 def disk_full() -> dict[str, Any]:
@@ -304,15 +249,10 @@ def slow_readers() -> dict[str, Any]:
 
 
 def read_late(address: str, seed: int) -> str:
-    head = b"--b\r\nContent-Disposition: form-data; name=stream\r\n\r\ntrue\r\n"
-    head += b"--b\r\nContent-Disposition: form-data; name=file; filename=a.wav\r\n\r\n"
-    connection = HTTPConnection(address.removeprefix("http://"), timeout=600)
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    body = head + speech_clip(CLIP_S, seed) + b"\r\n--b--\r\n"
-    connection.request("POST", "/v1/audio/transcriptions", body, headers)
-    time.sleep(PAUSE_S)
-    with connection.getresponse() as response:
-        return "text" if b"[DONE]" in response.read() else "a cut stream"
+    with upload(address, speech_clip(CLIP_S, seed), share=1, stream=True) as connection:
+        time.sleep(PAUSE_S)
+        with connection.getresponse() as response:
+            return "text" if b"[DONE]" in response.read() else "a cut stream"
 
 
 def sessions() -> dict[str, Any]:
@@ -482,15 +422,28 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+SIGNALS = {
+    number.name.lower(): number
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
+    names = [*FAULTS, *SIGNALS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--start-s", type=float, default=25, help="that a server needs to be ready")
+    parser.add_argument("--moments", nargs="+", help="of the signals; default: all twenty")
     args = parser.parse_args()
+    faults = FAULTS | {
+        name: partial(ended, number, start_s=args.start_s, names=args.moments)
+        for name, number in SIGNALS.items()
+    }
     if "disk-full" in args.only and os.geteuid():
         parser.error("disk-full mounts a file system: run it as root, or name the others (--only)")
     rows = []
     for name in args.only:
-        rows.append({"fault": name} | FAULTS[name]())
+        rows.append({"fault": name} | faults[name]())
         print(rows[-1], flush=True)
     print_table(rows)
     print_result("faults", rows)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals at twenty moments of a server's life and of a batch's: how long until all have ended?
+
+``faults.py`` runs them. A server gets the signal in the process that a user started. Processes
+are found by a variable in their environment, so none is missed whose parent has ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from clients import CLIP_S, ask, running, upload
+from common import ALIGNER, CHECKPOINT, HELDOUT, QUIET, speech_clip
+from websockets.sync.client import connect
+
+MARK = "QWEN3_ASR_BENCHMARK_LIFE"  # variable: which life a process belongs to
+PATIENCE_S = 60.0  # beyond --shutdown-timeout, after which what is still there is left
+SHUTDOWN_TIMEOUT_S = 5
+START_TIMEOUT_S = 300.0
+
+
+@dataclass
+class Life:
+    """A command and all the processes that it has started."""
+
+    command: list[str]
+    address: str = ""
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    open: ExitStack = field(default_factory=ExitStack)  # closed once all has ended
+
+    def start(self) -> None:
+        log = self.open.enter_context(tempfile.TemporaryFile())
+        self.process = subprocess.Popen(
+            self.command,
+            env=os.environ | QUIET | {MARK: self.name, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def members(self) -> list[psutil.Process]:
+        """Its processes that are more than a name in the table of processes."""
+        found = []
+        for each in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if each.environ().get(MARK) == self.name and each.status() != "zombie":
+                    found.append(each)
+        return found
+
+    def wait(self, is_reached: Callable[[], Any]) -> None:
+        """Wait for a moment. Raises RuntimeError where the command ends before."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not is_reached():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.command} ended, or took over {START_TIMEOUT_S:g} s")
+            time.sleep(0.2)
+
+    def is_ready(self) -> bool:
+        try:
+            return bool(urllib.request.urlopen(f"{self.address}/health", timeout=5).status == 200)
+        except OSError:
+            return False
+
+    def end(self, number: signal.Signals) -> tuple[float, int]:
+        """Send the signal; returns the seconds until all has ended, and how many are left."""
+        begin = time.monotonic()
+        self.process.send_signal(number)
+        patience_s = PATIENCE_S + SHUTDOWN_TIMEOUT_S
+        while (left := self.members()) and time.monotonic() - begin < patience_s:
+            self.process.poll()
+            time.sleep(0.2)
+        seconds = time.monotonic() - begin
+        for each in left:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        self.process.wait()
+        self.open.close()
+        return seconds, len(left)
+
+
+# moments ----
+
+Moment = Callable[[Life], None]  # waits for it
+
+
+def start_share(share: float, start_s: float) -> Moment:
+    """So much of the time has passed that a server needs to be ready."""
+    return lambda life: time.sleep(share * start_s)
+
+
+def idle(life: Life) -> None:
+    life.wait(life.is_ready)
+
+
+def half_upload(life: Life) -> None:
+    idle(life)
+    life.open.enter_context(upload(life.address, speech_clip(CLIP_S, 0), share=0.5))
+
+
+def unread_session(life: Life) -> None:
+    """A client that sends and never reads: its connection holds one message of 32 MB at most."""
+    idle(life)
+    url = f"ws{life.address[4:]}/v1/realtime?intent=transcription"
+    session = life.open.enter_context(connect(url, max_queue=1, close_timeout=1))
+    pcm = base64.b64encode(speech_clip(5, 1)[44:]).decode()
+    audio = {"input": {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}}
+    config = {"type": "session.update", "session": {"type": "transcription", "audio": audio}}
+
+    def flood() -> None:
+        with suppress(Exception):  # the end of the server
+            session.send(json.dumps(config))
+            while True:
+                session.send(json.dumps({"type": "input_audio_buffer.append", "audio": pcm}))
+                session.send(json.dumps({"type": "input_audio_buffer.commit"}))
+
+    threading.Thread(target=flood, daemon=True).start()
+    life.wait(lambda: running(life.address))
+
+
+def unread_stream(life: Life) -> None:
+    idle(life)
+    life.open.enter_context(upload(life.address, speech_clip(CLIP_S, 2), share=1, stream=True))
+    life.wait(lambda: running(life.address))
+
+
+def decoding(life: Life) -> None:
+    idle(life)
+    pool = life.open.enter_context(ThreadPoolExecutor(8))
+    for seed in range(8):
+        pool.submit(ask, life.address, speech_clip(CLIP_S, seed), stream=seed % 2 == 1)
+    life.wait(lambda: running(life.address))
+
+
+def stopping(life: Life) -> None:
+    """A second signal, a second after SIGTERM."""
+    decoding(life)
+    life.process.terminate()
+    time.sleep(1)
+
+
+def batch_writes(folder: str) -> Moment:
+    return lambda life: life.wait(lambda: any(Path(folder).glob("[!.]*")))
+
+
+def serve(*options: str) -> Life:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(CHECKPOINT)]
+    command += ["--enforce-eager", "--max-model-len", "2048", "--served-model-name", "model"]
+    return Life([*command, "--port", str(port), *options], f"http://127.0.0.1:{port}")
+
+
+def moments(start_s: float, folder: str) -> dict[str, tuple[Callable[[], Life], Moment]]:
+    """The twenty, by their names; a server needs ``start_s`` to be ready."""
+    timeout = ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT_S)]
+    aligner = ["--aligner", str(ALIGNER), "--aligner-options=--enforce-eager"]
+    transcribe = [sys.executable, "-m", "qwen3_asr_vllm.cli", "transcribe", str(HELDOUT)]
+    batch = Life([*transcribe, "--model", str(CHECKPOINT), "-f", "json", "-o", folder])
+    shares = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+    return {
+        **{f"start {share:.0%}": (serve, start_share(share, start_s)) for share in shares},
+        "idle": (serve, idle),
+        "half an upload": (serve, half_upload),
+        "unread session": (serve, unread_session),
+        "unread stream": (serve, unread_stream),
+        "decoding": (serve, decoding),
+        "decoding, with a time-out": (partial(serve, *timeout), decoding),
+        "stopping": (partial(serve, *timeout), stopping),
+        "two API servers": (partial(serve, "--api-server-count", "2"), decoding),
+        "aligner starts": (partial(serve, *aligner), start_share(0.6, start_s)),
+        "with an aligner": (partial(serve, *aligner), idle),
+        "batch starts": (lambda: batch, start_share(0.6, start_s)),
+        "batch writes": (lambda: batch, batch_writes(folder)),
+    }
+
+
+def ended(number: signal.Signals, *, start_s: float, names: list[str] | None) -> dict[str, Any]:
+    """One signal at each moment of ``names``, or at all: the row of a table."""
+    seconds, left = {}, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (make, reach) in moments(start_s, folder).items():
+            if names and name not in names:
+                continue
+            life = make()
+            life.start()
+            reach(life)
+            seconds[name], remaining = life.end(number)
+            left += remaining
+            print(f"{number.name} {name}: {seconds[name]:.1f} s, {remaining} left", flush=True)
+    longest = max(seconds, key=seconds.__getitem__)
+    return {
+        "clients saw": f"{number.name} at {len(seconds)} moments",
+        "told within s": None,
+        "next client": None,
+        "recovery": f"ended after {seconds[longest]:.1f} s at most ({longest})",
+        "left": f"{left} processes",
+    }
