@@ -503,7 +503,7 @@ def test_an_output_folder_that_is_a_file_is_refused_at_once(model, files, tmp_pa
         assert cli.main(["transcribe", files[0], *option]) == 2
     assert not hasattr(model, "heard")
     err = capsys.readouterr().err
-    assert f"{files[2]} is a file" in err and f"{tmp_path} is a folder; a manifest is" in err
+    assert f"{files[2]} is a file" in err and f"{tmp_path} is a folder, not a file" in err
 
 
 def test_a_manifest_is_not_written_over_its_source(model, files, tmp_path, capsys):
@@ -716,3 +716,62 @@ def test_align_writes_what_an_aligner_says(files, tmp_path, capsys, monkeypatch)
     assert cli.main(["align", files[0], str(path), "-o", str(tmp_path / "a.json")]) == 0
     (segment,) = json.loads((tmp_path / "a.json").read_text())["segments"]
     assert segment["words"][1] == {"word": " second", "start": 0.5, "end": 0.9}
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))  # whose modules press Ctrl-C as they are imported
+from qwen3_asr_vllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("module", ["vllm", "argparse"])
+def test_ctrl_c_during_imports_is_one_line(files, tmp_path, module):
+    (tmp_path / f"{module}.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    result = python("-c", INTERRUPTED_IMPORT, str(tmp_path), "transcribe", files[0])
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == "qwen3-asr: stopped\n"
+
+
+# ---- stdout ----
+
+
+def shell(line, *arguments):
+    """What a command line in a shell writes to stderr, and its exit code."""
+    command = ["bash", "-c", line, "bash", sys.executable, "-c", FAKE, *arguments]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
+    return result.returncode, result.stderr
+
+
+FAKE = """
+import sys
+from qwen3_asr_vllm.cli import main, models
+from qwen3_asr_vllm.recordings import Result
+from qwen3_asr_vllm.transcript import Transcript
+class Model:
+    def transcribe(self, recordings, **_):
+        for index, recording in enumerate(recordings):
+            yield Result(index, recording, transcript=Transcript("Hello.", 1.0))
+models.load_model = lambda *_: Model()
+sys.exit(main(sys.argv[1:]))
+"""
+STDOUT = {
+    '"$@" >&-': "qwen3-asr: stdout is closed, and results go there; write them to a file with -o\n",
+    '"$@" > /dev/full': "qwen3-asr: stdout: No space left on device\n",
+    '"$@" | true; exit ${PIPESTATUS[0]}': "qwen3-asr: stdout: Broken pipe\n",
+    '"$@" >&- 2>&- <&-': "",
+}
+
+
+@pytest.mark.parametrize("line", STDOUT)
+def test_a_text_that_stdout_loses_is_an_error(files, line):
+    assert shell(line, "transcribe", files[0]) == (1, STDOUT[line])
+
+
+def test_a_closed_stdout_gets_no_output_file(files, tmp_path):
+    out = tmp_path / "out"
+    assert shell('"$@" >&-', "transcribe", files[0], "-o", str(out)) == (0, "")
+    assert (out / "a.txt").read_text() == "Hello.\n"

@@ -1,6 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command ``qwen3-asr``."""
 
-from .entry import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code, also where Ctrl-C comes during the imports."""
+    try:
+        from . import entry
+
+        return entry.main(argv)
+    except KeyboardInterrupt:
+        print("qwen3-asr: stopped", file=sys.stderr)
+        return 130

@@ -7,10 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..corpus.manifests import decode_text
+from ..corpus.outputs import check_file, write_file
 from ..recordings import Recording
 from . import models
 from .options import writer, wrong_layout
-from .terminal import complain, print_text, usage_error
+from .terminal import StdoutError, check_stdout, complain, print_text, usage_error
 
 
 def align(args: argparse.Namespace, rest: list[str]) -> int:
@@ -22,12 +24,18 @@ def align(args: argparse.Namespace, rest: list[str]) -> int:
         return usage_error(message)
     warnings: list[str] = []
     try:
-        text = sys.stdin.read() if args.text == "-" else Path(args.text).read_text("utf-8")
+        if args.output:
+            check_file(args.output)
+        else:
+            check_stdout()
+        text = _read_text(args.text)
         audio = Recording(args.audio, args.audio).load(
             on_warning=warnings.append, audio_track=args.audio_track
         )
         if args.language:
             check_language(args.language)
+    except StdoutError:
+        raise
     except (OSError, ValueError) as error:
         return usage_error(str(error))
     models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
@@ -40,8 +48,21 @@ def align(args: argparse.Namespace, rest: list[str]) -> int:
     for warning in (*warnings, *transcript.warnings):
         complain(f"{args.audio}: {warning}")
     written = writer(args.formats[0], args)(transcript)
-    if args.output:
-        args.output.write_text(written, encoding="utf-8")
-    else:
+    if not args.output:
         print_text(written)
+        return 0
+    try:
+        write_file(args.output, written)
+    except OSError as error:
+        complain(str(error))
+        return 1
     return 0
+
+
+def _read_text(source: str) -> str:
+    """Raises ValueError, naming the file, for what is no text."""
+    data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    try:
+        return decode_text(data)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error

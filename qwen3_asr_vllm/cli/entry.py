@@ -19,7 +19,14 @@ from .models import set_defaults
 from .options import make_parser, with_hyphens, without_booleans
 from .serve import serve
 from .stream import stream
-from .terminal import INTERRUPTED, complain, usage_error
+from .terminal import (
+    INTERRUPTED,
+    StdoutError,
+    complain,
+    flush_stdout,
+    open_closed_streams,
+    usage_error,
+)
 from .transcribe import transcribe
 
 WITH_ENGINE = {"transcribe": transcribe, "align": align, "stream": stream, "eval": evaluate}
@@ -27,11 +34,17 @@ WITH_ENGINE = {"transcribe": transcribe, "align": align, "stream": stream, "eval
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    open_closed_streams()
     try:
-        return _run(argv)
+        code = _run(argv)
+        flush_stdout()
+        return code
     except KeyboardInterrupt:
         complain("stopped")
         return INTERRUPTED
+    except StdoutError as error:
+        complain(str(error))
+        return 1
 
 
 def _run(argv: list[str] | None) -> int:

@@ -7,7 +7,7 @@ import argparse
 import time
 
 from ..corpus.sources import find_recordings
-from .terminal import complain, print_text, usage_error
+from .terminal import check_stdout, complain, print_text, usage_error
 from .transcribe import transcriber, wrong_for_a_server
 
 
@@ -16,6 +16,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
 
     if message := wrong_for_a_server(args, rest):
         return usage_error(message)
+    check_stdout()
     try:
         recordings = find_recordings(args.sources, report=complain)
         if silent := [r for r in recordings if reference_text(r.row) is None]:

@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import current_thread, main_thread
 from typing import Any
+
+from .terminal import INTERRUPTED
 
 # What transcribe sets where the user has not: stdout is for the transcripts, stderr for errors.
 TRANSCRIBE_ENVIRONMENT = {
@@ -28,8 +34,9 @@ def engine_options(command: str, rest: list[str]) -> dict[str, Any]:
     """Arguments for ``vllm.LLM`` from options in vLLM's own spelling; exits 2 where wrong."""
     if not rest:
         return {}
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    with ending_on_ctrl_c():
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog=f"qwen3-asr {command}"))
     given = vars(parser.parse_args(rest))
@@ -37,15 +44,40 @@ def engine_options(command: str, rest: list[str]) -> dict[str, Any]:
 
 
 def load_model(model: str, options: dict[str, Any]) -> Any:
+    _import_vllm()
     from ..offline import Qwen3ASR
 
     return Qwen3ASR(model, **options)
 
 
 def load_aligner(model: str, options: dict[str, Any]) -> Any:
+    _import_vllm()
     from ..aligner import ForcedAligner
 
     return ForcedAligner(model, **options)
+
+
+def _import_vllm() -> None:
+    with ending_on_ctrl_c(), suppress(ImportError):  # which an engine reports better
+        from vllm import LLM  # noqa: F401
+
+
+@contextmanager
+def ending_on_ctrl_c() -> Iterator[None]:
+    """End the process at once on Ctrl-C: imports that are interrupted end in tracebacks."""
+
+    def end(*_: Any) -> None:
+        os.write(2, b"qwen3-asr: stopped\n")
+        os._exit(INTERRUPTED)
+
+    if current_thread() is not main_thread():  # which signals never interrupt
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def connect(args: argparse.Namespace) -> Any:

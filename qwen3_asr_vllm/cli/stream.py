@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..languages import display_width
 from . import models
-from .terminal import INTERRUPTED, complain
+from .terminal import INTERRUPTED, check_stdout, complain
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 def stream(args: argparse.Namespace, rest: list[str]) -> int:
+    check_stdout()
     models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
     options = models.engine_options(args.command, rest)
     try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,47 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
+class StdoutError(OSError):
+    """Results could not be written to stdout."""
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed, so that no file gets their number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdin = sys.stdin or open(os.devnull)
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+
+
+def check_stdout() -> None:
+    """Raise StdoutError where stdout is closed, before a model is loaded for it."""
+    if sys.stdout is None:
+        raise StdoutError("stdout is closed, and results go there; write them to a file with -o")
+
+
 def print_text(text: str) -> None:
-    """Print to stdout, above a progress bar. Raises OSError where it cannot be written."""
+    """Print to stdout, above a progress bar. Raises StdoutError where it cannot be written."""
     from tqdm import tqdm
 
-    tqdm.write(text, file=sys.stdout, end="")
-    sys.stdout.flush()
+    check_stdout()
+    try:
+        tqdm.write(text, file=sys.stdout, end="")
+    except OSError as error:
+        raise StdoutError(f"stdout: {error.strerror or error}") from error
+    flush_stdout()
+
+
+def flush_stdout() -> None:
+    """Raise StdoutError for what could not be written, which Python then forgets."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StdoutError(f"stdout: {error.strerror or error}") from error
 
 
 def complain(message: str) -> None:

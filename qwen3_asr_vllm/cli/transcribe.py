@@ -15,7 +15,7 @@ from ..decoding import DEFAULT_CLIP_S
 from ..recordings import Recording, Result
 from . import models
 from .options import DEFAULT_ALIGNER, DEFAULT_MODEL, writer, wrong_layout
-from .terminal import INTERRUPTED, bar, complain, print_text, usage_error
+from .terminal import INTERRUPTED, bar, check_stdout, complain, print_text, usage_error
 
 
 def transcribe(args: argparse.Namespace, rest: list[str]) -> int:
@@ -23,6 +23,8 @@ def transcribe(args: argparse.Namespace, rest: list[str]) -> int:
         return _transcribe_on_ray(args, rest)
     if message := _wrong_outputs(args) or wrong_for_a_server(args, rest):
         return usage_error(message)
+    if not (args.output_dir or args.manifest_out):
+        check_stdout()
     with ExitStack() as stack:
         try:
             corpus = stack.enter_context(_open_corpus(args))

@@ -120,15 +120,7 @@ class OutputFolder:
     def _problem(self, folder: Path) -> str | None:
         """Why nothing can be written into a folder, which may not be there yet."""
         if folder not in self._problem_by_folder:
-            there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-            problem: str | None
-            if not there.is_dir():
-                problem = f"{there} is not a folder"
-            elif not os.access(there, os.W_OK | os.X_OK):
-                problem = f"{there} cannot be written to"
-            else:
-                problem = self._way_out(folder)
-            self._problem_by_folder[folder] = problem
+            self._problem_by_folder[folder] = folder_problem(folder) or self._way_out(folder)
         return self._problem_by_folder[folder]
 
     def _way_out(self, folder: Path) -> str | None:
@@ -194,6 +186,15 @@ def _naming(recording: Recording) -> Iterator[None]:
         raise ValueError(f"{recording}: {error}") from error
 
 
+@contextmanager
+def _naming_file(path: Path) -> Iterator[None]:
+    """What is wrong with a file as an OSError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def check_apart(places: Iterable[tuple[Hashable, Recording]]) -> None:
     """Raise ValueError where two recordings have one place."""
     first_by_place: dict[Hashable, Recording] = {}
@@ -205,6 +206,31 @@ def check_apart(places: Iterable[tuple[Hashable, Recording]]) -> None:
             )
 
 
+def folder_problem(folder: Path) -> str | None:
+    """Why no file can be made in a folder, which may not be there yet itself."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+
+
+def check_file(path: Path) -> None:
+    """Raise OSError where a file cannot be written, as far as that shows."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not is_stream(path) and (problem := folder_problem(path.parent)):
+        raise OSError(f"{path}: {problem}")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a whole file, or straight into a pipe or device. Raises OSError, which names it."""
+    if not is_stream(path):
+        write_whole(real_path(path), text)
+        return
+    with _naming_file(path):
+        path.write_text(text, encoding="utf-8")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file that appears complete or not at all, in place of any before, come a power cut.
 
@@ -213,13 +239,12 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{uuid4().hex}.part")  # of this run alone
     try:
-        with unfinished.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else the name may reach the disk before the text
-        unfinished.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        with _naming_file(path):
+            with unfinished.open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # else the name may reach the disk before the text
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -235,7 +260,7 @@ class OutputManifest:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path = manifest_path(path)
+        self.path = real_path(path)
         self._is_stream = is_stream(path)
         self._is_to_go = overwrite and not self._is_stream
         rows = self._read() if self.path.is_file() and not overwrite else iter(())
@@ -246,10 +271,9 @@ class OutputManifest:
         """Keep other runs from writing there. Raises OSError, OutputInUseError."""
         if is_stream(path):
             return nullcontext()
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder; a manifest is a file")
+        check_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return locked(manifest_path(path), path)
+        return locked(real_path(path), path)
 
     def _read(self) -> Iterator[dict[str, Any]]:
         """The rows; what a killed run left of a line is cut off."""
@@ -292,12 +316,9 @@ class OutputManifest:
     def write(self, recording: Recording, transcript: Transcript) -> None:
         """Raise ValueError where it cannot be written, OSError where no other can be either."""
         line = output_line(recording, transcript)
-        try:
-            with self.path.open("w" if self._is_to_go else "a", encoding="utf-8", newline="") as f:
-                f.write(line)
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
+        mode = "w" if self._is_to_go else "a"
+        with _naming_file(self.path), self.path.open(mode, encoding="utf-8", newline="") as file:
+            file.write(line)
         self._is_to_go = False
         self._done[recording.key] = None
 
@@ -317,8 +338,8 @@ def is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def manifest_path(path: Path) -> Path:
-    """The file itself where a link names it, so that it is replaced and not the link."""
+def real_path(path: Path) -> Path:
+    """The file that a link names, so that it is replaced and not the link."""
     return path.resolve() if path.is_file() else path
 
 
