@@ -53,8 +53,6 @@ from signals import ended
 
 from qwen3_asr_vllm.corpus.outputs import INDEX
 
-from qwen3_asr_vllm.corpus.outputs import INDEX
-
 ARGUMENTS = ["--enforce-eager", "--max-model-len", "2048"]
 PATIENCE_S = 120.0  # after which what is still there is left
 SLOW_READERS = 64

@@ -781,7 +781,8 @@ def read_manifest(folder: Path, number: int) -> Outcome:
 
 def _recordings_of(manifest: Path) -> tuple[str, str]:
     """The answer, and what is wrong with it."""
-    from qwen3_asr_vllm.corpus.sources import OutputFolder, find_recordings
+    from qwen3_asr_vllm.corpus.outputs import OutputFolder
+    from qwen3_asr_vllm.corpus.sources import find_recordings
 
     folder, broken = manifest.parent, ""
     try:
