@@ -61,6 +61,7 @@ def end_engines_with_parents() -> None:
     multiprocessing.util.register_after_fork(sys.modules[__name__], _end_if_engine)
 
 
+<<<<<<< HEAD
 def _end_if_engine(*_: object) -> None:
     """Call ``end_with_parent`` where a function of vLLM's is all that this process runs."""
     target = getattr(multiprocessing.current_process(), "_target", None)
@@ -71,3 +72,14 @@ def _end_if_engine(*_: object) -> None:
 def _start(watch: Callable[[], None]) -> None:
     if all(thread.name != _WATCH for thread in threading.enumerate()):
         threading.Thread(target=watch, name=_WATCH, daemon=True).start()
+=======
+def kill_with_parent(parent: int) -> None:
+    """End this process when ``parent``, a process of a single thread, ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before the call
+        os._exit(1)
+
+
+if hasattr(os, "register_at_fork"):  # a forked engine does not load plugins; a spawned one does
+    os.register_at_fork(after_in_child=end_with_parent)
+>>>>>>> 28e6ee5 (Decode uploads in processes with limits on memory and CPU time)

@@ -141,6 +141,7 @@ class AlignerServing(AudioServing):
             longest_s=self.admission.max_audio_s,
             audio_track=form.audio_track,
             on_warning=warnings.append,
+            load=self.decoders.load_audio,
         )
         try:
             rounds = align(waveform, form.text, language=form.language)

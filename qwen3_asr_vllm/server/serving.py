@@ -14,6 +14,7 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from .admission import Admission
+from .decoders import Decoders
 from .errors import ApiError
 from .settings import setting
 
@@ -69,6 +70,8 @@ class AudioServing(EngineServing):
         self.pool = ThreadPoolExecutor(
             setting("VLLM_MAX_AUDIO_PREPROCESS_WORKERS"), thread_name_prefix="decode-audio"
         )
+        self.decoders = Decoders()
+        self.decoders.warm()
 
     @property
     def in_pool(self) -> Callable[..., Awaitable[Any]]:

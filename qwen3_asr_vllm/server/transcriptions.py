@@ -33,8 +33,6 @@ from ..alignment import AlignmentOutput, AlignmentRequest
 from ..audio import (
     decodable_formats,
     decoders,
-    load_audio,
-    load_channels,
 )
 from ..blocks import ChannelError
 from ..engine import engine_prompt, sampling_params, slot_ids
@@ -184,11 +182,13 @@ class Transcriber(AudioServing):
         wishes = form.wishes | {"max_clip_s": self.max_clip_s, "word_timestamps": times_words}
         warnings: list[str] = []
         if form.speakers:
-            channels = self._load(form, warnings, load_channels, len(form.speakers))
+            channels = self._load(form, warnings, self.decoders.load_channels, len(form.speakers))
             _check_channels(channels)
             transcription = transcribe_channels(channels, form.speakers, **wishes)
         else:
-            transcription = transcribe(self._load(form, warnings, load_audio), **wishes)
+            transcription = transcribe(
+                self._load(form, warnings, self.decoders.load_audio), **wishes
+            )
         return Steps(with_warnings(transcription, warnings))
 
     def _load(

@@ -22,7 +22,6 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 from vllm.logger import init_logger
 
-from ..audio import load_audio
 from ..containers import raw_audio, raw_audio_of_name
 from ..languages import resolve_language
 from .admission import RETRY_AFTER_S, Admission, Place
@@ -95,7 +94,7 @@ def load_posted(
     place: Place,
     *,
     longest_s: float,
-    load: Callable[..., Any] = load_audio,
+    load: Callable[..., Any],
     options: Sequence[Any] = (),
     audio_track: int | None = None,
     on_warning: Callable[[str], object],

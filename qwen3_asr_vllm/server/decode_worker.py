@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes that decode uploads: a template, and a child of it for each file.
+
+    server -- job, file, memory --> template -- fork --> child --> progress, warnings, result
+
+The template imports the decoders once, so a child starts in milliseconds. A child decodes one
+file within ``Limits`` and ends: no file meets what another one left behind. The template ends
+when the server's end of its socket is closed, however the server ends; its children end with it.
+
+Messages are JSON, one in each packet of a Unix socket. They are never pickles: a file that takes
+over its decoder must not run code in the server. Linux only.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from ..audio import load_audio, load_channels
+from ..blocks import ChannelError
+from ..containers import RawAudio
+from ..geometry import SAMPLE_RATE
+from ..processes import kill_with_parent
+
+LOADERS: dict[str, Callable[..., Any]] = {
+    load.__name__: load for load in (load_audio, load_channels)
+}
+ERRORS = {error.__name__: error for error in (ChannelError, ValueError, ImportError)}
+MAX_PACKET = 1 << 16  # bytes
+MAX_TEXT = 8_000  # characters of a warning or an error
+READ_BYTES_PER_S = 64 << 20  # of a file, in a second of CPU time
+PROGRESS_S = 5.0  # seconds of audio between two reports
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may cost. The limits grow with the audio that is already decoded.
+
+    A table or a tag that expands into gigabytes does so before the first sample; a recording of
+    four hours takes its memory step by step.
+    """
+
+    memory_bytes: int = 60 << 20  # more than the process has before it opens the file
+    memory_bytes_per_s: int = 3 * 4 * SAMPLE_RATE  # of audio: its parts, the whole, a reserve
+    cpu_s: float = 2.0
+    cpu_s_per_s: float = 0.1  # of audio
+    stall_s: int = 60  # wall time between two reports
+
+    def for_file(self, num_bytes: int) -> Limits:
+        """The limits of a file of this size, which its decoder may read more than once."""
+        return replace(self, cpu_s=self.cpu_s + num_bytes / READ_BYTES_PER_S)
+
+    def memory(self, audio_s: float) -> int:
+        """Bytes, after so many seconds of audio."""
+        return int(self.memory_bytes + audio_s * self.memory_bytes_per_s)
+
+    def cpu(self, audio_s: float) -> int:
+        """Seconds of CPU time, after so many seconds of audio. The kernel counts whole ones."""
+        return int(self.cpu_s + audio_s * self.cpu_s_per_s)
+
+
+def main() -> None:
+    """Run the template on the socket whose descriptor is the first argument."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a server that stops still answers its requests
+    for package in ("soundfile", "soxr", "av"):
+        with suppress(ImportError, OSError):  # the loader reports it to who needs it
+            import_module(package)
+    gc.freeze()  # children share these objects
+    Template(socket.socket(fileno=int(sys.argv[1]))).run()
+
+
+class Template:
+    """Forks a child for each job, and reports how it ended."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._links: dict[int, socket.socket] = {}  # by the child's process id
+        self._woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a byte arrives at _woken
+
+    def run(self) -> None:
+        """Fork until the server closes the socket."""
+        while True:
+            control = self._control.fileno()
+            ready, _, _ = select.select([control, self._woken], [], [])
+            if self._woken in ready:
+                os.read(self._woken, 4096)
+                self._reap()
+            if control in ready and not self._start():
+                return
+
+    def _start(self) -> bool:
+        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 3)
+        if not packet:
+            return False
+        link, file, output = descriptors
+        template, server = os.getpid(), socket.socket(fileno=link)
+        with suppress(OSError):  # no process is left: the server sees its socket closed
+            if (child := os.fork()) == 0:
+                self._control.close()
+                run_child(template, server, file, output, json.loads(packet))
+            self._links[child] = server
+        os.close(file)
+        os.close(output)
+        return True
+
+    def _reap(self) -> None:
+        while self._links:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if child == 0:
+                return
+            with self._links.pop(child) as server, suppress(OSError):  # it has its result
+                server.setblocking(False)
+                _send(server, exit_code=os.waitstatus_to_exitcode(status))
+
+
+def run_child(
+    template: int, server: socket.socket, file: int, output: int, job: dict[str, Any]
+) -> None:
+    """Decode one file and end the process."""
+    try:
+        kill_with_parent(template)
+        signal.set_wakeup_fd(-1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print what files hold
+        Child(server, Limits(**job.pop("limits"))).decode(file, output, **job)
+    except OSError:
+        pass  # the server has closed its end
+    finally:
+        os._exit(0)
+
+
+class Child:
+    """Decodes a file within limits that grow with the audio decoded."""
+
+    def __init__(self, server: socket.socket, limits: Limits) -> None:
+        self._server, self._limits = server, limits
+        self._idle_bytes = _address_space()
+        self._audio_s = 0.0
+        self._report_s = 0.0  # the audio after which it reports next
+
+    def decode(self, file: int, output: int, *, loader: str, options: dict[str, Any]) -> None:
+        """Write the waveform of each channel to ``output``, and send their lengths."""
+        options |= {"on_progress": self._on_progress, "on_warning": self._on_warning}
+        if options.get("raw"):
+            options["raw"] = RawAudio(**options["raw"])
+        self._grant()
+        try:
+            with open(file, "rb") as recording:
+                loaded = LOADERS[loader](recording, **options)
+        except Exception as error:
+            self._lift()
+            self._send(error=_described(error))
+            return
+        self._lift()
+        channels = loaded if isinstance(loaded, list) else [loaded]
+        with open(output, "wb") as memory:
+            for waveform in channels:
+                memory.write(waveform.data)
+        self._send(progress=self._audio_s)
+        self._send(lengths=[len(waveform) for waveform in channels])
+
+    def _on_warning(self, warning: str) -> None:
+        self._send(warning=warning[:MAX_TEXT])
+
+    def _on_progress(self, audio_s: float) -> None:
+        self._audio_s = audio_s
+        if audio_s >= self._report_s:
+            self._report_s = audio_s + PROGRESS_S
+            self._send(progress=audio_s)
+            self._grant()
+
+    def _grant(self) -> None:
+        """Raise the limits to what the audio decoded so far allows."""
+        memory = self._idle_bytes + self._limits.memory(self._audio_s)
+        _set_limit(resource.RLIMIT_AS, memory)
+        _set_limit(resource.RLIMIT_CPU, self._limits.cpu(self._audio_s))
+        signal.alarm(self._limits.stall_s)  # unhandled, it ends the process
+
+    def _lift(self) -> None:
+        """End the limits: what is left to do depends on no file."""
+        _set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+
+    def _send(self, **message: Any) -> None:
+        _send(self._server, **message)
+
+
+def _described(error: Exception) -> tuple[str, str]:
+    """The name of its type, as the server knows it, and its text."""
+    if _is_out_of_memory(error):
+        return MemoryError.__name__, ""
+    for kind in type(error).__mro__:
+        if kind.__name__ in ERRORS:
+            return kind.__name__, str(error)[:MAX_TEXT]
+    return "", "".join(traceback.format_exception(error))[-MAX_TEXT:]
+
+
+def _send(server: socket.socket, **message: Any) -> None:
+    """Send one message: its kind and its value."""
+    server.send(json.dumps(message).encode())
+
+
+def _set_limit(kind: int, soft: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(kind, (min(limits, default=resource.RLIM_INFINITY), hard))
+
+
+def _address_space() -> int:
+    """Bytes of this process's address space."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a failed allocation is the cause of ``error``."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+if __name__ == "__main__":
+    main()

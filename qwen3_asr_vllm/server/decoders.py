@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode uploads in processes of their own, so that no file can harm other requests.
+
+    wav with plain PCM -> this thread
+    anything else      -> a child of ``decode_worker.py``, with limits on memory and CPU time
+
+``Decoders.load_audio`` and ``load_channels`` take, return and raise what the functions of
+``audio.py`` do. A file that exceeds a limit or crashes a library is a ValueError, too. No
+library's pool fits: loky's and Python's own break when one worker is killed, pebble's has neither
+progress nor descriptors; all of them send pickles.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import logging
+import mmap
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from threading import Lock
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from . import decode_worker
+from .admission import RETRY_AFTER_S, Busy
+from .decode_worker import ERRORS, LOADERS, MAX_PACKET, Limits
+
+logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
+
+MAX_COPIED_BYTES = 1 << 20  # an upload that is larger lies on disk
+MAX_HEADER_BYTES = 1 << 16  # of a wav file that a thread decodes, without its samples
+PLAIN_CHUNKS = {b"fmt ", b"data", b"fact", b"LIST", b"PEAK", b"bext", b"JUNK"}
+PLAIN_TAGS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}  # PCM, float, G.711: bits
+EXTENSIBLE = 0xFFFE  # the tag is the first two bytes of the subformat
+
+
+class DecodeError(ValueError):
+    """A file exceeded a limit or crashed its decoder; the message says what to do."""
+
+
+class Template:
+    """The template of this process: started when it is first needed, and again if it dies.
+
+    It ends when our end of its socket is closed, at the latest when this process ends.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, dead: socket.socket | None = None) -> socket.socket:
+        """Its socket. It is started unless it has a socket that is not ``dead``."""
+        with self._lock:
+            if self._socket is None or self._socket is dead:
+                if self._process is not None:
+                    self._process.kill()
+                    self._process.wait()
+                self._socket, self._process = _start_template()
+            return self._socket
+
+    def submit(self, packet: bytes, descriptors: list[int]) -> None:
+        """Have a child forked for a job."""
+        control = self.start()
+        try:
+            socket.send_fds(control, [packet], descriptors)
+        except OSError:
+            logger.warning("The process that forks decoders was killed; starting it again.")
+            socket.send_fds(self.start(dead=control), [packet], descriptors)
+
+
+def _start_template() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", decode_worker.__name__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+    return ours, process
+
+
+_TEMPLATE = Template()
+
+
+class Decoders:
+    """Decoder processes of one server. Threads may share it; each decodes one file at a time."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+
+    def warm(self) -> None:
+        """Start the template, which imports the decoders beside this call."""
+        if sys.platform == "linux":
+            _TEMPLATE.start()
+
+    def load_audio(self, file: BinaryIO, **options: Any) -> np.ndarray:
+        """The waveform of a file. ``options`` are those of ``audio.load_audio``.
+
+        Raises DecodeError, too, and Busy where the decoders have to be started again.
+        """
+        return self._load("load_audio", file, options)[0]
+
+    def load_channels(self, file: BinaryIO, num_channels: int, **options: Any) -> list[np.ndarray]:
+        """The waveform of each channel. ``options`` are those of ``audio.load_channels``."""
+        return self._load("load_channels", file, options | {"num_channels": num_channels})
+
+    def _load(self, loader: str, file: BinaryIO, options: dict[str, Any]) -> list[np.ndarray]:
+        if sys.platform != "linux" or is_plain_pcm(file):
+            loaded = LOADERS[loader](file, **options)
+            return loaded if isinstance(loaded, list) else [loaded]
+        callbacks = {
+            "progress": options.pop("on_progress", None) or _ignore,
+            "warning": options.pop("on_warning", None) or logger.warning,
+        }
+        limits = self._limits.for_file(file.seek(0, os.SEEK_END))
+        job = {"loader": loader, "options": options, "limits": limits}
+        with _memory() as output:
+            with _started(job, file, output) as child:
+                lengths = _follow(child, limits, callbacks)
+            return _waveforms(output, lengths)
+
+
+@contextmanager
+def _started(job: dict[str, Any], file: BinaryIO, output: int) -> Iterator[socket.socket]:
+    """A child that decodes ``file``; it ends with the block."""
+    packet = json.dumps(job, default=asdict).encode()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs, _descriptor(file) as recording:
+            _TEMPLATE.submit(packet, [theirs.fileno(), recording, output])
+        yield ours
+
+
+def _follow(
+    child: socket.socket, limits: Limits, callbacks: dict[str, Callable[..., object]]
+) -> list[int]:
+    """The lengths of the waveforms. Raises what the child reports, or how it ended."""
+    audio_s = 0.0
+    while packet := child.recv(MAX_PACKET):
+        ((kind, value),) = json.loads(packet).items()
+        if kind == "lengths":
+            return list(value)
+        if kind == "error":
+            name, text = value
+            raise _error(name, text, limits, audio_s)
+        if kind == "exit_code":
+            raise _ended(value, limits, audio_s)
+        if kind == "progress":
+            audio_s = value
+        callbacks[kind](value)
+    raise Busy(f"the decoders were started again; try again in {RETRY_AFTER_S} s.")
+
+
+def _error(name: str, text: str, limits: Limits, audio_s: float) -> Exception:
+    """The error of a type that a child names."""
+    if name in ERRORS:
+        return ERRORS[name](text)
+    if name == MemoryError.__name__:
+        return _too_much(f"{limits.memory(audio_s) >> 20} MiB of memory", audio_s)
+    logger.error("A decoder failed:\n%s", text)
+    return DecodeError(f"the decoder failed after {audio_s:.0f} s of audio. {_ADVICE}")
+
+
+def _ended(exit_code: int, limits: Limits, audio_s: float) -> DecodeError:
+    """The error of a child that ended by a signal, whose negative number this is."""
+    if exit_code == -signal.SIGXCPU:
+        return _too_much(f"{limits.cpu(audio_s)} s of CPU time", audio_s)
+    if exit_code == -signal.SIGALRM:
+        return _too_much(f"{limits.stall_s} s", audio_s)
+    reason = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+    return DecodeError(f"the decoder crashed ({reason}) after {audio_s:.0f} s of audio. {_ADVICE}")
+
+
+_ADVICE = "Convert the file to wav or flac, without tags and covers, and send that."
+
+
+def _too_much(limit: str, audio_s: float) -> DecodeError:
+    return DecodeError(
+        f"decoding the file takes more than {limit}, the limit after {audio_s:.0f} s of audio. "
+        f"{_ADVICE}"
+    )
+
+
+def _ignore(_: float) -> None:
+    pass
+
+
+@contextmanager
+def _memory() -> Iterator[int]:
+    """A descriptor of shared memory. /dev/shm would be too small: 64 MB in a container."""
+    descriptor = os.memfd_create("waveform", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _descriptor(file: BinaryIO) -> Iterator[int]:
+    """A descriptor of the file, or of a copy of one that may lie in memory."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size > MAX_COPIED_BYTES:
+        with suppress(io.UnsupportedOperation):
+            yield file.fileno()
+            return
+    with _memory() as copy:
+        with open(copy, "wb", closefd=False) as output:
+            shutil.copyfileobj(file, output)
+        yield copy
+
+
+def _waveforms(memory: int, lengths: list[int]) -> list[np.ndarray]:
+    """The waveforms that a child has written, mapped rather than copied."""
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # a page that is gone is a SIGBUS
+    samples = np.frombuffer(mmap.mmap(memory, 0, access=mmap.ACCESS_COPY), np.float32)
+    return np.split(samples, np.cumsum(lengths)[:-1])
+
+
+def is_plain_pcm(file: BinaryIO) -> bool:
+    """Whether it is a wav file of PCM, float or G.711 samples that costs nothing but to read.
+
+    Each of its chunks is known, stands there once and lies within the file.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not re.fullmatch(b"RIFF.{4}WAVE", file.read(12), re.DOTALL):
+        return False
+    sizes: dict[bytes, int] = {}
+    layout = b""
+    while (place := file.tell()) < end:
+        name, size = file.read(4), int.from_bytes(file.read(4), "little")
+        if name not in PLAIN_CHUNKS or name in sizes or place + 8 + size > end:
+            return False
+        sizes[name] = size
+        if name == b"fmt ":
+            layout = file.read(min(size, MAX_HEADER_BYTES))
+        file.seek(place + 8 + size + size % 2)
+    header_bytes = sum(sizes.values()) - sizes.get(b"data", 0)
+    return b"data" in sizes and header_bytes <= MAX_HEADER_BYTES and _is_plain(layout)
+
+
+def _is_plain(layout: bytes) -> bool:
+    """Whether the "fmt " chunk of a wav file states samples that need no decoder."""
+    if len(layout) < 16:
+        return False
+    tag, *_, bits = struct.unpack("<HHIIHH", layout[:16])
+    if tag == EXTENSIBLE:
+        tag = int.from_bytes(layout[24:26], "little")
+    return bits in PLAIN_TAGS.get(tag, ())
