@@ -7,6 +7,7 @@ comes when only the *thread* ends that started the child.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import multiprocessing.util
 import os
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 
 SUPERVISOR = "QWEN3_ASR_SUPERVISOR"  # variable: process id of the parent that a server ends with
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 POLL_S = 0.5  # seconds between two looks at the parent
 _WATCH = "qwen3-asr-parent-watch"  # name of the thread
 
@@ -37,6 +39,16 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     _start(watch)
+
+
+def kill_with_parent(parent: int) -> None:
+    """Kill this process once ``parent``, a process of a single thread, has ended. Linux only.
+
+    No thread watches it, as for engines: a decoder counts its address space and its CPU time.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
 
 
 def end_group_with_supervisor() -> None:
@@ -61,7 +73,6 @@ def end_engines_with_parents() -> None:
     multiprocessing.util.register_after_fork(sys.modules[__name__], _end_if_engine)
 
 
-<<<<<<< HEAD
 def _end_if_engine(*_: object) -> None:
     """Call ``end_with_parent`` where a function of vLLM's is all that this process runs."""
     target = getattr(multiprocessing.current_process(), "_target", None)
@@ -72,14 +83,3 @@ def _end_if_engine(*_: object) -> None:
 def _start(watch: Callable[[], None]) -> None:
     if all(thread.name != _WATCH for thread in threading.enumerate()):
         threading.Thread(target=watch, name=_WATCH, daemon=True).start()
-=======
-def kill_with_parent(parent: int) -> None:
-    """End this process when ``parent``, a process of a single thread, ends."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended before the call
-        os._exit(1)
-
-
-if hasattr(os, "register_at_fork"):  # a forked engine does not load plugins; a spawned one does
-    os.register_at_fork(after_in_child=end_with_parent)
->>>>>>> 28e6ee5 (Decode uploads in processes with limits on memory and CPU time)
