@@ -19,8 +19,6 @@ from .languages import display_width
 from .prompt import ASR_TEXT, header_end
 from .transcript import Token
 
-DEFAULT_CLIP_S = 60.0  # seconds; with cuts in the second half, clips last 30 to 60 s
-
 # vLLM looks for a repeated pattern at the end of the output, at every token: 0.5 us per size of
 # pattern. Longer patterns reach the token budget, and are found in the text.
 LOOP_MAX_PATTERN = 16  # tokens of the longest pattern that vLLM looks for

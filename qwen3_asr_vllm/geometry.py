@@ -20,6 +20,7 @@ HALF_FFT = FFT_LENGTH // 2  # samples on either side of a frame's centre
 CONV_STRIDE = 8  # frames per token: three convolutions of stride 2
 MIN_SAMPLES = SAMPLE_RATE // 2  # a shorter clip is zero-padded to 0.5 s
 MAX_CLIP_S = 1200  # seconds of audio that the model takes in one clip
+DEFAULT_CLIP_S = 60.0  # seconds; with cuts in the second half, clips last 30 to 60 s
 
 
 def num_frames(num_samples: int) -> int:

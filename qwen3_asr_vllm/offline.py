@@ -15,7 +15,6 @@ from .aligner import UTILIZATION, ForcedAligner, split_memory
 from .alignment import AlignmentOutput, AlignmentRequest
 from .audio import AudioSource
 from .batching import Pipeline
-from .decoding import DEFAULT_CLIP_S
 from .engine import (
     Answer,
     death_told,
@@ -26,7 +25,7 @@ from .engine import (
     slot_ids,
     stream_parts,
 )
-from .geometry import SAMPLE_RATE
+from .geometry import DEFAULT_CLIP_S, SAMPLE_RATE
 from .prompt import join_context
 from .recordings import Loader, Progress, Recording, Result
 from .streaming import CLIP_S, STEP_S, Stream, Update

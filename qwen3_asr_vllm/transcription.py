@@ -24,7 +24,6 @@ import numpy as np
 
 from .alignment import align_words, shifted
 from .decoding import (
-    DEFAULT_CLIP_S,
     LOOP_PENALTY,
     Decoding,
     is_leak,
@@ -37,7 +36,7 @@ from .decoding import (
     place_tokens,
     settled_length,
 )
-from .geometry import SAMPLE_RATE
+from .geometry import DEFAULT_CLIP_S, SAMPLE_RATE
 from .languages import ALIGNER_LANGUAGES, display_width, resolve_language, separator
 from .pauses import (
     Pauses,

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..decoding import DEFAULT_CLIP_S
 from ..formats import FORMATS, KARAOKE, SUBTITLES
-from ..geometry import MAX_CLIP_S
+from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S
 from ..languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
 from ..subtitles import MAX_LINE_COUNT, MAX_LINE_WIDTH
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..corpus.locks import OutputInUseError
 from ..corpus.run import Corpus, Transcribe, open_corpus
-from ..decoding import DEFAULT_CLIP_S
+from ..geometry import DEFAULT_CLIP_S
 from ..recordings import Recording, Result
 from . import models
 from .options import DEFAULT_ALIGNER, DEFAULT_MODEL, writer, wrong_layout

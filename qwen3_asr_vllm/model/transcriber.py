@@ -24,8 +24,7 @@ from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.multimodal.processing import cached_encode
 from vllm.tokenizers import cached_tokenizer_from_config
 
-from ..decoding import DEFAULT_CLIP_S
-from ..geometry import MAX_CLIP_S, SAMPLE_RATE, num_frames
+from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S, SAMPLE_RATE, num_frames
 from ..languages import LANGUAGES, SPACELESS_LANGUAGES, language_code, resolve_language
 from ..prompt import NO_TRANSLATION, OutputStream, build_prompt, parse_output
 from .processor import DummyInputs, ProcessingInfo, Processor

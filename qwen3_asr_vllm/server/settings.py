@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-from ..decoding import DEFAULT_CLIP_S
-from ..geometry import MAX_CLIP_S
+from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S
 
 DAY_S = 86_400
 
