@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names from outside, made safe for logs, terminals and messages.
+"""Names from outside, made safe for logs, terminals, messages and headers.
 
 File names, request ids and field names come from clients. A line break in one forges a line of a
 log; an escape sequence moves a terminal's cursor; a bidirectional override shows other text than
@@ -9,8 +9,12 @@ is there.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 MAX_NAME = 200  # characters of a name in a message
+MAX_HEADER = 2000  # characters of an HTTP header
+
+_NOT_IN_HEADERS = re.compile(r"[^ -~]")
 
 # C0 and C1 controls with DEL, line and paragraph separators, marks and overrides of the direction
 # of writing, lone surrogates (a file name that is not UTF-8), the byte order mark.
@@ -25,3 +29,9 @@ def printable(text: object, *, max_chars: int = MAX_NAME) -> str:
     if len(text) > max_chars:
         text = f"{text[: max_chars - 3]}..."
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def header_list(texts: Sequence[str], *, separator: str) -> str:
+    """``texts`` in one HTTP header: ASCII, and no longer than clients and proxies take."""
+    text = _NOT_IN_HEADERS.sub("?", separator.join(texts))
+    return text if len(text) <= MAX_HEADER else f"{text[:MAX_HEADER]}... ({len(texts)} in all)"

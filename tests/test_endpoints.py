@@ -74,10 +74,13 @@ class Engine:
         self.asked: list[Any] = []  # (prompt, sampling parameters, options)
         self.running = self.most_running = self.aborted = 0
         self.model_config = SimpleNamespace(
-            get_diff_sampling_param=dict, is_encoder_decoder=False, max_model_len=4096
+            get_diff_sampling_param=dict,
+            is_encoder_decoder=False,
+            max_model_len=4096,
+            logits_processors=["of.an:Operator"],
         )
         self.vllm_config = SimpleNamespace(
-            scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs)
+            scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs, policy="priority")
         )
         self.renderer = SimpleNamespace(render_cmpl_async=self.render, get_tokenizer=tokenizer)
 
@@ -249,7 +252,7 @@ def test_json_says_text_languages_and_seconds(post):
     response = post()
     assert response.json() == {
         "text": "Good morning.",
-        "language": "English",
+        "language": "en",
         "languages": [{"code": "en"}],
         "usage": {"type": "duration", "seconds": 1.0},
     }
@@ -337,7 +340,36 @@ def test_decoding_is_greedy_and_bounded_by_the_duration(serve, fields):
             "timestamp_granularities",
             "serve MODEL --aligner",
         ),
-        ({"timestamp_granularities[]": "segment"}, "timestamp_granularities", "verbose_json"),
+        (
+            {"timestamp_granularities[]": "segment", "response_format": "text"},
+            "timestamp_granularities",
+            "verbose_json",
+        ),
+        ({"timestamp_granularities[0]": "word"}, "timestamp_granularities", "verbose_json"),
+        ({"include[0]": "srt", "include[1]": "docx"}, "include", "lrc"),
+        ({"task": "translate"}, "task", "does not translate"),
+        ({"task": "diarize"}, "task", "Send transcribe"),
+        ({"language": ["de", "en"]}, "language", "'de' and 'en'; send it once"),
+        ({"language": "de", "language[]": "en"}, "language", "'de' and 'en'; send it once"),
+        ({"prompt": ["a" * 999, "b"]}, "prompt", "... and 'b'; send it once"),
+        ({"stream": ["true", "false"]}, "stream", "send it once"),
+        (
+            {"chunking_strategy": "auto", "chunking_strategy[threshold]": "0.5"},
+            "chunking_strategy",
+            "send it once",
+        ),
+        ({"chunking_strategy[threshold]": ["0.5", "0.6"]}, "chunking_strategy[threshold]", "once"),
+        ({"chunking_strategy[silence_duration_ms]": "1" + "0" * 30}, "chunking_strategy", "60000"),
+        ({"chunking_strategy[prefix_padding_ms]": "60001"}, "chunking_strategy", "60000"),
+        ({"top_p": "nan"}, "top_p", "finite"),
+        ({"repetition_penalty": "inf"}, "repetition_penalty", "finite"),
+        ({"keywords": '["\\ud800"]'}, "keywords", "surrogate"),
+        ({"vllm_xargs": '{"a": [1180591620717411303424]}'}, "vllm_xargs", "2**64"),
+        (
+            {"response_format": "diarized_json", "known_speaker_names[]": ["a" * 201, "b"]},
+            "known_speaker_names",
+            "200 characters",
+        ),
         ({"include[]": "logprobs", "response_format": "srt"}, "include", "use json"),
         ({"include[]": "entropy"}, "include", "logprobs"),
         ({"chunking_strategy": "semantic_vad"}, "chunking_strategy", "auto"),
@@ -375,6 +407,69 @@ def test_what_is_ignored_is_named(post):
     )
     assert response.status_code == 200
     assert response.headers["X-Ignored-Params"] == "vad_filter, x??"
+
+
+def test_many_ignored_names_fit_a_header(post):
+    response = post(**{f"field_{number:04}": "x" for number in range(900)})
+    header = response.headers["X-Ignored-Params"]
+    assert len(header) < 2100 and header.endswith("(900 in all)")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"timestamp_granularities[0]": "segment", "timestamp_granularities[1]": "word"},
+        {"timestamp_granularities": "WORD"},
+    ],
+)
+def test_lists_may_be_numbered_or_upper_case(fields):
+    from starlette.datastructures import FormData
+
+    from qwen3_asr_vllm.server.form import parse_form
+
+    file = UploadFile(io.BytesIO(), filename="a.wav")
+    form = parse_form(FormData({"file": file, "response_format": "VERBOSE_JSON"} | fields))
+    assert form.needs_words and form.response_format == "verbose_json" and not form._ignored
+
+
+def test_fields_may_be_sent_twice_with_one_value(post):
+    response = post(language=["en", "en"], task="transcribe", **{"language[]": "en"})
+    assert response.status_code == 200 and "X-Ignored-Params" not in response.headers
+
+
+def test_two_recordings_in_one_request_are_refused(post):
+    files = [("file", SECOND), ("file", wav(noise(2.0)))]
+    body = error(post.client.post(ROUTE, files=files), 400)
+    assert body["param"] == "file" and "one a request" in body["message"]
+
+
+def test_segments_are_no_part_of_json(post):
+    response = post(**{"timestamp_granularities[]": "segment"})
+    assert response.status_code == 200 and "segments" not in response.json()
+    assert response.headers["X-Ignored-Params"] == "timestamp_granularities"
+
+
+@pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params"])
+@pytest.mark.parametrize("value", ['"x"', "[]", '{"do_remote_prefill": true}', "null", "1e999"])
+def test_what_engines_tell_each_other_is_not_for_clients(serve, name, value):
+    """One of these, and no object, ended in a 500."""
+    engine = Engine("language English<asr_text>Hi.")
+    response = serve(engine)(vllm_xargs=f'{{"{name}": {value}, "a": 1}}')
+    assert response.headers["X-Ignored-Params"] == f"vllm_xargs.{name}"
+    assert engine.asked[0][1].extra_args == {"a": 1}
+
+
+def test_what_the_engine_does_not_read_is_named(serve):
+    engine = Engine("language English<asr_text>Hi.")
+    engine.vllm_config.scheduler_config.policy = "fcfs"
+    engine.model_config.logits_processors = None
+    post = serve(engine)
+    response = post(vllm_xargs='{"a": 1, "b\\r\\nc": 2}', priority=3)
+    assert response.headers["X-Ignored-Params"] == "priority, vllm_xargs.a, vllm_xargs.b??c"
+    assert engine.asked[0][1].extra_args is None
+    files, headers = {"file": SECOND}, {"X-Vllm-Priority": "3"}
+    response = post.client.post(ROUTE, files=files, headers=headers)
+    assert response.headers["X-Ignored-Params"] == "X-Vllm-Priority"
 
 
 def test_empty_fields_are_fields_left_out(post):
@@ -540,8 +635,24 @@ def test_streamed_deltas_join_to_the_text(serve, answers):
     assert {event["type"] for event in deltas} == {"transcript.text.delta"}
     assert "".join(event["delta"] for event in deltas) == done["text"] == whole["text"]
     assert [e["choices"][0]["delta"]["content"] for e in deltas] == [e["delta"] for e in deltas]
-    assert done["type"] == "transcript.text.done" and done["choices"] == []
+    assert done["type"] == "transcript.text.done"
     assert done["languages"] == whole["languages"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_choices", "has_usage"),
+    [
+        ({}, 1, True),
+        ({"stream_include_usage": "true"}, 0, True),
+        ({"stream_include_usage": "false"}, 1, False),
+    ],
+)
+def test_only_a_chunk_of_usage_has_no_choice(post, fields, num_choices, has_usage):
+    *chunks, done = events(post(stream="true", **fields))
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == done["text"]
+    assert (len(done["choices"]), "usage" in done) == (num_choices, has_usage)
+    reasons = [choice["finish_reason"] for e in (*chunks, done) for choice in e["choices"]]
+    assert [reason for reason in reasons if reason] == ["stop"]
 
 
 def test_a_stream_finishes_once_and_counts_tokens(post):
@@ -631,7 +742,7 @@ def test_what_is_not_streamed_and_loops_is_heard_in_halves(serve):
     assert all(params.repetition_detection.min_count > 1 for _, params, _ in engine.asked)
 
 
-def words_of(serve, output, text="language English<asr_text>Hi."):
+def words_of(serve, output, text="language English<asr_text>Hi.", granularity="word"):
     """A request for words, where this is what the aligner says."""
 
     async def is_up():
@@ -643,8 +754,7 @@ def words_of(serve, output, text="language English<asr_text>Hi."):
     post = serve(Engine(text))
     aligner = SimpleNamespace(url="http://aligner", is_up=is_up, answer=answer)
     post.client.app.state.qwen3_asr.aligner = aligner
-    granularity = {"timestamp_granularities[]": "word"}
-    return post(response_format="verbose_json", **granularity)
+    return post(response_format="verbose_json", **{"timestamp_granularities[]": granularity})
 
 
 def test_an_aligner_that_is_down_is_worth_another_try(serve):
@@ -658,6 +768,16 @@ def test_an_aligner_that_refuses_is_not(serve):
     body = error(response, 502)
     assert body["code"] == "aligner_refuses" and "401: no key" in body["message"]
     assert response.headers["x-should-retry"] == "false" and "Retry-After" not in response.headers
+
+
+def test_words_are_in_segments_only_where_they_were_asked_for(serve):
+    timed = AlignmentOutput((0, 400, 400, 800))
+    text = "language English<asr_text>Hi there."
+    asked = words_of(serve, timed, text).json()
+    assert [word["word"] for word in asked["segments"][0]["words"]] == ["Hi", " there."]
+    unasked = words_of(serve, timed, text, granularity="segment").json()
+    assert "words" not in unasked and "words" not in unasked["segments"][0]
+    assert unasked["segments"][0]["start"] == asked["segments"][0]["start"]
 
 
 def test_a_language_that_the_aligner_does_not_know_has_segments_and_a_warning(serve):
@@ -1111,7 +1231,7 @@ def hello(client):
 
 def test_json_is_what_openai_types_say(hello):
     """V5: in-tree throws the language away that the model heard."""
-    assert hello.language == "English" and [x.code for x in hello.languages] == ["en"]
+    assert hello.language == "en" and [x.code for x in hello.languages] == ["en"]
     assert hello.usage.type == "duration"
     assert hello.usage.seconds == round(soundfile.info(HELLO).duration, 3)
     assert isinstance(hello.languages, list)

@@ -19,7 +19,7 @@ import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, Json
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.pooling_params import PoolingParams
 
@@ -34,8 +34,9 @@ from ..transcription import Steps, with_warnings
 from ..units import AlignmentError
 from .admission import Place
 from .aligner_client import ALIGNMENTS, TIMES
-from .errors import ApiError, engine_dead_as_503, validate
+from .errors import ApiError, engine_dead_as_503
 from .fields import MAX_TEXT_BYTES
+from .form import gather, read
 from .metrics import add_counted_route
 from .responses import MEDIA_TYPES, warning_headers
 from .serving import AudioServing
@@ -70,8 +71,8 @@ class TimesForm(BaseModel):
 async def read_alignment_form(raw_request: Request) -> AsyncIterator[AlignmentForm]:
     admission = _serving(raw_request).admission
     async with posted(raw_request, admission, max_field_bytes=MAX_TEXT_BYTES) as (fields, place):
-        given = _given(fields)
-        form = validate(AlignmentForm, given)
+        given = gather(fields)
+        form = read(AlignmentForm, given)
         form._ignored = [name for name in given if name not in AlignmentForm.model_fields]
         form._place = place
         if form.highlight_words and form.response_format not in KARAOKE:
@@ -84,13 +85,9 @@ async def read_times_form(raw_request: Request) -> AsyncIterator[TimesForm]:
     admission = _serving(raw_request).admission
     options: Any = {"recording": "samples", "max_field_bytes": MAX_TEXT_BYTES}
     async with posted(raw_request, admission, **options) as (fields, place):
-        form = validate(TimesForm, _given(fields))
+        form = read(TimesForm, gather(fields))
         form._place = place
         yield form
-
-
-def _given(fields: FormData) -> dict[str, Any]:
-    return {name: value for name, value in fields.multi_items() if value != ""}
 
 
 # the server ---------------------------------------------------------------------------------

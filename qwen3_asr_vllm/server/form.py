@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The form that a client posts: its fields, how they are spelled, and what is refused.
 
-A field that would change the answer and is not supported is refused; any other that is not
-supported is named in the header X-Ignored-Params. Nothing here knows of engines or recordings.
+A field that would change the answer and is not supported is refused, as is one that is sent twice
+with different values; any other that is not supported is named in the header X-Ignored-Params.
+Nothing here knows of engines or recordings.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
-from typing import Any, Literal, get_origin
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from typing import Any, Literal, TypeVar, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, Json, field_validator
-from starlette.datastructures import FormData
+from pydantic.fields import FieldInfo
+from starlette.datastructures import FormData, UploadFile
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from ..languages import resolve_language
 from ..pauses import Pauses
 from ..prompt import NO_TRANSLATION, join_context
-from .errors import ApiError, validate
+from .errors import ApiError, shown, validate
 from .uploads import RecordingForm, posted
 
 UNTIMED_FORMATS = ("json", "text")
@@ -34,6 +38,7 @@ SAMPLING = (
 # What would change the answer: a field, its value (None: any that is not harmless), and advice.
 REFUSED = (
     ("to_language", None, f"{NO_TRANSLATION} Leave it out."),
+    ("task", None, f"{NO_TRANSLATION} Send transcribe, or leave it out."),
     ("known_speaker_references", None, "Qwen3-ASR does not know voices; leave it out."),
     ("use_beam_search", None, "there is no beam search; leave it out."),
     ("n", None, "there is one answer; leave it out."),
@@ -43,9 +48,16 @@ REFUSED = (
     ("stop", None, "an answer ends where the model ends it; leave it out."),
     ("logit_bias", None, "tokens are not weighted; give keywords[], or leave it out."),
 )
-HARMLESS = {"use_beam_search": "false", "word_timestamps": "false", "n": "1"}
+HARMLESS = {
+    **{"use_beam_search": "false", "word_timestamps": "false"},
+    **{"n": "1", "task": "transcribe"},
+}
 SPEAKERS = ("A", "B")  # of the left and the right channel, as OpenAI calls who has no name
+MAX_SPEAKER_NAME = 200  # characters: each segment repeats one
+
+_LIST_NAME = re.compile(r"([^\[]*)\[\d*\]")  # x[] or x[0]
 _VAD_FIELD = re.compile(r"chunking_strategy\[(\w+)\]")
+_Form = TypeVar("_Form", bound=BaseModel)
 
 
 class ServerVad(BaseModel):
@@ -55,8 +67,8 @@ class ServerVad(BaseModel):
 
     type: Literal["server_vad"] = "server_vad"
     threshold: float = Field(0.5, ge=0, le=1)
-    silence_duration_ms: int = Field(200, ge=10)
-    prefix_padding_ms: int = Field(300, ge=0)
+    silence_duration_ms: int = Field(200, ge=10, le=60_000)
+    prefix_padding_ms: int = Field(300, ge=0, le=60_000)
 
     @property
     def pauses(self) -> Pauses:
@@ -70,6 +82,8 @@ class ServerVad(BaseModel):
 class Form(RecordingForm):
     """The fields that are honoured. A list comes as x, x[], repeated, by commas, or as JSON."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     languages: list[str] = []
     prompt: str = ""
     keywords: list[str] = []
@@ -80,7 +94,7 @@ class Form(RecordingForm):
     chunking_strategy: ServerVad | None = None  # None: as long as clips may be
     known_speaker_names: list[str] = []
     stream: bool = False
-    stream_include_usage: bool = True  # the last event always has it
+    stream_include_usage: bool | None = None  # None: in the last event, as OpenAI has it
     stream_continuous_usage_stats: bool = False
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float | None = None
@@ -99,6 +113,13 @@ class Form(RecordingForm):
     def _resolve_all(cls, languages: list[str]) -> list[str]:
         return [name for name in map(resolve_language, languages) if name]
 
+    @field_validator("response_format", "timestamp_granularities", "include", mode="before")
+    @classmethod
+    def _ignore_case(cls, names: Any) -> Any:
+        if isinstance(names, list):
+            return [cls._ignore_case(name) for name in names]
+        return names.lower() if isinstance(names, str) else names
+
     @field_validator("chunking_strategy", mode="before")
     @classmethod
     def _read_object(cls, strategy: Any) -> Any:
@@ -110,9 +131,9 @@ class Form(RecordingForm):
                 return json.loads(strategy)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"not JSON: {error}") from error
-        if strategy not in ("auto", "none", "server_vad"):
-            raise ValueError(f"{strategy!r} is none of auto, none, server_vad.")
-        return {} if strategy == "server_vad" else None
+        if strategy.lower() not in ("auto", "none", "server_vad"):
+            raise ValueError(f"{shown(strategy)} is none of auto, none, server_vad.")
+        return {} if strategy.lower() == "server_vad" else None
 
     @property
     def speakers(self) -> list[str]:
@@ -153,57 +174,93 @@ class Form(RecordingForm):
         given["output_kind"] = (
             RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         )
-        return SamplingParams(**defaults | given, extra_args=self.vllm_xargs)
+        try:
+            return SamplingParams(**defaults | given, extra_args=self.vllm_xargs)
+        except VLLMValidationError as error:
+            message = str(error.args[0]).replace("extra_args", "vllm_xargs")
+            param = error.parameter and error.parameter.replace("extra_args", "vllm_xargs")
+            raise ApiError(400, message, param=param) from error
+
+
+def gather(fields: FormData) -> dict[str, list[Any]]:
+    """The values of each field; ``x``, ``x[]`` and ``x[0]`` are one, and an empty one is none."""
+    values: dict[str, list[Any]] = {}
+    for key, value in fields.multi_items():
+        if value != "":
+            name = _LIST_NAME.fullmatch(key)
+            values.setdefault(name[1] if name else key, []).append(value)
+    return values
+
+
+def read(cls: type[_Form], values: Mapping[str, list[Any]]) -> _Form:
+    """Make a form of its fields. Raises ApiError that names a field that is wrong."""
+    fields = cls.model_fields
+    return validate(cls, {x: _value(fields[x], x, values[x]) for x in fields if x in values})
 
 
 def parse_form(fields: FormData) -> Form:
     """Raises ApiError for a field that is wrong or refused, and names it."""
-    values: dict[str, list[Any]] = {}
-    vad: dict[str, Any] = {}
-    for key, value in fields.multi_items():
-        if value == "":  # an empty field is one that was left out
-            continue
-        if part := _VAD_FIELD.fullmatch(key):
-            vad[part[1]] = value
-        else:
-            values.setdefault(key.removesuffix("[]"), []).append(value)
-    if vad:
-        values["chunking_strategy"] = [vad]
+    values = gather(fields)
+    _merge_strategy(values)
     _refuse(values)
-    form = validate(
-        Form, {name: _value(name, values[name]) for name in Form.model_fields if name in values}
-    )
+    form = read(Form, values)
     form._ignored = [
         name
         for name, sent in values.items()
         if name not in Form.model_fields and not _is_harmless(name, sent[-1])
     ]
     _check(form)
+    if form.response_format in UNTIMED_FORMATS and form.timestamp_granularities:
+        form._ignored.append("timestamp_granularities")
     return form
 
 
-def _value(name: str, values: list[Any]) -> Any:
-    if get_origin(Form.model_fields[name].annotation) is not list:
-        return values[-1]
-    return [item for value in values for item in _items(value)]
+def _merge_strategy(values: dict[str, list[Any]]) -> None:
+    """Put the fields ``chunking_strategy[...]`` together to one object."""
+    parts = {name: part[1] for name in values if (part := _VAD_FIELD.fullmatch(name))}
+    if parts:
+        strategy = {part: _one(name, values.pop(name)) for name, part in parts.items()}
+        named = [x for x in values.get("chunking_strategy", ()) if x != "server_vad"]
+        values["chunking_strategy"] = [*named, strategy]
 
 
-def _items(value: Any) -> list[Any]:
+def _value(field: FieldInfo, name: str, values: list[Any]) -> Any:
+    if get_origin(field.annotation) is not list or field.metadata:  # that of Json: one text
+        return _one(name, values)
+    return [item for value in values for item in _items(name, value)]
+
+
+def _one(name: str, values: list[Any]) -> Any:
+    """The value of a field that may be sent again, but not with another value."""
+    first, *others = values
+    for other in others:
+        if isinstance(other, UploadFile):
+            raise ApiError(400, f"{name}: several were sent; send one a request.", param=name)
+        if other != first:
+            both = f"{shown(first)} and {shown(other)}"
+            raise ApiError(400, f"{name} was sent as {both}; send it once.", param=name)
+    return first
+
+
+def _items(name: str, value: Any) -> list[Any]:
     """One field of a list: a JSON array, or items between commas."""
     if not isinstance(value, str):
         return [value]
+    items = value.split(",")
     if value.lstrip().startswith("["):
-        try:
-            return [str(item) for item in json.loads(value)]
-        except (ValueError, RecursionError):  # it may be nested ten thousand deep
-            pass
-    return [item.strip() for item in value.split(",") if item.strip()]
+        with suppress(ValueError, RecursionError):  # it may be nested ten thousand deep
+            items = list(map(str, json.loads(value)))
+    try:
+        "".join(items).encode()
+    except UnicodeEncodeError as error:  # JSON can escape half of a character
+        raise ApiError(400, f"{name} holds half of a surrogate pair.", param=name) from error
+    return [item.strip() for item in items if item.strip()]
 
 
 def _refuse(values: dict[str, list[Any]]) -> None:
     """Raises ApiError for what is understood and cannot be done."""
     for name, refused, advice in REFUSED:
-        for sent in (item for value in values.get(name, ()) for item in _items(value)):
+        for sent in (item for value in values.get(name, ()) for item in _items(name, value)):
             if sent == refused or (refused is None and not _is_harmless(name, sent)):
                 given = f"{name}={refused}" if refused else name
                 raise ApiError(400, f"{given}: {advice}", param=name)
@@ -223,7 +280,8 @@ def _check(form: Form) -> None:
     name = form.response_format
     streamed = name in STREAMED_FORMATS
     check(streamed or not form.stream, "response_format", f"no stream has {name}; use json.")
-    timed = name not in UNTIMED_FORMATS or not form.timestamp_granularities
+    times = form.timestamp_granularities
+    timed = not times or name not in UNTIMED_FORMATS or (name == "json" and not form.needs_words)
     check(timed, "timestamp_granularities", f"{name} has no times; use verbose_json.")
     inclusive = name in JSON_FORMATS or not form.include
     check(inclusive, "include", f"{name} holds nothing beside itself; use json or verbose_json.")
@@ -233,6 +291,8 @@ def _check(form: Form) -> None:
     named = not names or (name == "diarized_json" and len(names) == len(SPEAKERS))
     advice = "they name the two channels of diarized_json, left and right; give two or none."
     check(named, "known_speaker_names", advice)
+    is_short = all(len(name) <= MAX_SPEAKER_NAME for name in names)
+    check(is_short, "known_speaker_names", f"a name has at most {MAX_SPEAKER_NAME} characters.")
 
 
 async def read_form(raw_request: Request) -> AsyncIterator[Form]:

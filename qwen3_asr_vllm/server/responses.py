@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -17,6 +16,7 @@ from vllm.logger import init_logger
 
 from ..formats import FORMATS, diarized_json, logprobs
 from ..languages import language_code
+from ..printable import header_list, printable
 from ..transcript import Transcript
 from .errors import ApiError
 from .form import Form
@@ -33,7 +33,6 @@ MEDIA_TYPES = {
     "verbose_json": "application/json",
     "diarized_json": "application/json",
 }
-MAX_HEADER = 2000  # characters of warnings: no proxy takes headers of any length
 
 
 def respond(transcript: Transcript, form: Form) -> Response:
@@ -47,20 +46,16 @@ def respond(transcript: Transcript, form: Form) -> Response:
 
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
     """Where the body has no room for them; in ASCII, as headers are."""
-    if not warnings:
-        return {}
-    text = re.sub(r"[^ -~]", "?", " ".join(warnings))
-    if len(text) > MAX_HEADER:
-        text = f"{text[:MAX_HEADER]}... ({len(warnings)} in all)"
-    return {"X-Warnings": text}
+    return {"X-Warnings": header_list(warnings, separator=" ")} if warnings else {}
 
 
 def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
     """The text and its languages; warnings where there are any; what else was asked for."""
+    languages = [{"code": language_code(name) or name} for name in transcript.languages]
     document: dict[str, Any] = {
         "text": transcript.text,
-        "language": transcript.language,
-        "languages": [{"code": language_code(name) or name} for name in transcript.languages],
+        "language": languages[0]["code"] if languages else None,
+        "languages": languages,
         "usage": {"type": "duration", "seconds": round(transcript.duration, 3)},
     }
     if transcript.warnings:
@@ -71,6 +66,9 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
         words = document.pop("words", [])
         if form.needs_words:
             document["words"] = words
+        else:
+            for segment in document["segments"]:
+                segment.pop("words", None)
     if form.response_format == "diarized_json":
         document |= json.loads(diarized_json(transcript))
     if form.wants_logprobs:
@@ -80,7 +78,11 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
 
 
 async def events(run: Run, form: Form, raw_request: Request) -> AsyncIterator[str]:
-    """Server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once."""
+    """Server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once.
+
+    The last one has the usage, as OpenAI has it, unless ``stream_include_usage`` is false; where it
+    is true, ``choices`` is empty there, as vLLM has it, and else holds one choice, as everywhere.
+    """
     chunk = {
         "id": run.request_id,
         "object": "transcription.chunk",
@@ -88,10 +90,12 @@ async def events(run: Run, form: Form, raw_request: Request) -> AsyncIterator[st
         "model": run.model,
     }
 
+    def choices(text: str, finish_reason: str | None = None) -> list[dict[str, Any]]:
+        return [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}]
+
     def delta_event(delta: Delta, finish_reason: str | None = None) -> str:
-        choice = {"delta": {"content": delta.text}, "finish_reason": finish_reason}
         event: dict[str, Any] = {"type": "transcript.text.delta", "delta": delta.text}
-        event["choices"] = [choice]
+        event["choices"] = choices(delta.text, finish_reason)
         if form.wants_logprobs:
             event["logprobs"] = logprobs(delta.tokens)
         if form.stream_continuous_usage_stats:
@@ -103,12 +107,15 @@ async def events(run: Run, form: Form, raw_request: Request) -> AsyncIterator[st
             async for delta in deltas:
                 yield delta_event(delta)
         yield delta_event(Delta("", ()), run.finish_reason)
-        done = {"type": "transcript.text.done", "choices": [], "usage": run.usage}
-        document = await run.in_pool(_document, run.steps.result, form)
-        yield _event(document | done | chunk)
+        done = await run.in_pool(_document, run.steps.result, form)
+        done |= {"type": "transcript.text.done", "usage": run.usage}
+        done["choices"] = [] if form.stream_include_usage else choices("")
+        if form.stream_include_usage is False:
+            del done["usage"]
+        yield _event(done | chunk)
     except Exception as error:  # the status has been sent, so the client is told in the stream
         if isinstance(error, ApiError):
-            logger.warning("Transcription %s failed: %s", run.request_id, error)
+            logger.warning("Transcription %s failed: %s", run.request_id, printable(error))
             raw_request.state.failed_with = error.status
             yield _event(error.body)
         else:

@@ -18,6 +18,7 @@ from collections.abc import (
     Mapping,
 )
 from functools import partial
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from fastapi import Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from vllm import envs
 from vllm.entrypoints.generate.base.protocol import RequestResponseMetadata
+from vllm.entrypoints.generate.base.serving import PRIORITY_HEADER
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 
 from ..alignment import AlignmentOutput, AlignmentRequest
 from ..audio import (
@@ -65,6 +68,7 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 
 RECORDINGS_PER_TOKEN = 16  # in the server, for each token more that an event of a stream has
 MOST_TOKENS = 16  # of an event
+OF_THE_ENGINE = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")  # not clients'
 CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
 
 
@@ -80,10 +84,15 @@ class Transcriber(AudioServing):
         super().__init__(engine_client, models)
         self.max_clip_s = max_clip_s
         self.sampling_defaults = self.model_config.get_diff_sampling_param()
-        max_num_seqs = engine_client.vllm_config.scheduler_config.max_num_seqs
-        self.max_parallel_clips = max(1, max_num_seqs // CLIP_SHARE)
+        scheduler = engine_client.vllm_config.scheduler_config
+        self.max_parallel_clips = max(1, scheduler.max_num_seqs // CLIP_SHARE)
         self.slot_ids = slot_ids(self.renderer.get_tokenizer())
         self.aligner = remote_aligner()
+        self.has_priorities = scheduler.policy == "priority"
+        # Only logits processors that an operator installed read what is in vllm_xargs.
+        self.reads_xargs = bool(
+            self.model_config.logits_processors or entry_points(group=LOGITSPROCS_GROUP)
+        )
 
     def about(self, args: Namespace) -> page.About:
         """What this server takes; ``args`` are vLLM's."""
@@ -101,6 +110,7 @@ class Transcriber(AudioServing):
     async def start(self, form: Form, raw_request: Request) -> Run:
         """Raises what there is to refuse (the model, a value, the audio) before the answer."""
         await self.check(form)
+        self._leave_out(form, raw_request)
         times_words = await self._times_words(form)
         request_id = f"transcribe-{self._base_request_id(raw_request)}"
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
@@ -130,6 +140,19 @@ class Transcriber(AudioServing):
             on_end=partial(count_transcript, model=model, started=started, request_id=request_id),
             is_live=form.stream,
         )
+
+    def _leave_out(self, form: Form, raw_request: Request) -> None:
+        """Leave out, and name, what this server's engine does not read."""
+        asked = {
+            "priority": "priority" in form.model_fields_set,
+            PRIORITY_HEADER: PRIORITY_HEADER in raw_request.headers,
+        }
+        if not self.has_priorities:
+            form._ignored += [name for name, is_given in asked.items() if is_given]
+        xargs = form.vllm_xargs or {}
+        read = {x: xargs[x] for x in xargs if self.reads_xargs and x not in OF_THE_ENGINE}
+        form._ignored += [f"vllm_xargs.{name}" for name in xargs if name not in read]
+        form.vllm_xargs = read or None
 
     def _tokens_per_event(self) -> int:
         """How many an event of a new stream holds: more in a full server, for an event costs this

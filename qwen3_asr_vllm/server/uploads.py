@@ -24,6 +24,7 @@ from vllm.logger import init_logger
 
 from ..containers import raw_audio, raw_audio_of_name
 from ..languages import resolve_language
+from ..printable import header_list
 from .admission import RETRY_AFTER_S, Admission, Place
 from .bodies import WAYS, body_of
 from .errors import CLIENT_CLOSED, ApiError, shown
@@ -59,8 +60,8 @@ class RecordingForm(BaseModel):
     @property
     def headers(self) -> dict[str, str]:
         """Of its response."""
-        names = (_NOT_IN_HEADERS.sub("?", name) for name in self._ignored)
-        return {"X-Ignored-Params": ", ".join(names)} if self._ignored else {}
+        names = [_NOT_IN_HEADERS.sub("?", name) for name in self._ignored]
+        return {"X-Ignored-Params": header_list(names, separator=", ")} if names else {}
 
 
 @asynccontextmanager
