@@ -124,6 +124,9 @@ def test_subtitles(post):
     [
         ({}, 400, "text", "required"),
         ({"text": TEXT, "language": "pl"}, 400, "language", "does not know Polish"),
+        ({"text": [TEXT, "Hallo."]}, 400, "text", "'Hallo.'; send it once"),
+        ({"text": TEXT, "language": ["de", "en"]}, 400, "language", "'de' and 'en'; send it once"),
+        ({"text": TEXT, "response_format": "docx"}, 400, "response_format", "srt"),
         ({"text": TEXT, "language": "tlh"}, 400, "language", "unsupported"),
         ({"text": TEXT, "model": "other"}, 404, "model", "does not exist"),
         ({"text": TEXT, "response_format": "docx"}, 400, "response_format", "srt"),
@@ -154,6 +157,21 @@ def test_how_korean_is_cut_is_said(post, monkeypatch, tmp_path):
 def test_fields_that_change_nothing_are_named(post):
     assert post(text=TEXT, speed="2", a="b").headers["X-Ignored-Params"] == "speed, a"
     assert "X-Ignored-Params" not in post(text=TEXT, response_format="srt").headers
+
+
+@pytest.mark.parametrize(
+    ("samples", "units", "message"),
+    [
+        (b"", '["a"]', "audio is empty"),
+        (b"abc", '["a"]', "samples"),
+        (b"abcd" * 9, '["\\ud800"]', "units"),
+        (b"abcd" * 9, "a", "units"),
+    ],
+)
+def test_what_cannot_be_timed_names_its_field(client, samples, units, message):
+    files = {"samples": ("samples.f32", samples)}
+    response = client.post("/v1/audio/alignments/times", files=files, data={"units": units})
+    assert response.status_code == 400 and message in response.json()["error"]["message"]
 
 
 def test_an_aligner_transcribes_nothing(client, post):

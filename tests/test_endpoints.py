@@ -410,9 +410,9 @@ def test_what_is_ignored_is_named(post):
 
 
 def test_many_ignored_names_fit_a_header(post):
-    response = post(**{f"field_{number:04}": "x" for number in range(900)})
+    response = post(**{f"field_{number}".ljust(150, "_"): "x" for number in range(60)})
     header = response.headers["X-Ignored-Params"]
-    assert len(header) < 2100 and header.endswith("(900 in all)")
+    assert len(header) < 2100 and header.endswith("(60 in all)")
 
 
 @pytest.mark.parametrize(
