@@ -210,7 +210,6 @@ def test_what_is_asked_for_and_the_key_are_sent(visit):
     page.route("**/about", lambda route: route.fulfill(json=about))
     page.reload()
     asked = answer(page)
-    expect(page.get_by_role("button", name="Live")).to_be_hidden()  # it could not send the key
     page.get_by_label("API key").fill("secret")
     page.get_by_label("Language").select_option("German")
     page.get_by_label("Keywords").fill("Ada, Grace Hopper")
@@ -223,6 +222,32 @@ def test_what_is_asked_for_and_the_key_are_sent(visit):
     assert ("language", "de") in fields and ("prompt", "A lecture.") in fields
     assert ("keywords", "Ada, Grace Hopper") in fields
     assert ("timestamp_granularities[]", "word") in fields
+
+
+NOTE_PROTOCOLS = """
+  window.WebSocket = class extends WebSocket {
+    constructor(url, protocols) {
+      super(url, protocols);
+      Object.assign(window, { offered: protocols, session: this });
+    }
+  };
+"""
+
+
+@pytest.mark.vllm
+def test_live_sends_the_key_as_a_subprotocol(visit):
+    page = visit()
+    page.evaluate(NOTE_PROTOCOLS)
+    page.evaluate("document.getElementById('key-field').hidden = false")
+    page.get_by_label("API key").fill("a/b=")
+    page.get_by_role("button", name="Live").click()
+    expect(page.get_by_role("alert")).to_contain_text("API key")
+    page.get_by_label("API key").fill("secret-1")
+    page.get_by_role("button", name="Live").click()
+    wait_until(page, "window.session?.readyState === 1")
+    assert page.evaluate("offered") == ["realtime", "openai-insecure-api-key.secret-1"]
+    assert page.evaluate("session.protocol") == "realtime"
+    page.evaluate("session.close()")
 
 
 @pytest.mark.vllm
