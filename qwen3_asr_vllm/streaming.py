@@ -409,8 +409,10 @@ class Stream:
     def _next_end(self) -> tuple[int | None, bool]:
         """Return the last sample to decode (None: none yet), and whether the clip ends there."""
         clip = self._clip.samples
-        if len(clip) >= self._soft_end and (cut := self._pause(clip)):
-            return cut, True
+        if len(clip) >= self._soft_end:
+            start = max(self._sent, self._soft_end - self._step)
+            if cut := _pause(clip, start=start, hard_end=self._hard_end):
+                return cut, True
         if self._is_finished:
             return (len(clip), True) if len(clip) else (None, False)
         silence = clip[max(self._sent, len(clip) - round(SILENCE_S * SAMPLE_RATE)) :]
@@ -418,20 +420,6 @@ class Stream:
             return len(clip), True
         end = (len(clip) - GUARD_SAMPLES) // self._step * self._step + GUARD_SAMPLES
         return (end, False) if end > max(self._sent, GUARD_SAMPLES) else (None, False)
-
-    def _pause(self, clip: np.ndarray) -> int | None:
-        """Return where the clip ends: in the widest new pause, else at its hard end."""
-        end = min(len(clip), self._hard_end)
-        start = max(self._sent, self._soft_end - self._step)
-        before = max(0, end - round(_PAUSE_SEARCH_S * SAMPLE_RATE))
-        quiet = quiet_frames(clip[before:end])
-        quiet[: -(-max(0, start - before) // HOP_LENGTH)] = False
-        edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
-        if len(edges):
-            first, last = edges[np.argmax(edges[:, 1] - edges[:, 0])].tolist()
-            if (last - first) * HOP_LENGTH >= PAUSE_S * SAMPLE_RATE or end == self._hard_end:
-                return before + (first + last) // 2 * HOP_LENGTH
-        return end if end == self._hard_end else None
 
     # --- requests and text ----------------------------------------------------------------------
 
@@ -467,3 +455,17 @@ class Stream:
                 tokens = self._draft.new_tokens()
                 self.tokens += tokens
                 self._unread_tokens += tokens
+
+
+def _pause(clip: np.ndarray, *, start: int, hard_end: int) -> int | None:
+    """Return where the clip ends: in the widest pause after ``start``, else at its hard end."""
+    end = min(len(clip), hard_end)
+    before = max(0, end - round(_PAUSE_SEARCH_S * SAMPLE_RATE))
+    quiet = quiet_frames(clip[before:end])
+    quiet[: -(-max(0, start - before) // HOP_LENGTH)] = False
+    edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
+    if len(edges):
+        first, last = edges[np.argmax(edges[:, 1] - edges[:, 0])].tolist()
+        if (last - first) * HOP_LENGTH >= PAUSE_S * SAMPLE_RATE or end == hard_end:
+            return before + (first + last) // 2 * HOP_LENGTH
+    return end if end == hard_end else None

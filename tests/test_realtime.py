@@ -450,6 +450,38 @@ async def raw(server):
 
 
 @pytest.mark.vllm
+def test_the_server_agrees_on_no_compression(server):
+    async def session():
+        async with raw(server) as socket:
+            return socket.response.headers.get("Sec-WebSocket-Extensions")
+
+    assert run(session()) is None
+
+
+@pytest.mark.vllm
+def test_logprobs_and_candidates_reach_the_engine(server):
+    """The model detects English, which is none of the candidates."""
+    logprobs = "item.input_audio_transcription.logprobs"
+
+    async def session():
+        async with connected(server, **MANUAL) as client:
+            transcription = {"languages": ["de", "zh"]}
+            audio = {"input": {"transcription": transcription}}
+            await client.connection.session.update(
+                session={"type": "transcription", "include": [logprobs], "audio": audio}
+            )
+            await client.until("session.updated")
+            await client.said(samples_of(HELLO))
+            return client.of("delta"), client.of("completed")[0]
+
+    deltas, completed = run(session())
+    assert completed.languages[0].code in ("de", "zh")
+    assert completed.logprobs and all(entry.logprob <= 0 for entry in completed.logprobs)
+    assert "".join(entry.token for entry in completed.logprobs).strip() == completed.transcript
+    assert sum((delta.logprobs for delta in deltas), []) == completed.logprobs
+
+
+@pytest.mark.vllm
 def test_garbage_is_named_and_the_session_goes_on(server):
     async def session():
         async with raw(server) as socket:

@@ -191,11 +191,56 @@ class SessionEnd(EventError):
     """The reason for which the server ends a session."""
 
 
+class Backlog:
+    """The items without a transcript, and their audio that waits for the engine."""
+
+    def __init__(self, place: Place) -> None:
+        self.items: list[Item] = []
+        self._place = place
+        self._room = asyncio.Event()
+
+    @property
+    def is_text_pending(self) -> bool:
+        return any(item.is_committed or item.is_decoding for item in self.items)
+
+    def remove(self, item: Item) -> None:
+        if item in self.items:
+            self.items.remove(item)
+        self.make_room()
+
+    def make_room(self) -> None:
+        self._has_room()  # holds less from now on
+        self._room.set()
+
+    async def wait_for_room(self) -> None:
+        """Back-pressure: the client is not read from while too much waits for the engine.
+
+        Raises SessionEnd where the engine takes nothing for too long.
+        """
+        end = time.monotonic() + MAX_ROOM_S
+        while not self._has_room():
+            if time.monotonic() > end:
+                text = f"the server took no audio for {MAX_ROOM_S:g} s; the session ends."
+                raise SessionEnd(text, code="busy")
+            self._room.clear()
+            with suppress(asyncio.TimeoutError):  # other sessions and recordings make room, too
+                await asyncio.wait_for(self._room.wait(), ROOM_POLL_S)
+
+    def _has_room(self) -> bool:
+        """Whether what waits is little enough for a session, and for the server with all others."""
+        waiting_s = sum(item.num_waiting for item in self.items) / SAMPLE_RATE
+        try:
+            self._place.hold(max(0.0, waiting_s - FREE_BACKLOG_S))
+        except Busy:
+            return False
+        return waiting_s <= MAX_BACKLOG_S
+
+
 class Session:
     """One connection: its config, its turns, its open item, its reader and its worker."""
 
     def __init__(self, connection: Connection, shared: Realtime, place: Place) -> None:
-        self.connection, self.shared, self.place = connection, shared, place
+        self.connection, self.shared = connection, shared
         websocket = connection.websocket
         self.headers = websocket.headers
         self.id = f"sess_{uuid4().hex[:24]}"
@@ -210,8 +255,7 @@ class Session:
         self.items: asyncio.Queue[Item] = asyncio.Queue()
         self.item: Item | None = None  # open: not committed
         self.last_id: str | None = None  # of the last committed item
-        self.live: list[Item] = []  # without a transcript
-        self.room = asyncio.Event()
+        self.backlog = Backlog(place)
 
     async def run(self) -> None:
         """Until the client goes away, stays idle, or the server stops."""
@@ -269,7 +313,7 @@ class Session:
             receiving = self.connection.receive()
             try:
                 while not (await asyncio.wait({receiving}, timeout=self.shared.idle_s))[0]:
-                    if not any(item.is_committed or item.is_decoding for item in self.live):
+                    if not self.backlog.is_text_pending:
                         text = f"no event came for {self.shared.idle_s:g} s; the session ends."
                         raise SessionEnd(text, code="idle_timeout")
                 message = receiving.result()
@@ -313,7 +357,7 @@ class Session:
         data = read_audio(event.get("audio"))
         for start in range(0, len(data), SECOND):
             await self._take(self.turns.decode(data[start : start + SECOND]))
-            await self._wait_for_room()
+            await self.backlog.wait_for_room()
             await asyncio.sleep(0)  # an event may hold minutes, and other sessions go on meanwhile
 
     def _check_known_model(self) -> None:
@@ -345,33 +389,6 @@ class Session:
             if item.num_samples >= limit:
                 await self._close_item()
 
-    async def _wait_for_room(self) -> None:
-        """Back-pressure: the client is not read from while too much waits for the engine.
-
-        Raises SessionEnd where the engine takes nothing for too long.
-        """
-        end = time.monotonic() + MAX_ROOM_S
-        while not self._has_room():
-            if time.monotonic() > end:
-                text = f"the server took no audio for {MAX_ROOM_S:g} s; the session ends."
-                raise SessionEnd(text, code="busy")
-            self.room.clear()
-            with suppress(asyncio.TimeoutError):  # other sessions and recordings make room, too
-                await asyncio.wait_for(self.room.wait(), ROOM_POLL_S)
-
-    def _has_room(self) -> bool:
-        """Whether what waits is little enough for a session, and for the server with all others."""
-        waiting_s = sum(item.num_waiting for item in self.live) / SAMPLE_RATE
-        try:
-            self.place.hold(max(0.0, waiting_s - FREE_BACKLOG_S))
-        except Busy:
-            return False
-        return waiting_s <= MAX_BACKLOG_S
-
-    def _make_room(self) -> None:
-        self._has_room()  # holds less from now on
-        self.room.set()
-
     async def _commit(self, event: dict[str, Any]) -> None:
         self._check_known_model()
         if self.dialect.announces_audio and not event.get("final"):
@@ -393,15 +410,15 @@ class Session:
         self.turns.clear()
         if self.item:
             self.item.cancel()
-            self._forget(self.item)
+            self.backlog.remove(self.item)
             self.item = None
         await self._send(self.dialect.cleared())
 
     def _open_item(self) -> Item:
         stream = self.shared.stream(self.config.stream_options)
         model = self.config.audio.input.transcription.model
-        self.item = Item(stream, model=model, on_taken=self._make_room)
-        self.live.append(self.item)
+        self.item = Item(stream, model=model, on_taken=self.backlog.make_room)
+        self.backlog.items.append(self.item)
         self.items.put_nowait(self.item)
         return self.item
 
@@ -412,11 +429,6 @@ class Session:
         await self._send(self.dialect.committed(item, self.last_id))
         self.last_id = item.id
         item.commit()
-
-    def _forget(self, item: Item) -> None:
-        if item in self.live:
-            self.live.remove(item)
-        self._make_room()
 
     # --- worker -----------------------------------------------------------------------------------
 
@@ -431,7 +443,7 @@ class Session:
                 await asyncio.wait({item.task})
             finally:
                 item.task.cancel()  # if this task is being cancelled
-                self._forget(item)
+                self.backlog.remove(item)
             if not item.task.cancelled():
                 item.task.result()
 
