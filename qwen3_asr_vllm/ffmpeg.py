@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from itertools import chain, pairwise
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from .timeline import JITTER_S, Losses, Timeline, clock
 from .views import read_at, size_of
 
 _MATROSKA = "matroska,webm"
+_TS = "mpegts"
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 MAX_READ_ERRORS = 100  # of a file, that its demuxer may go on after
 _MOST_CHUNKS = 64  # of a wav file that are looked at
@@ -78,6 +80,13 @@ def _chosen(opened: Any, number: int | None) -> int:
     return number
 
 
+class _Frame(NamedTuple):
+    rate: int
+    samples: np.ndarray  # (samples, channels), float32
+    time_s: float | None  # its timestamp from the container's start, where that can be trusted
+    follows_skip: bool  # whether a gap before it is a loss that is not yet counted
+
+
 class Track:
     """One audio track of an open container. ``losses`` are complete after the last block."""
 
@@ -98,7 +107,7 @@ class Track:
         self.end_s = self._stated_end_s()
         jitter_s = _JITTER_S.get(self._container, JITTER_S)
         self._timeline = Timeline(jitter_s=jitter_s, end_s=self._longest_s())
-        self._rate = 0  # of the first frame
+        self._first_rate = 0  # of a frame
         self._has_lost = False  # a packet since the last frame, as was noted
         self._has_skipped = False  # bytes since the last frame
         self._packers: dict[tuple[str, str, int], Any] = {}
@@ -106,7 +115,7 @@ class Track:
     def blocks(self) -> Iterator[Block]:
         """Blocks of about a second. Raises Unreadable where no packet can be decoded."""
         yield from _batched(self._placed())
-        missing_s = (self.end_s or 0.0) - self._timeline.position_s
+        missing_s = (self.end_s or 0.0) - self._timeline.time_s
         if missing_s > _CUT_S:
             self.losses.others.append(
                 f"the sound ends at {clock(self._timeline.position_s)}, {missing_s:.1f} s before "
@@ -117,7 +126,8 @@ class Track:
         """Where the longest track ends, if the container states it; seconds from its start."""
         if not self._opened.duration or self._container not in {*_OF_ALL_TRACKS, _MP4}:
             return None
-        return float(self._opened.duration / self._av.time_base)
+        duration_s = float(self._opened.duration / self._av.time_base)
+        return duration_s if self._container == _MP4 else duration_s - self._start_s
 
     def _stated_end_s(self) -> float | None:
         """Where this track ends, if the container states it; seconds from its start."""
@@ -129,47 +139,51 @@ class Track:
 
     def _placed(self) -> Iterator[Block]:
         """Each frame as a block, after the silence of the gap before it."""
-        for frame in self._frames():
-            rate, samples = frame.sample_rate, self._samples(frame)
-            self._rate = self._rate or rate
+        for frame, following in pairwise(chain(self._frames(), (None,))):
+            assert frame is not None  # only the last has none after it
             start_s = self._timeline.position_s
-            silence_s, is_wrong = self._timeline.place(self._time_s(frame), len(samples) / rate)
+            duration_s = len(frame.samples) / frame.rate
+            next_s = following.time_s if following else None
+            silence_s, is_wrong = self._timeline.place(frame.time_s, duration_s, next_s=next_s)
             if is_wrong:
                 self.losses.others.append(
                     f"a timestamp at {clock(start_s)} is too far ahead; its gap was left out."
                 )
-            is_loss = self._has_skipped or self._container in _GAPLESS
-            if silence_s and start_s and is_loss and not self._has_lost:
+            if silence_s and start_s and frame.follows_skip:
                 self.losses.add(start_s, silence_s)
-            self._has_lost = self._has_skipped = False
-            yield from _silence(silence_s, rate, samples.shape[1])
-            yield Block(rate, samples)
+            yield from _silence(silence_s, frame.rate, frame.samples.shape[1])
+            yield Block(frame.rate, frame.samples)
 
-    def _time_s(self, frame: Any) -> float | None:
-        """From the container's start; None where the timestamp cannot be trusted."""
-        # FFmpeg counts the frames of a transport stream at the rate of the first.
-        is_other = self._container == "mpegts" and frame.sample_rate != self._rate
-        if frame.time is None or self._container in _UNTIMED or is_other:
-            return None
-        return float(frame.time) - self._start_s
-
-    def _frames(self) -> Iterator[Any]:
+    def _frames(self) -> Iterator[_Frame]:
         """What can be decoded; raises Unreadable where nothing can."""
-        has_any = False
         error: Exception | None = None
+        num_frames = 0
         for packet in self._packets():
             try:
-                frames = packet.decode()
+                decoded = packet.decode()
             except self._av.FFmpegError as failure:
                 error = failure
                 self._lose(packet)
                 continue
-            for frame in frames:
+            if packet.is_corrupt and self._container == _TS:  # as its continuity counters say
+                self._lose(packet)
+            for frame in decoded:
                 if frame.sample_rate in SAMPLING_RATES:
-                    has_any = True
-                    yield frame
-        if error and not has_any:
+                    num_frames += 1
+                    yield self._read(frame)
+        if error and not num_frames:
             raise Unreadable(f"audio is broken: {getattr(error, 'strerror', error)}.")
+
+    def _read(self, frame: Any) -> _Frame:
+        rate = frame.sample_rate
+        self._first_rate = self._first_rate or rate
+        # FFmpeg counts the frames of a transport stream at the rate of the first.
+        is_other = self._container == _TS and rate != self._first_rate
+        is_timed = frame.time is not None and self._container not in _UNTIMED and not is_other
+        time_s = float(frame.time) - self._start_s if is_timed else None
+        follows_skip = (self._has_skipped or self._container in _GAPLESS) and not self._has_lost
+        self._has_lost = self._has_skipped = False
+        return _Frame(rate, self._samples(frame), time_s, follows_skip)
 
     def _packets(self) -> Iterator[Any]:
         """Of the track; those of others show how many bytes the demuxer skips."""

@@ -38,6 +38,7 @@ class Frames:
     end: int
     is_whole: bool
     is_cut: bool
+    num_dropped: int  # bytes of the frame that is cut off
     num_samples: int
     patches: tuple[Patch, ...] = ()
     warning: str = ""
@@ -172,7 +173,8 @@ class _Walk:
             if stated > num_frames:
                 share = num_frames / stated
                 warning = f"the file has {share:.0%} of the sound that its header states."
-        return Frames(end, self._is_whole, is_cut, self._num_samples, patches, warning)
+        num_dropped = self._end - end if is_cut else 0
+        return Frames(end, self._is_whole, is_cut, num_dropped, self._num_samples, patches, warning)
 
 
 def _end_of_lyrics(file: BinaryIO, position: int, end: int) -> int:

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 from .chunks import read_chunks
 from .containers import SIGNATURES
 from .mpeg import find_frames, skip_id3
-from .views import Patch, find, read_at, size_of, skip_zeros
+from .views import Patch, find, read_at, size_of, skip_zeros, trim_zeros
 
 MAX_PARTS = 10_000
 _EBML = bytes.fromhex("1a45dfa3")
@@ -38,6 +38,7 @@ class Part:
     patches: tuple[Patch, ...] = ()
     is_whole: bool = True  # whether nothing in it is known to be damaged
     is_cut: bool = False  # whether the file ends inside of its last frame, page or block
+    num_dropped: int = 0  # bytes after it, of a frame or page that is not complete
     num_samples: int = 0  # that its frames hold, where they state it
     warning: str = ""
 
@@ -50,7 +51,7 @@ def find_parts(file: BinaryIO) -> list[Part]:
     while start < size:
         part = _part(file, start, size) if len(parts) < MAX_PARTS else Part(start, size)
         parts.append(part)
-        start = size if part.is_cut else _next_start(file, max(part.end, start + 1), size)
+        start = _next_start(file, max(part.end + part.num_dropped, start + 1), size)
     return parts or [Part(0, size)]
 
 
@@ -72,15 +73,17 @@ def _part(file: BinaryIO, start: int, end: int) -> Part:
         return Part(start, _next(file, b"fLaC", _is_flac, start, end))
     if head.startswith(_EBML):
         return _matroska_part(file, start, end)
-    if head.startswith((_ASF, _AMR)):
-        mark = _ASF if head.startswith(_ASF) else _AMR
-        end = _next(file, mark, _is_any, start, end)
+    if head.startswith(_ASF):
+        end = _next(file, _ASF, _is_any, start, end)
         return Part(start, end, is_cut=_asf_size(file, start, end) > end - start)
+    if head.startswith(_AMR):  # zeros would be frames, too
+        return Part(start, trim_zeros(file, start, _next(file, _AMR, _is_any, start, end)))
     if head[4:8] == b"ftyp":
         return _mp4_part(file, start, end)
     if frames := find_frames(file, start, end):
         return Part(start, **vars(frames))
-    return Part(start, end)
+    is_ts = all(read_at(file, start + 188 * n, 1) == b"\x47" for n in range(3))
+    return Part(start, end, is_cut=is_ts and read_at(file, end - 188, 1) != b"\x47")
 
 
 def _next(
@@ -148,7 +151,8 @@ def _ogg_part(file: BinaryIO, start: int, end: int) -> Part:
         position = found
         if (page := _read_page(file, position)) is None:
             if find(file, b"OggS", position + 4, end) < 0:
-                return Part(start, position, is_whole=is_whole, is_cut=True)
+                num_dropped = end - position
+                return Part(start, position, (), is_whole, is_cut=True, num_dropped=num_dropped)
             is_whole = False
             position += 4
             continue

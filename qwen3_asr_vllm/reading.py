@@ -88,7 +88,7 @@ class Reader:
             warnings += by_ffmpeg
         if part.is_cut and not any("cut off" in warning for warning in warnings):
             end = clock(start_s + len(waveform) / SAMPLE_RATE)
-            warnings.append(f"the file is cut off at {end}: its last packet is not complete.")
+            warnings.append(f"the file is cut off at {end}, or bytes of it are missing.")
         for warning in warnings:
             self.on_warning(warning)
         return waveform

@@ -31,13 +31,23 @@ class Timeline:
         self._shift_s = 0.0  # from timestamps to positions
         self._expected_s = 0.0  # the timestamp of the next frame
 
-    def place(self, time_s: float | None, duration_s: float) -> tuple[float, bool]:
+    @property
+    def time_s(self) -> float:
+        """The timestamp that belongs to the position."""
+        return self.position_s - self._shift_s
+
+    def place(
+        self, time_s: float | None, duration_s: float, *, next_s: float | None = None
+    ) -> tuple[float, bool]:
         """Put the next frame; return the seconds of silence before it, and whether its timestamp
         is too far ahead to be true.
 
-        ``time_s`` is its timestamp from the container's start, None where it has none.
+        ``time_s`` is its timestamp from the container's start, ``next_s`` that of the frame after
+        it; None where they have none. One that is not confirmed by the next does not count.
         """
         silence_s, is_wrong = 0.0, False
+        if time_s is not None and next_s is not None and next_s < time_s - _BACKWARDS_S:
+            time_s = None
         if time_s is not None:
             jump_s = time_s - self._expected_s
             ahead_s = time_s + self._shift_s - self.position_s

@@ -61,6 +61,7 @@ _SHORTEST_CUT_S = 2.0  # seconds; a shorter clip is not split in halves
 
 # Faults of an output, as warnings name them.
 OTHER_LANGUAGE = "the language is none of the candidates."
+NO_SPEECH = "the audio is not silent, but the model found no speech in it."
 LEAK = "the output only repeated the context and was discarded."
 LOOP = "a repetition loop was stopped; the repeated text is given three times."
 CUT_OFF = "decoding stopped at the token limit; the text of this clip may be cut off or repeated."
@@ -187,6 +188,7 @@ def transcribe_channels(
             f"{speaker}: {warning}"
             for speaker, transcript in zip(speakers, transcripts, strict=True)
             for warning in transcript.warnings
+            if warning != NO_SPEECH or not text
         ),
         loops=sum(transcript.loops for transcript in transcripts),
     )
@@ -476,11 +478,14 @@ def _join(parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str])
         seam = separator(text, part.parsed.text)
         segments += _segments(part, seam)
         text += seam + part.parsed.text
+    warnings = (*warnings, *(warning for part in parts for warning in part.warnings))
+    if not (text or warnings or is_silent(waveform)):
+        warnings = (NO_SPEECH,)
     return Transcript(
         text=text,
         duration=len(waveform) / SAMPLE_RATE,
         segments=tuple(segments),
-        warnings=(*warnings, *(warning for part in parts for warning in part.warnings)),
+        warnings=warnings,
         loops=sum(part.loops for part in parts),
     )
 

@@ -105,6 +105,18 @@ def skip_zeros(file: BinaryIO, start: int, end: int) -> int:
     return end
 
 
+def trim_zeros(file: BinaryIO, start: int, end: int) -> int:
+    """The end of a stretch without the zeros that fill it up, if they are 16 or more."""
+    position = end
+    while position > start:
+        block = read_at(file, max(start, position - _BLOCK), min(_BLOCK, position - start))
+        kept = len(block.rstrip(b"\0"))
+        position -= len(block) - kept
+        if kept:
+            break
+    return position if end - position >= 16 else end
+
+
 def _blocks(
     file: BinaryIO, start: int, end: int, *, overlap: int = 0
 ) -> Iterator[tuple[int, bytes]]:
