@@ -9,15 +9,30 @@ processor, audio encoder and thinker. ``VLLM_PLUGINS=""`` switches it off.
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aligner import ForcedAligner
-    from .offline import Qwen3ASR
-    from .transcript import Transcript
+    from .audio import load_audio
+    from .formats import FORMATS
+    from .languages import LANGUAGES
+    from .offline import ForcedAligner, Qwen3ASR
+    from .recordings import Result
+    from .transcript import Segment, Transcript, Word
 
 __version__ = "0.1.0"
-__all__ = ["ForcedAligner", "Qwen3ASR", "Transcript", "register"]
+__all__ = [
+    "FORMATS",
+    "LANGUAGES",
+    "ForcedAligner",
+    "Qwen3ASR",
+    "Result",
+    "Segment",
+    "Transcript",
+    "Word",
+    "load_audio",
+    "register",
+]
 
 SUPPORTED_VLLM = ("0.32", "0.33")
 ARCHITECTURES = {  # to the names of our classes
@@ -68,17 +83,24 @@ def _register() -> None:
     logger.debug("Registered %s.", ", ".join(ARCHITECTURES))
 
 
+_MODULES = {  # of the public names, which are imported when they are first used
+    "FORMATS": "formats",
+    "LANGUAGES": "languages",
+    "ForcedAligner": "offline",
+    "Qwen3ASR": "offline",
+    "Result": "recordings",
+    "Segment": "transcript",
+    "Transcript": "transcript",
+    "Word": "transcript",
+    "load_audio": "audio",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "ForcedAligner":
-        from .aligner import ForcedAligner
-
-        return ForcedAligner
-    if name == "Qwen3ASR":
-        from .offline import Qwen3ASR
-
-        return Qwen3ASR
-    if name == "Transcript":
-        from .transcript import Transcript
-
-        return Transcript
+    if module := _MODULES.get(name):
+        return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

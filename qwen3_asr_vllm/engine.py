@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
     from .model.config import Qwen3ASRThinkerConfig
+from .alignment import CLASS_MS, AlignmentOutput
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+    from vllm.outputs import PoolingRequestOutput
 
 CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
 
@@ -189,3 +194,41 @@ def stream_parts(thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer) -> dict[s
         return log_mel.loudest(window.samples, geometry, has_context=window.has_context)
 
     return {"tokenizer": tokenizer, "geometry": geometry, "loudest": loudest}
+
+
+ALIGNER_KV_CACHE_BYTES = (
+    1 << 30
+)  # 9,000 tokens of the 0.6B aligner in bf16: five minutes and its words
+
+
+GPU_BYTES = 6 << 30  # of the 0.6B aligner beside another model: 2 GB of weights, graphs, KV cache
+
+
+MOST_OF_GPU = 1 / 3  # of what both may take
+
+
+UTILIZATION = 0.9  # of a GPU's memory for both, where nobody says gpu_memory_utilization
+
+
+def read_times(output: PoolingRequestOutput, class_ms: float) -> AlignmentOutput:
+    return AlignmentOutput([class_ms * number for number in output.outputs.data.tolist()])
+
+
+def class_ms(model_config: ModelConfig) -> float:
+    """Milliseconds from one time class to the next. Raises ValueError for what is no aligner."""
+    config = model_config.hf_config
+    if not getattr(config, "is_aligner", False):
+        raise ValueError(
+            f"{model_config.model} is no forced aligner: its config has no classify_num. "
+            "Use one such as Qwen/Qwen3-ForcedAligner-0.6B."
+        )
+    return float(config.timestamp_segment_time or CLASS_MS)
+
+
+def split_memory(total_bytes: int, utilization: float) -> tuple[float, float]:
+    """What an aligner and a transcriber may take of the memory of one GPU, as vLLM counts it.
+
+    Both as shares of all of it, together no more than ``utilization``.
+    """
+    aligner = min(GPU_BYTES / total_bytes, MOST_OF_GPU * utilization)
+    return aligner, utilization - aligner

@@ -11,18 +11,22 @@ from typing import Any, overload
 
 import numpy as np
 
-from .aligner import UTILIZATION, ForcedAligner, split_memory
-from .alignment import AlignmentOutput, AlignmentRequest
-from .audio import AudioSource
+from .alignment import AlignmentOutput, AlignmentRequest, align
+from .audio import AudioSource, load_audio
 from .batching import Pipeline
 from .engine import (
+    ALIGNER_KV_CACHE_BYTES,
+    UTILIZATION,
     Answer,
+    class_ms,
     death_told,
     engine_prompt,
     gpu_bytes,
     load_engine,
+    read_times,
     sampling_params,
     slot_ids,
+    split_memory,
     stream_parts,
 )
 from .geometry import DEFAULT_CLIP_S, SAMPLE_RATE
@@ -30,7 +34,15 @@ from .prompt import join_context
 from .recordings import Loader, Progress, Recording, Result
 from .streaming import CLIP_S, STEP_S, Stream, Update
 from .transcript import Transcript
-from .transcription import EngineOutput, EngineRequest, Steps, transcribe
+from .transcription import (
+    EngineOutput,
+    EngineRequest,
+    Steps,
+    Transcription,
+    run_together,
+    transcribe,
+    with_warnings,
+)
 
 SHARED = ("dtype", "enforce_eager", "seed")  # options of the model that hold for its aligner too
 
@@ -309,3 +321,103 @@ def is_one(audio: Any) -> bool:
         return len(audio) == 2 and isinstance(audio[0], np.ndarray) and np.isscalar(audio[1])
     one = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, Recording)
     return isinstance(audio, one) or hasattr(audio, "read")
+
+
+class ForcedAligner:
+    """A Qwen3-ForcedAligner checkpoint, loaded into a vLLM engine of this process.
+
+        from qwen3_asr_vllm import ForcedAligner
+
+        if __name__ == "__main__":  # vLLM starts processes, which import this file again
+            aligner = ForcedAligner("Qwen/Qwen3-ForcedAligner-0.6B")
+            transcript = aligner.align("talk.mp3", "What is said in it.", language="English")
+            for word in transcript.words:
+                print(word.start, word.end, word.word)
+
+    ``engine_options`` are those of ``vllm.LLM``; ``llm`` is the engine.
+
+    Raises ImportError where vLLM is not installed, ValueError for a model that is no aligner.
+    """
+
+    def __init__(self, model: str, **engine_options: Any) -> None:
+        options = {"limit_mm_per_prompt": {"audio": 1}} | engine_options
+        self.llm = load_engine(model, options, cpu_kv_cache_bytes=ALIGNER_KV_CACHE_BYTES)
+        self.class_ms = class_ms(self.llm.model_config)
+
+    @overload
+    def align(
+        self,
+        audio: AudioSource,
+        text: str,
+        *,
+        language: str | None = None,
+        audio_track: int | None = None,
+    ) -> Transcript: ...
+
+    @overload
+    def align(
+        self,
+        audio: list[AudioSource],
+        text: list[str],
+        *,
+        language: str | None = None,
+        audio_track: int | None = None,
+    ) -> list[Transcript]: ...
+
+    def align(
+        self,
+        audio: AudioSource | list[AudioSource],
+        text: str | list[str],
+        *,
+        language: str | None = None,
+        audio_track: int | None = None,
+    ) -> Transcript | list[Transcript]:
+        """When each word of a recording's text is said; or of many, which is much faster.
+
+        A recording is anything that ``load_audio`` takes. ``language`` is a name or code; None
+        tells Japanese and Korean by their script, and cuts all others alike. Put together, the
+        words of all segments are the text without the white space around it.
+
+        Raises ValueError, before the engine runs, for a language that the aligner does not know
+        and, naming the file, for a recording that cannot be read; OSError for a file that cannot
+        be opened and for an engine that died; ImportError, which says what to install, for
+        Japanese without nagisa.
+        """
+        if isinstance(audio, list) != isinstance(text, list):
+            raise TypeError("align() takes one recording and its text, or a list of each.")
+        sources = audio if isinstance(audio, list) else [audio]
+        texts = text if isinstance(text, list) else [text]
+        if len(sources) != len(texts):
+            raise ValueError(f"{len(sources)} recordings and {len(texts)} texts; give one for each")
+        alignments = [
+            _begin(source, said, language=language, audio_track=audio_track)
+            for source, said in zip(sources, texts, strict=True)
+        ]
+        transcripts = run_together(alignments, self.time_units)
+        return transcripts if isinstance(audio, list) else transcripts[0]
+
+    def time_units(self, requests: Sequence[AlignmentRequest]) -> list[AlignmentOutput]:
+        """The engine's answers, in the order of the requests.
+
+        One that it refuses, such as a prompt longer than its context, has an ``error``.
+        """
+        from vllm.exceptions import VLLMValidationError
+
+        prompts = list(map(engine_prompt, requests))
+        try:
+            with death_told("aligner"):
+                outputs = self.llm.encode(prompts, pooling_task="token_classify", use_tqdm=False)
+        except (ValueError, VLLMValidationError) as error:
+            if len(requests) == 1:
+                return [AlignmentOutput((), error=str(error))]
+            return [output for request in requests for output in self.time_units([request])]
+        return [read_times(output, self.class_ms) for output in outputs]
+
+
+def _begin(
+    source: AudioSource, text: str, *, language: str | None, audio_track: int | None
+) -> Transcription:
+    """Start the alignment of one recording; what could not be read of it becomes warnings."""
+    warnings: list[str] = []
+    waveform = load_audio(source, on_warning=warnings.append, audio_track=audio_track)
+    return with_warnings(align(waveform, text, language=language), warnings)

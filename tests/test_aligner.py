@@ -88,7 +88,7 @@ def test_a_prompt_that_starts_again_keeps_nothing_of_its_first_run():
 
 
 def test_memory_is_shared_between_two_models():
-    from qwen3_asr_vllm.aligner import split_memory
+    from qwen3_asr_vllm.engine import split_memory
 
     for gib, utilization in ((16, 0.9), (24, 0.9), (80, 0.5), (141, 0.9)):
         aligner, transcriber = split_memory(gib << 30, utilization)

@@ -194,7 +194,7 @@ def test_a_stream_ends_with_the_text_of_the_whole(model):
 
 def test_words_are_timed():
     from qwen3_asr_vllm import Qwen3ASR
-    from qwen3_asr_vllm.aligner import ForcedAligner
+    from qwen3_asr_vllm.offline import ForcedAligner
 
     rows = list(map(json.loads, (DATA / "timed" / "manifest.jsonl").read_text().splitlines()))
     paths = [DATA / "timed" / row["audio_filepath"] for row in rows]

@@ -29,7 +29,7 @@ CORE = (
     ("transcription",),
     ("streaming",),
     ("engine",),
-    ("batching", "aligner"),
+    ("batching",),
     ("offline",),
 )
 # A wing imports the core and never another wing, but for the command line.

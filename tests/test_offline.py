@@ -36,7 +36,6 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 from qwen3_asr_vllm import offline
-from qwen3_asr_vllm.aligner import ForcedAligner
 from qwen3_asr_vllm.alignment import AlignmentRequest
 from qwen3_asr_vllm.cli import entry as cli
 from qwen3_asr_vllm.cli import main, models
@@ -44,7 +43,7 @@ from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
 from qwen3_asr_vllm.engine import sampling_params
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
-from qwen3_asr_vllm.offline import Qwen3ASR
+from qwen3_asr_vllm.offline import ForcedAligner, Qwen3ASR
 from qwen3_asr_vllm.prompt import build_prompt, parse_output
 
 pytestmark = pytest.mark.vllm
@@ -583,7 +582,7 @@ def test_an_engine_that_dies_is_an_error_that_says_what_to_do(monkeypatch, capsy
 
 
 def test_a_transcriber_is_no_aligner(model):
-    from qwen3_asr_vllm.aligner import class_ms
+    from qwen3_asr_vllm.engine import class_ms
 
     with pytest.raises(ValueError, match="is no forced aligner"):
         class_ms(model.llm.model_config)

@@ -79,3 +79,11 @@ def test_the_model_has_every_interface_of_the_in_tree_one():
     for name in ("multimodal", "pp", "lora", "eagle3", "transcription"):
         assert getattr(interfaces, f"supports_{name}")(model), name
     assert not interfaces.supports_mrope(model)  # plain RoPE: a decision, tested in test_model
+
+
+def test_every_public_name_is_imported_lazily():
+    names = {name: getattr(qwen3_asr_vllm, name) for name in qwen3_asr_vllm.__all__}
+    assert names.keys() <= set(dir(qwen3_asr_vllm))
+    assert names["FORMATS"]["txt"](names["Transcript"]("Hello.", 1.0)) == "Hello.\n"
+    with pytest.raises(AttributeError, match="no_such_name"):
+        qwen3_asr_vllm.no_such_name  # noqa: B018

@@ -52,7 +52,7 @@ def load_model(model: str, options: dict[str, Any]) -> Any:
 
 def load_aligner(model: str, options: dict[str, Any]) -> Any:
     _import_vllm()
-    from ..aligner import ForcedAligner
+    from ..offline import ForcedAligner
 
     return ForcedAligner(model, **options)
 

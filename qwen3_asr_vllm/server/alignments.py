@@ -23,10 +23,9 @@ from starlette.datastructures import UploadFile
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.pooling_params import PoolingParams
 
-from ..aligner import class_ms, read_times
 from ..alignment import AlignmentOutput, AlignmentRequest, align
 from ..audio import check_waveform
-from ..engine import engine_prompt
+from ..engine import class_ms, engine_prompt, read_times
 from ..formats import FORMATS, KARAOKE, rounded
 from ..geometry import SAMPLE_RATE
 from ..transcript import Transcript

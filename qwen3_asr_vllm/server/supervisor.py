@@ -77,7 +77,7 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
     ``--aligner-options`` is for the aligner; all else but ``--aligner`` is for the transcriber.
     Both share the memory that ``--gpu-memory-utilization`` grants. Exits 2 where wrong.
     """
-    from ..aligner import CPU_KV_CACHE_BYTES, UTILIZATION, split_memory
+    from ..engine import ALIGNER_KV_CACHE_BYTES, UTILIZATION, split_memory
 
     parser = argparse.ArgumentParser(prog="qwen3-asr serve", allow_abbrev=False)
     parser.add_argument("--aligner", required=True)
@@ -87,7 +87,7 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
     aligner = [args.aligner, "--host", "127.0.0.1", "--port", str(port)]
     aligner += ["--mm-processor-cache-gb", "0"]  # no clip comes twice
     if gpu_bytes is None:
-        aligner += ["--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES)]
+        aligner += ["--kv-cache-memory-bytes", str(ALIGNER_KV_CACHE_BYTES)]
         if args.gpu_memory_utilization is not None:
             rest += ["--gpu-memory-utilization", str(args.gpu_memory_utilization)]
     else:
