@@ -599,12 +599,12 @@ def test_an_upload_of_unknown_size_ends_at_the_limit(serve, monkeypatch):
 
 
 def test_a_missing_decoder_is_named_and_not_the_clients_mistake(serve, monkeypatch):
-    from qwen3_asr_vllm import audio
+    from qwen3_asr_vllm import blocks
 
     def import_module(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(audio, "import_module", import_module)
+    monkeypatch.setattr(blocks, "import_module", import_module)
     body = error(serve(Engine(""))(), 501)
     assert "pip install av" in body["message"] and body["type"] == "server_error"
 
@@ -687,9 +687,9 @@ def test_a_format_without_warnings_has_them_in_a_header(serve, monkeypatch, resp
 
 
 def test_a_header_does_not_grow_with_the_warnings():
-    from qwen3_asr_vllm.server.responses import _warning_headers
+    from qwen3_asr_vllm.server.responses import warning_headers
 
-    header = _warning_headers(["The clip at 0:30 looped."] * 500)["X-Warnings"]
+    header = warning_headers(["The clip at 0:30 looped."] * 500)["X-Warnings"]
     assert len(header) < 2100 and header.endswith("(500 in all)")
 
 
