@@ -28,7 +28,8 @@ import numpy as np
 from .geometry import MIN_SAMPLES, SAMPLE_RATE
 from .languages import resolve_language
 from .prompt import AUDIO_PLACEHOLDER
-from .segments import split_sentences, timed_segments
+from .segments import timed_segments, with_lines
+from .texts import split_text
 from .transcript import Transcript, Word
 from .units import AlignmentError, Unit, check_language, cut_warnings, units_of
 
@@ -77,12 +78,15 @@ _Rounds: TypeAlias = Generator[list[AlignmentRequest], list[AlignmentOutput], _R
 Alignment: TypeAlias = _Rounds[Transcript]
 
 
-def align(waveform: np.ndarray, text: str, *, language: str | None = None) -> Alignment:
+def align(
+    waveform: np.ndarray, text: str, *, language: str | None = None, keep_lines: bool = False
+) -> Alignment:
     """Time each word of a recording whose text is known; returns a Transcript with words.
 
     ``language`` is a name or code; None detects Japanese and Korean by their script, and all
     other languages are split alike. Recordings of any length: a request holds at most 180 s. A
-    text of punctuation alone has no words.
+    text of punctuation alone has no words. Segments are sentences or, with ``keep_lines``, the
+    lines of the text; those of SRT, VTT and LRC are its cues, without their times and markup.
 
     Raises, on the first step, ValueError for a language that the aligner does not know,
     ImportError, with what to install, where Japanese cannot be split into words, and
@@ -91,12 +95,13 @@ def align(waveform: np.ndarray, text: str, *, language: str | None = None) -> Al
     """
     if (language := resolve_language(language)) is not None:
         check_language(language)
-    sentences = split_sentences(text.strip())
-    words = yield from align_words(waveform, sentences, language)
+    parts, are_lines = split_text(text, keep_lines=keep_lines)
+    words = yield from align_words(waveform, parts, language)
+    segments = timed_segments(parts, words, language)
     return Transcript(
-        text="".join(sentences),
+        text="".join(parts),
         duration=len(waveform) / SAMPLE_RATE,
-        segments=tuple(timed_segments(sentences, words, language)),
+        segments=tuple(map(with_lines, segments) if are_lines else segments),
         warnings=cut_warnings(text, language),
     )
 

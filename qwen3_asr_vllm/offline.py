@@ -236,18 +236,16 @@ class Qwen3ASR:
             yield stream.update()
 
     @overload
-    def align(
-        self, audio: AudioSource, text: str, *, language: str | None = None
-    ) -> Transcript: ...
+    def align(self, audio: AudioSource, text: str, **options: Any) -> Transcript: ...
 
     @overload
     def align(
-        self, audio: list[AudioSource], text: list[str], *, language: str | None = None
+        self, audio: list[AudioSource], text: list[str], **options: Any
     ) -> list[Transcript]: ...
 
-    def align(self, audio: Any, text: Any, *, language: str | None = None) -> Any:
-        """When each word of a text is said, as ``ForcedAligner.align`` has it."""
-        return self._require_aligner().align(audio, text, language=language)
+    def align(self, audio: Any, text: Any, **options: Any) -> Any:
+        """Time the words of a text; arguments and result are those of ``ForcedAligner.align``."""
+        return self._require_aligner().align(audio, text, **options)
 
     def _require_aligner(self) -> ForcedAligner:
         if self.aligner is None:
@@ -352,6 +350,7 @@ class ForcedAligner:
         *,
         language: str | None = None,
         audio_track: int | None = None,
+        keep_lines: bool = False,
     ) -> Transcript: ...
 
     @overload
@@ -362,6 +361,7 @@ class ForcedAligner:
         *,
         language: str | None = None,
         audio_track: int | None = None,
+        keep_lines: bool = False,
     ) -> list[Transcript]: ...
 
     def align(
@@ -371,12 +371,15 @@ class ForcedAligner:
         *,
         language: str | None = None,
         audio_track: int | None = None,
+        keep_lines: bool = False,
     ) -> Transcript | list[Transcript]:
-        """When each word of a recording's text is said; or of many, which is much faster.
+        """Time the words of a text; or of many, which is much faster.
 
         A recording is anything that ``load_audio`` takes. ``language`` is a name or code; None
-        tells Japanese and Korean by their script, and cuts all others alike. Put together, the
-        words of all segments are the text without the white space around it.
+        detects Japanese and Korean by their script, and splits all others alike. The words joined
+        are the text without the white space around it. Segments are sentences or, with
+        ``keep_lines``, the lines of the text, which subtitles then show as they are; of SRT, VTT
+        and LRC, its cues, which are timed anew.
 
         Raises ValueError, before the engine runs, for a language that the aligner does not know
         and, naming the file, for a recording that cannot be read; OSError for a file that cannot
@@ -390,7 +393,7 @@ class ForcedAligner:
         if len(sources) != len(texts):
             raise ValueError(f"{len(sources)} recordings and {len(texts)} texts; give one for each")
         alignments = [
-            _begin(source, said, language=language, audio_track=audio_track)
+            _begin(source, said, audio_track, language=language, keep_lines=keep_lines)
             for source, said in zip(sources, texts, strict=True)
         ]
         transcripts = run_together(alignments, self.time_units)
@@ -415,9 +418,9 @@ class ForcedAligner:
 
 
 def _begin(
-    source: AudioSource, text: str, *, language: str | None, audio_track: int | None
+    source: AudioSource, text: str, audio_track: int | None, **options: Any
 ) -> Transcription:
     """Start the alignment of one recording; what could not be read of it becomes warnings."""
     warnings: list[str] = []
     waveform = load_audio(source, on_warning=warnings.append, audio_track=audio_track)
-    return with_warnings(align(waveform, text, language=language), warnings)
+    return with_warnings(align(waveform, text, **options), warnings)

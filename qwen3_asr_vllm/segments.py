@@ -75,6 +75,12 @@ def with_leading_space(segment: Segment, seam: str) -> Segment:
     return replace(segment, text=seam + segment.text.lstrip(), words=words)
 
 
+def with_lines(segment: Segment) -> Segment:
+    """Return a segment that a subtitle shows in the lines of its text."""
+    lines = (line.strip() for line in segment.text.split("\n"))
+    return replace(segment, lines=tuple(filter(None, lines)))
+
+
 def sentence_spans(clip: np.ndarray, widths: list[int]) -> list[tuple[float, float]]:
     """Estimate when each part of a clip's text is spoken: (start, end) in samples, none empty.
 

@@ -6,6 +6,7 @@ Width is measured in columns: a full-width character, such as a Chinese one, tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -20,6 +21,7 @@ MIN_CUE_S, MAX_CUE_S = 1.0, 7.0  # seconds that a cue is shown
 _CLAUSE_MARKS = ",;:.!?…،؛؟۔।，、；：。！？"
 _NO_LINE_START = "、。，．！？：；）」』】》〉”’…・ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ),.!?:;%"
 _NO_LINE_END = "（「『【《〈“‘("
+_NO_WRAP = 1 << 30  # columns
 _Span: TypeAlias = tuple[float, float]  # start and end in seconds
 
 
@@ -39,6 +41,7 @@ class _Block:
     atoms: list[str]
     spans: list[_Span]
     marks: list[_Mark]
+    lines: list[str] | None = None  # of the user's text; None: laid out to fit
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def cues(
     A segment that does not fit into one cue, or lasts longer than 7 s, is split in halves, at a
     comma if one is near. A half lasts from its first word to its last; without word times, the
     time is shared by width. A cue is shown for a second if the next cue allows it, and for 7 s at
-    most. With ``highlight_words``, each word of a cue gets a cue of its own with the word
-    underlined, and gaps between words get the plain cue.
+    most. A segment with ``lines`` is one cue of these. With ``highlight_words``, each word of a
+    cue gets a cue of its own with the word underlined, and gaps between words get the plain cue.
 
     Raises ValueError for a width under two columns, or no lines.
     """
@@ -73,18 +76,27 @@ def cues(
     blocks = [
         block
         for segment in transcript.segments
-        if (atoms := _atoms(segment.text, max_line_width))
-        for block in _blocks(_block(atoms, segment), max_line_width, max_line_count)
+        for block in _segment_blocks(segment, max_line_width, max_line_count)
     ]
     limits = [*(block.spans[0][0] for block in blocks[1:]), transcript.duration]
     shown_until = 0
     for block, limit in zip(blocks, limits, strict=False):
         start, end = block.spans[0][0], block.spans[-1][1]
-        end = min(max(end, min(start + MIN_CUE_S, limit)), start + MAX_CUE_S)
+        longest = math.inf if block.lines else MAX_CUE_S
+        end = min(max(end, min(start + MIN_CUE_S, limit)), start + longest)
         start_ms = max(round(1000 * start), shown_until)
         shown_until = max(round(1000 * end), start_ms + 1)
-        cue = Cue(start_ms, shown_until, _balanced_lines(block.atoms, max_line_width))
+        lines = block.lines or _balanced_lines(block.atoms, max_line_width)
+        cue = Cue(start_ms, shown_until, lines)
         yield from _highlighted(cue, block.marks) if highlight_words else [cue]
+
+
+def _segment_blocks(segment: Segment, width: int, count: int) -> Iterator[_Block]:
+    if segment.lines:
+        block = _block(_atoms(segment.text, _NO_WRAP), segment)
+        yield replace(block, lines=list(segment.lines))
+    elif atoms := _atoms(segment.text, width):
+        yield from _blocks(_block(atoms, segment), width, count)
 
 
 def _highlighted(cue: Cue, marks: Iterable[_Mark]) -> Iterator[Cue]:

@@ -36,7 +36,8 @@ class Segment:
     """A timed stretch of transcript, a sentence or a clause; ``language`` is a name.
 
     ``text`` starts with the white space before it, so the texts of all segments joined are the
-    text of the transcript. Confidences are the model's own, where requested.
+    text of the transcript. Confidences are the model's own, where requested. ``lines`` are those
+    that a subtitle shows, where the user's text has them; None lays them out to fit.
     """
 
     start: float
@@ -50,6 +51,7 @@ class Segment:
     tokens: tuple[Token, ...] | None = None
     speaker: str | None = None
     other_languages: tuple[str, ...] | None = None  # that the model named for the same clip
+    lines: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,20 @@ def test_subtitles(post):
     assert post(text=TEXT, response_format="vtt").text.startswith("WEBVTT\n\n00:00:00.160 -->")
 
 
+def test_lines_and_cues_of_a_text_stay(post):
+    lines = {"text": "Guten Tag\nWelt. Hallo!", "response_format": "srt", "keep_lines": "true"}
+    cue = "1\n00:00:09,000 --> 00:00:10,000\nGuten\nTag\n\n"
+    cues = {"text": f"{cue}2\n00:00:11,000 --> 00:00:12,000\nHallo"}
+    for fields, expected in (
+        (lines, ["Guten Tag", "Welt. Hallo!"]),
+        (lines | {"keep_lines": "false"}, ["Guten Tag Welt.", "Hallo!"]),
+        (cues | {"response_format": "srt"}, ["Guten\nTag", "Hallo"]),
+    ):
+        written = list(srt.parse(post(**fields).text))
+        assert [cue.content for cue in written] == expected
+        assert written[0].start.total_seconds() == 0.16
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param", "message"),
     [

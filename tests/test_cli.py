@@ -679,6 +679,9 @@ def test_doctor_finds_our_model_without_a_checkpoint():
         ("align a.wav a.txt --highlight_words", "json shows no word"),
         ("align a.wav a.txt -f lrc --max_line_width 20", "lrc has no lines"),
         ("align a.wav a.txt -l Polish", "does not know Polish"),
+        ("align a.wav a.txt -f srt --keep-lines --max_line_width 20", "lines of the text are kept"),
+        ("align a.wav a.txt -o .", ". is a folder"),
+        ("align a.wav a.txt -o a.txt/b.json", "a.txt is not a folder"),
     ],
 )
 def test_wishes_for_words_that_do_not_fit_exit_2(
@@ -702,7 +705,7 @@ def test_word_timestamps_load_an_aligner_and_ask_for_words(model, files, monkeyp
 
 def test_align_writes_what_an_aligner_says(files, tmp_path, capsys, monkeypatch):
     class FakeAligner:
-        def align(self, audio, text, *, language):
+        def align(self, audio, text, *, language, keep_lines):
             words = (Word("one", 0.1, 0.4), Word(" second", 0.5, 0.9))
             segments = (Segment(0.1, 0.9, text.strip(), language, words=words),)
             return Transcript(text.strip(), len(audio) / 16_000, segments)

@@ -24,6 +24,7 @@ CORE = (
     ("reading",),
     ("audio", "windows", "prompt"),
     ("recordings", "units", "segments", "decoding"),
+    ("texts",),
     ("subtitles", "alignment"),
     ("formats",),
     ("transcription",),

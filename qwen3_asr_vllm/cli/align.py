@@ -11,52 +11,57 @@ from ..corpus.manifests import decode_text
 from ..corpus.outputs import check_file, write_file
 from ..recordings import Recording
 from . import models
-from .options import writer, wrong_layout
-from .terminal import StdoutError, check_stdout, complain, print_text, usage_error
+from .options import line_layout, writer, wrong_layout
+from .terminal import check_stdout, complain, print_text, usage_error
 
 
 def align(args: argparse.Namespace, rest: list[str]) -> int:
-    from ..units import AlignmentError, check_language
+    from ..units import AlignmentError
 
     if len(args.formats) > 1:
         return usage_error("align writes one format; give one")
     if message := wrong_layout(args):
         return usage_error(message)
+    if not args.output:
+        check_stdout()
     warnings: list[str] = []
     try:
-        if args.output:
-            check_file(args.output)
-        else:
-            check_stdout()
-        text = _read_text(args.text)
+        text = _checked_text(args)
         audio = Recording(args.audio, args.audio).load(
             on_warning=warnings.append, audio_track=args.audio_track
         )
-        if args.language:
-            check_language(args.language)
-    except StdoutError:
-        raise
     except (OSError, ValueError) as error:
         return usage_error(str(error))
     models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
     try:
         aligner = models.load_aligner(args.model, models.engine_options(args.command, rest))
-        transcript = aligner.align(audio, text, language=args.language)
+        transcript = aligner.align(audio, text, language=args.language, keep_lines=args.keep_lines)
+        written = writer(args.formats[0], args)(transcript)
+        if args.output:
+            write_file(args.output, written)
     except (AlignmentError, ImportError, OSError, ValueError) as error:
         complain(str(error))
         return 1
     for warning in (*warnings, *transcript.warnings):
         complain(f"{args.audio}: {warning}")
-    written = writer(args.formats[0], args)(transcript)
     if not args.output:
         print_text(written)
-        return 0
-    try:
-        write_file(args.output, written)
-    except OSError as error:
-        complain(str(error))
-        return 1
     return 0
+
+
+def _checked_text(args: argparse.Namespace) -> str:
+    """The text to align. Raises OSError, ValueError for what can be known to fail without it."""
+    from ..texts import timed_texts
+    from ..units import check_language
+
+    if args.output:
+        check_file(args.output)
+    if args.language:
+        check_language(args.language)
+    text = _read_text(args.text)
+    if line_layout(args) and (args.keep_lines or timed_texts(text) is not None):
+        raise ValueError("the lines of the text are kept; leave out --max-line-width and -count")
+    return text
 
 
 def _read_text(source: str) -> str:

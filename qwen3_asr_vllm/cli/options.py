@@ -104,7 +104,9 @@ def _add_align(commands: Any) -> None:
         "AUDIO TEXT",
         help="time the words of a recording whose text is known",
         description="When each word of a text is said in a recording. TEXT is a file, or - for "
-        "standard input. Knows " + ", ".join(sorted(ALIGNER_LANGUAGES)) + ".",
+        "standard input; of SRT, VTT and LRC the cues are timed anew. Knows "
+        + ", ".join(sorted(ALIGNER_LANGUAGES))
+        + ".",
     )
     parser.add_argument("audio", metavar="AUDIO")
     parser.add_argument("text", metavar="TEXT")
@@ -114,6 +116,7 @@ def _add_align(commands: Any) -> None:
     _add_language(add, otherwise="by the script")
     _add_format(add, "one of {}; default: %(default)s", default="json")
     add("-o", "--output", type=Path, metavar="FILE", help="write it there; default: stdout")
+    add("--keep-lines", action="store_true", help="a segment, cue or lyric for each line of TEXT")
     _add_layout(add)
 
 

@@ -53,6 +53,7 @@ class AlignmentForm(RecordingForm):
     text: str
     response_format: Literal["json", "verbose_json", "srt", "vtt", "lrc"] = "json"
     highlight_words: bool = False
+    keep_lines: bool = False
 
 
 class TimesForm(BaseModel):
@@ -140,7 +141,7 @@ class AlignerServing(AudioServing):
             load=self.decoders.load_audio,
         )
         try:
-            rounds = align(waveform, form.text, language=form.language)
+            rounds = align(waveform, form.text, language=form.language, keep_lines=form.keep_lines)
             return Steps(with_warnings(rounds, warnings))
         except (AlignmentError, ImportError) as error:
             raise ApiError(501, f"the server cannot cut this text: {error}") from error
