@@ -434,9 +434,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--start-s", type=float, default=25, help="that a server needs to be ready")
     parser.add_argument("--moments", nargs="+", help="of the signals; default: all twenty")
+    parser.add_argument("--at-once", type=int, default=1, help="servers that get a signal")
     args = parser.parse_args()
     faults = FAULTS | {
-        name: partial(ended, number, start_s=args.start_s, names=args.moments)
+        name: partial(ended, number, start_s=args.start_s, names=args.moments, at_once=args.at_once)
         for name, number in SIGNALS.items()
     }
     if "disk-full" in args.only and os.geteuid():

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,9 @@ from websockets.sync.client import connect
 MARK = "QWEN3_ASR_BENCHMARK_LIFE"  # variable: which life a process belongs to
 PATIENCE_S = 60.0  # beyond --shutdown-timeout, after which what is still there is left
 SHUTDOWN_TIMEOUT_S = 5
+COMMAND = [sys.executable, "-m", "qwen3_asr_vllm.cli"]
 START_TIMEOUT_S = 300.0
+FLOOD_S = 10.0  # that a client sends and does not read
 
 
 @dataclass
@@ -117,7 +118,7 @@ def half_upload(life: Life) -> None:
 
 
 def unread_session(life: Life) -> None:
-    """A client that sends and never reads: its connection holds one message of 32 MB at most."""
+    """A client that sends audio without an end, and reads no event."""
     idle(life)
     url = f"ws{life.address[4:]}/v1/realtime?intent=transcription"
     session = life.open.enter_context(connect(url, max_queue=1, close_timeout=1))
@@ -133,7 +134,7 @@ def unread_session(life: Life) -> None:
                 session.send(json.dumps({"type": "input_audio_buffer.commit"}))
 
     threading.Thread(target=flood, daemon=True).start()
-    life.wait(lambda: running(life.address))
+    time.sleep(FLOOD_S)
 
 
 def unread_stream(life: Life) -> None:
@@ -165,53 +166,59 @@ def serve(*options: str) -> Life:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(CHECKPOINT)]
-    command += ["--enforce-eager", "--max-model-len", "2048", "--served-model-name", "model"]
-    return Life([*command, "--port", str(port), *options], f"http://127.0.0.1:{port}")
+    arguments = ["serve", str(CHECKPOINT), "--port", str(port), "--served-model-name", "model"]
+    arguments += ["--enforce-eager", "--max-model-len", "2048", *options]
+    return Life([*COMMAND, *arguments], f"http://127.0.0.1:{port}")
 
 
-def moments(start_s: float, folder: str) -> dict[str, tuple[Callable[[], Life], Moment]]:
+def moments(start_s: float, folder: str) -> dict[str, tuple[Life, Moment]]:
     """The twenty, by their names; a server needs ``start_s`` to be ready."""
     timeout = ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT_S)]
     aligner = ["--aligner", str(ALIGNER), "--aligner-options=--enforce-eager"]
-    transcribe = [sys.executable, "-m", "qwen3_asr_vllm.cli", "transcribe", str(HELDOUT)]
-    batch = Life([*transcribe, "--model", str(CHECKPOINT), "-f", "json", "-o", folder])
+
+    def batch(name: str) -> Life:
+        arguments = ["transcribe", str(HELDOUT), "--model", str(CHECKPOINT), "-f", "json"]
+        return Life([*COMMAND, *arguments, "-o", f"{folder}/{name}"])
+
     shares = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
     return {
-        **{f"start {share:.0%}": (serve, start_share(share, start_s)) for share in shares},
-        "idle": (serve, idle),
-        "half an upload": (serve, half_upload),
-        "unread session": (serve, unread_session),
-        "unread stream": (serve, unread_stream),
-        "decoding": (serve, decoding),
-        "decoding, with a time-out": (partial(serve, *timeout), decoding),
-        "stopping": (partial(serve, *timeout), stopping),
-        "two API servers": (partial(serve, "--api-server-count", "2"), decoding),
-        "aligner starts": (partial(serve, *aligner), start_share(0.6, start_s)),
-        "with an aligner": (partial(serve, *aligner), idle),
-        "batch starts": (lambda: batch, start_share(0.6, start_s)),
-        "batch writes": (lambda: batch, batch_writes(folder)),
+        **{f"start {share:.0%}": (serve(), start_share(share, start_s)) for share in shares},
+        "idle": (serve(), idle),
+        "half an upload": (serve(), half_upload),
+        "unread session": (serve(), unread_session),
+        "unread stream": (serve(), unread_stream),
+        "decoding": (serve(), decoding),
+        "decoding, with a time-out": (serve(*timeout), decoding),
+        "stopping": (serve(*timeout), stopping),
+        "two API servers": (serve("--api-server-count", "2"), decoding),
+        "aligner starts": (serve(*aligner), start_share(0.6, start_s)),
+        "with an aligner": (serve(*aligner), idle),
+        "batch starts": (batch("started"), start_share(0.6, start_s)),
+        "batch writes": (batch("written"), batch_writes(f"{folder}/written")),
     }
 
 
-def ended(number: signal.Signals, *, start_s: float, names: list[str] | None) -> dict[str, Any]:
+def ended(
+    number: signal.Signals, *, start_s: float, names: list[str] | None, at_once: int
+) -> dict[str, Any]:
     """One signal at each moment of ``names``, or at all: the row of a table."""
-    seconds, left = {}, 0
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (make, reach) in moments(start_s, folder).items():
-            if names and name not in names:
-                continue
-            life = make()
-            life.start()
-            reach(life)
-            seconds[name], remaining = life.end(number)
-            left += remaining
-            print(f"{number.name} {name}: {seconds[name]:.1f} s, {remaining} left", flush=True)
-    longest = max(seconds, key=seconds.__getitem__)
+
+    def run(name: str) -> tuple[float, int]:
+        life, reach = lives[name]
+        life.start()
+        reach(life)
+        seconds, left = life.end(number)
+        print(f"{number.name} {name}: {seconds:.1f} s, {left} left", flush=True)
+        return seconds, left
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
+        lives = moments(start_s, folder)
+        results = dict(zip(names or lives, pool.map(run, names or lives), strict=True))
+    longest = max(results, key=results.__getitem__)
     return {
-        "clients saw": f"{number.name} at {len(seconds)} moments",
+        "clients saw": f"{number.name} at {len(results)} moments",
         "told within s": None,
         "next client": None,
-        "recovery": f"ended after {seconds[longest]:.1f} s at most ({longest})",
-        "left": f"{left} processes",
+        "recovery": f"ended after {results[longest][0]:.1f} s at most ({longest})",
+        "left": f"{sum(left for _, left in results.values())} processes",
     }

@@ -394,8 +394,8 @@ def serving(
         finally:
             process.terminate()
             try:
-                process.wait(120)  # one with an aligner gives both half a minute
-            except subprocess.TimeoutExpired:  # it had not started yet
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # vLLM's own program, while it starts
                 process.kill()
 
 

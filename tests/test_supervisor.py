@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ import psutil
 import pytest
 import soundfile
 import srt
+import uvicorn
 from conftest import (
     ALIGNER,
     CHECKPOINT,
@@ -39,8 +42,11 @@ from conftest import (
     speak,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from starlette.applications import Starlette
+from starlette.responses import Response
 
 from qwen3_asr_vllm.formats import rounded
+from qwen3_asr_vllm.server import serving as serving_state
 from qwen3_asr_vllm.server import supervisor
 from qwen3_asr_vllm.server.supervisor import plan
 
@@ -91,6 +97,10 @@ def test_an_aligner_that_cannot_start_ends_both(monkeypatch):
 
 SUPERVISES_STAND_INS = """
 import sys
+from starlette.applications import Starlette
+from starlette.responses import Response
+
+from qwen3_asr_vllm.server import serving as serving_state
 from qwen3_asr_vllm.server import supervisor
 
 supervisor._is_healthy = lambda url: True
@@ -175,6 +185,34 @@ def test_servers_get_their_shutdown_timeout(tmp_path, argv, seconds):
     config.write_text("port: 8000\nshutdown-timeout: 30\n")
     given = [arg.format(config) for arg in ["asr", "--port", "1", *argv]]
     assert supervisor.shutdown_timeout_s(given) == seconds
+
+
+def test_half_an_upload_delays_no_end(monkeypatch):
+    monkeypatch.setattr(serving_state, "POLL_S", 0.01)
+    monkeypatch.setattr(serving_state, "CLOSE_S", 1)
+
+    async def read(request):
+        return Response(await request.body())
+
+    app = Starlette()
+    app.add_route("/", read, methods=["POST"])
+    app.state.server = server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+
+    async def serve(listener):
+        watch = serving_state.end_what_waits(SimpleNamespace(errored=False), app.state)
+        watching = asyncio.create_task(watch)
+        await server.serve(sockets=[listener])
+        watching.cancel()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
+        thread.start()
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nhalf")
+            eventually(lambda: server.server_state.tasks)
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 # ---- both, for real ----
