@@ -13,7 +13,7 @@ import html
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -284,16 +284,48 @@ def _lrc_time(seconds: float) -> str:
     return f"{minutes:02d}:{hundredths // 100:02d}.{hundredths % 100:02d}"
 
 
-FORMATS: dict[str, Callable[..., str]] = {
-    "txt": _txt,
-    "json": _json,
-    "srt": _srt,
-    "vtt": _vtt,
-    "tsv": _tsv,
-    "lrc": _lrc,
-    "verbose_json": _verbose_json,
+@dataclass(frozen=True)
+class Format:
+    """A format of transcripts: ``FORMATS["srt"](transcript)`` returns the text.
+
+    The command line, outputs of a corpus and HTTP routes read this table, so a new format is a
+    function and a row.
+    """
+
+    name: str  # on the command line, and the suffix of a file
+    function: Callable[..., str]
+    media_type: str = "text/plain"
+    response_format: str | None = None  # OpenAI's name for it; None: no response has it
+    is_timed: bool = True  # whether it shows when something is spoken
+    is_streamed: bool = False  # whether a stream may end in it
+    is_karaoke: bool = False  # whether it takes ``highlight_words``
+    has_lines: bool = False  # whether it takes ``max_line_width`` and ``max_line_count``
+
+    def __call__(self, transcript: Transcript, **layout: Any) -> str:
+        return self.function(transcript, **layout)
+
+
+_JSON = "application/json"
+_ROWS = (
+    Format("txt", _txt, response_format="text", is_timed=False, is_streamed=True),
+    Format("json", _json, _JSON, "json", is_timed=False, is_streamed=True),
+    Format("srt", _srt, "application/x-subrip", "srt", is_karaoke=True, has_lines=True),
+    Format("vtt", _vtt, "text/vtt", "vtt", is_karaoke=True, has_lines=True),
+    Format("tsv", _tsv, "text/tab-separated-values"),
+    Format("lrc", _lrc, is_karaoke=True),
+    Format("verbose_json", _verbose_json, _JSON, "verbose_json", is_streamed=True),
+)
+FORMATS = {row.name: row for row in _ROWS}
+# By OpenAI's names. diarized_json needs speakers, which only a route tells apart.
+RESPONSE_FORMATS = {row.response_format: row for row in _ROWS if row.response_format} | {
+    "diarized_json": Format("diarized_json", diarized_json, _JSON, "diarized_json")
 }
+SUBTITLES = tuple(row.name for row in _ROWS if row.has_lines)
+KARAOKE = tuple(row.name for row in _ROWS if row.is_karaoke)
 
 
-SUBTITLES = ("srt", "vtt")  # formats with max_line_width and max_line_count
-KARAOKE = (*SUBTITLES, "lrc")  # formats with highlight_words
+def format_named(name: str) -> Format:
+    """Return a format by name or suffix. Raises ValueError with the list of formats."""
+    if (found := FORMATS.get(name.removeprefix("."))) is None:
+        raise ValueError(f"unknown format {name!r}; use one of {', '.join(FORMATS)}.")
+    return found

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transcript of a recording: words, tokens and segments. Data only.
+"""The transcript of a recording: words, tokens and segments.
 
 Times are seconds from the start of the recording. A field that is None was not measured.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,21 @@ class Transcript:
     def language(self) -> str | None:
         """The language spoken first; None without speech."""
         return next(iter(self.languages), None)
+
+    def to(self, format: str, **layout: Any) -> str:
+        """Return the transcript in a format of ``FORMATS``, such as "srt".
+
+        ``layout`` are options of subtitles: ``max_line_width``, ``max_line_count``,
+        ``highlight_words``. Raises ValueError for an unknown format.
+        """
+        from .formats import format_named  # which imports this module
+
+        return format_named(format)(self, **layout)
+
+    def write(self, path: str | os.PathLike[str], **layout: Any) -> None:
+        """Write the transcript to a file, in the format of its suffix: ``write("a.srt")``.
+
+        Raises ValueError for a suffix of no format, OSError where it cannot be written.
+        """
+        text = self.to(Path(path).suffix, **layout)
+        Path(path).write_text(text, encoding="utf-8", newline="")

@@ -36,6 +36,7 @@ CORE = (
 # A wing imports the core and never another wing, but for the command line.
 WINGS = {"model": set(), "server": set(), "corpus": set(), "cli": {"server", "corpus"}}
 CORE_THAT_LOADS_A_MODEL = {"engine"}  # inside of a function
+UPWARD = {"transcript": {"formats"}}  # a transcript writes itself: inside of a method
 ROW = {module: row for row, modules in enumerate(CORE) for module in modules}
 
 
@@ -87,7 +88,8 @@ def test_core_modules_import_only_rows_below(module):
         named = {name for name in named if wing(name) != "model"}
     if module == "__init__":  # exports lazily
         named = {name for name in named if wing(name) != "model"} - set(ROW)
-    assert {name for name in named if ROW.get(name, len(CORE)) >= ROW[module]} == set()
+    above = {name for name in named if ROW.get(name, len(CORE)) >= ROW[module]}
+    assert above == UPWARD.get(module, set())
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if "." in name))
@@ -98,7 +100,11 @@ def test_wings_import_only_the_core(module):
 
 
 def test_imports_form_no_cycle():
-    graph = {name: imports(name) - {"__init__"} for name in MODULES if name != "__init__"}
+    graph = {
+        name: imports(name) - {"__init__"} - UPWARD.get(name, set())
+        for name in MODULES
+        if name != "__init__"
+    }
     TopologicalSorter(graph).prepare()
 
 

@@ -428,3 +428,17 @@ def test_words_survive_verbose_json():
     assert read_verbose_json(document).segments == tuple(
         replace(segment, avg_logprob=None) for segment in SONG.segments
     )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_transcript_writes_every_format(name, tmp_path):
+    transcript = Transcript("Hello.", 1.0, (Segment(0.0, 1.0, "Hello."),))
+    assert transcript.to(name) == FORMATS[name](transcript)
+    transcript.write(path := tmp_path / f"a.{name}")
+    assert path.read_text("utf-8") == FORMATS[name](transcript)
+
+
+def test_an_unknown_format_is_named_with_the_list(tmp_path):
+    transcript = Transcript("Hello.", 1.0)
+    with pytest.raises(ValueError, match=r"'.doc'; use one of txt, json, srt"):
+        transcript.write(tmp_path / "a.doc")

@@ -396,6 +396,6 @@ def line_layout(args: argparse.Namespace) -> dict[str, int]:
 
 
 def writer(name: str, args: argparse.Namespace) -> Callable[[Transcript], str]:
-    layout = line_layout(args) if name in SUBTITLES else {}
-    karaoke = {"highlight_words": args.highlight_words} if name in KARAOKE else {}
+    layout: dict[str, Any] = line_layout(args) if name in SUBTITLES else {}
+    karaoke: dict[str, Any] = {"highlight_words": args.highlight_words} if name in KARAOKE else {}
     return partial(FORMATS[name], **karaoke, **layout)

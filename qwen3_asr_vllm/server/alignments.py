@@ -37,7 +37,7 @@ from .errors import ApiError, engine_dead_as_503
 from .fields import MAX_TEXT_BYTES
 from .form import gather, read
 from .metrics import add_counted_route
-from .responses import MEDIA_TYPES, warning_headers
+from .responses import warning_headers
 from .serving import AudioServing
 from .uploads import RecordingForm, load_posted, posted
 
@@ -162,7 +162,7 @@ async def create_alignment(
     if (name := form.response_format) in KARAOKE:
         text = FORMATS[name](transcript, highlight_words=form.highlight_words)
         headers = form.headers | warning_headers(transcript.warnings)
-        return Response(text, media_type=MEDIA_TYPES[name], headers=headers)
+        return Response(text, media_type=FORMATS[name].media_type, headers=headers)
     return JSONResponse(summary(transcript), headers=form.headers)
 
 

@@ -21,14 +21,15 @@ from starlette.datastructures import FormData, UploadFile
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from ..formats import RESPONSE_FORMATS
 from ..languages import resolve_language
 from ..pauses import Pauses
 from ..prompt import NO_TRANSLATION, join_context
 from .errors import ApiError, shown, validate
 from .uploads import RecordingForm, posted
 
-UNTIMED_FORMATS = ("json", "text")
-STREAMED_FORMATS = (*UNTIMED_FORMATS, "verbose_json")  # its last event has the segments
+UNTIMED_FORMATS = tuple(name for name, row in RESPONSE_FORMATS.items() if not row.is_timed)
+STREAMED_FORMATS = tuple(name for name, row in RESPONSE_FORMATS.items() if row.is_streamed)
 JSON_FORMATS = ("json", "verbose_json")
 
 SAMPLING = (
@@ -88,7 +89,7 @@ class Form(RecordingForm):
     prompt: str = ""
     keywords: list[str] = []
     hotwords: list[str] = []
-    response_format: Literal["json", "text", "verbose_json", "srt", "vtt", "diarized_json"] = "json"
+    response_format: Literal[tuple(RESPONSE_FORMATS)] = "json"  # type: ignore[valid-type]
     timestamp_granularities: list[Literal["segment", "word"]] = []
     include: list[Literal["logprobs", "srt", "vtt", "tsv", "lrc"]] = []  # beside the text
     chunking_strategy: ServerVad | None = None  # None: as long as clips may be

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from vllm.entrypoints.serve import create_error_response
 from vllm.logger import init_logger
 
-from ..formats import FORMATS, diarized_json, logprobs
+from ..formats import FORMATS, RESPONSE_FORMATS, logprobs
 from ..languages import language_code
 from ..printable import header_list, printable
 from ..transcript import Transcript
@@ -24,24 +24,14 @@ from .run import Delta, Run, written_tokens
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-MEDIA_TYPES = {
-    "json": "application/json",
-    "text": "text/plain",
-    "srt": "application/x-subrip",
-    "vtt": "text/vtt",
-    "lrc": "text/plain",
-    "verbose_json": "application/json",
-    "diarized_json": "application/json",
-}
-
 
 def respond(transcript: Transcript, form: Form) -> Response:
-    media_type = MEDIA_TYPES[form.response_format]
-    if media_type == "application/json":
+    """Write the transcript in the format that the form asks for."""
+    format = RESPONSE_FORMATS[form.response_format]
+    if format.media_type == "application/json":
         return JSONResponse(_document(transcript, form), headers=form.headers)
-    name = "txt" if form.response_format == "text" else form.response_format
     headers = form.headers | warning_headers(transcript.warnings)
-    return Response(FORMATS[name](transcript), media_type=media_type, headers=headers)
+    return Response(format(transcript), media_type=format.media_type, headers=headers)
 
 
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
@@ -70,7 +60,7 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
             for segment in document["segments"]:
                 segment.pop("words", None)
     if form.response_format == "diarized_json":
-        document |= json.loads(diarized_json(transcript))
+        document |= json.loads(RESPONSE_FORMATS["diarized_json"](transcript))
     if form.wants_logprobs:
         document["logprobs"] = logprobs(written_tokens(transcript))
     subtitles = (name for name in form.include if name in FORMATS)
