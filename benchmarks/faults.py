@@ -3,9 +3,9 @@
 
     python benchmarks/faults.py               all of them; two servers are started for each death
     python benchmarks/faults.py --only engine-killed storm
-    python benchmarks/faults.py --only sighup --start-s 40 --moments "start 50%" idle
+    python benchmarks/faults.py --only sighup --moments "weights are read" idle
 
-The last sends a signal at two of the moments of ``signals.py``, where a server starts in 40 s.
+The last sends a signal at two of the moments of ``signals.py``.
 
 Every fault is injected for real, while clients wait for answers; ``disk-full`` mounts a small file
 system, which needs root. ``clients saw`` counts outcomes, and ``told within s`` is when the last of
@@ -432,12 +432,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [*FAULTS, *SIGNALS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--start-s", type=float, default=25, help="that a server needs to be ready")
     parser.add_argument("--moments", nargs="+", help="of the signals; default: all twenty")
     parser.add_argument("--at-once", type=int, default=1, help="servers that get a signal")
     args = parser.parse_args()
     faults = FAULTS | {
-        name: partial(ended, number, start_s=args.start_s, names=args.moments, at_once=args.at_once)
+        name: partial(ended, number, names=args.moments, at_once=args.at_once)
         for name, number in SIGNALS.items()
     }
     if "disk-full" in args.only and os.geteuid():

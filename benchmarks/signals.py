@@ -31,11 +31,12 @@ from clients import CLIP_S, ask, running, upload
 from common import ALIGNER, CHECKPOINT, HELDOUT, QUIET, speech_clip
 from websockets.sync.client import connect
 
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
 MARK = "QWEN3_ASR_BENCHMARK_LIFE"  # variable: which life a process belongs to
 PATIENCE_S = 60.0  # beyond --shutdown-timeout, after which what is still there is left
 SHUTDOWN_TIMEOUT_S = 5
 COMMAND = [sys.executable, "-m", "qwen3_asr_vllm.cli"]
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 900.0
 FLOOD_S = 10.0  # that a client sends and does not read
 
 
@@ -49,10 +50,11 @@ class Life:
     open: ExitStack = field(default_factory=ExitStack)  # closed once all has ended
 
     def start(self) -> None:
-        log = self.open.enter_context(tempfile.TemporaryFile())
+        log = self.open.enter_context(tempfile.NamedTemporaryFile())
+        self.log = Path(log.name).read_bytes
         self.process = subprocess.Popen(
             self.command,
-            env=os.environ | QUIET | {MARK: self.name, "VLLM_CPU_KVCACHE_SPACE": "1"},
+            env=os.environ | QUIET | ENVIRONMENT | {MARK: self.name},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -103,9 +105,12 @@ class Life:
 Moment = Callable[[Life], None]  # waits for it
 
 
-def start_share(share: float, start_s: float) -> Moment:
-    """So much of the time has passed that a server needs to be ready."""
-    return lambda life: time.sleep(share * start_s)
+def after(seconds: float) -> Moment:
+    return lambda life: time.sleep(seconds)
+
+
+def logged(words: str) -> Moment:
+    return lambda life: life.wait(lambda: words.encode() in life.log())
 
 
 def idle(life: Life) -> None:
@@ -171,8 +176,22 @@ def serve(*options: str) -> Life:
     return Life([*COMMAND, *arguments], f"http://127.0.0.1:{port}")
 
 
-def moments(start_s: float, folder: str) -> dict[str, tuple[Life, Moment]]:
-    """The twenty, by their names; a server needs ``start_s`` to be ready."""
+# Of a start: what the server, its engine and its worker log. Between two of them lie seconds of
+# imports, loading or profiling.
+STARTS = {
+    "at once": after(0),
+    "imports": after(3),
+    "model is known": logged("Resolved architecture"),
+    "engine is started": logged("warmup completed"),
+    "engine is built": logged("Initializing a V1 LLM engine"),
+    "weights are read": logged("Starting to load model"),
+    "weights are loaded": logged("Loading weights took"),
+    "KV cache is sized": logged("KV cache size"),
+}
+
+
+def moments(folder: str) -> dict[str, tuple[Life, Moment]]:
+    """The twenty, by their names."""
     timeout = ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT_S)]
     aligner = ["--aligner", str(ALIGNER), "--aligner-options=--enforce-eager"]
 
@@ -180,9 +199,8 @@ def moments(start_s: float, folder: str) -> dict[str, tuple[Life, Moment]]:
         arguments = ["transcribe", str(HELDOUT), "--model", str(CHECKPOINT), "-f", "json"]
         return Life([*COMMAND, *arguments, "-o", f"{folder}/{name}"])
 
-    shares = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
     return {
-        **{f"start {share:.0%}": (serve(), start_share(share, start_s)) for share in shares},
+        **{name: (serve(), moment) for name, moment in STARTS.items()},
         "idle": (serve(), idle),
         "half an upload": (serve(), half_upload),
         "unread session": (serve(), unread_session),
@@ -191,16 +209,14 @@ def moments(start_s: float, folder: str) -> dict[str, tuple[Life, Moment]]:
         "decoding, with a time-out": (serve(*timeout), decoding),
         "stopping": (serve(*timeout), stopping),
         "two API servers": (serve("--api-server-count", "2"), decoding),
-        "aligner starts": (serve(*aligner), start_share(0.6, start_s)),
+        "aligner starts": (serve(*aligner), STARTS["weights are read"]),
         "with an aligner": (serve(*aligner), idle),
-        "batch starts": (batch("started"), start_share(0.6, start_s)),
+        "batch starts": (batch("started"), STARTS["engine is built"]),
         "batch writes": (batch("written"), batch_writes(f"{folder}/written")),
     }
 
 
-def ended(
-    number: signal.Signals, *, start_s: float, names: list[str] | None, at_once: int
-) -> dict[str, Any]:
+def ended(number: signal.Signals, *, names: list[str] | None, at_once: int) -> dict[str, Any]:
     """One signal at each moment of ``names``, or at all: the row of a table."""
 
     def run(name: str) -> tuple[float, int]:
@@ -212,7 +228,7 @@ def ended(
         return seconds, left
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
-        lives = moments(start_s, folder)
+        lives = moments(folder)
         results = dict(zip(names or lives, pool.map(run, names or lives), strict=True))
     longest = max(results, key=results.__getitem__)
     return {
