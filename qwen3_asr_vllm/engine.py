@@ -18,6 +18,7 @@ from .alignment import AlignmentRequest
 from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
+from .processes import interruptible
 from .transcript import Token
 from .transcription import EngineOutput, EngineRequest
 from .windows import Tokenizer, Window
@@ -54,7 +55,8 @@ def load_engine(
         defaults["enforce_eager"] = True  # compiling takes a minute at every start
     from vllm import LLM
 
-    return LLM(model, **defaults | dict(options))
+    with interruptible():
+        return LLM(model, **defaults | dict(options))
 
 
 def engine_defaults(

@@ -15,7 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 SUPERVISOR = "QWEN3_ASR_SUPERVISOR"  # variable: process id of the parent that a server ends with
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -71,6 +73,30 @@ def end_engines_with_parents() -> None:
     """
     _end_if_engine()
     multiprocessing.util.register_after_fork(sys.modules[__name__], _end_if_engine)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C, which vLLM swallows while it waits for its engine."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _raise_interrupt)
+    try:
+        yield
+    except _Interrupt:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Interrupt(BaseException):
+    """A KeyboardInterrupt by another name."""
+
+
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupt
 
 
 def _end_if_engine(*_: object) -> None:

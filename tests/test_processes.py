@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -80,3 +81,10 @@ def test_children_of_users_outlive_their_parent(tmp_path):
 def test_only_a_child_has_a_parent_to_end_with():
     with pytest.raises(RuntimeError, match="multiprocessing"):
         processes.end_with_parent()
+
+
+def test_swallowed_interrupts_are_raised():
+    with pytest.raises(KeyboardInterrupt), processes.interruptible():
+        with suppress(KeyboardInterrupt):  # as vLLM does while its engine starts
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
