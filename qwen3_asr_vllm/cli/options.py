@@ -26,8 +26,31 @@ FLAGS = ("--word-timestamps", "--highlight-words")  # which Whisper has followed
 BOOLEANS = ("True", "False")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that refuses an option given twice, of which argparse would drop the first value."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("action", None, _StoreOnce)
+
+
+class _StoreOnce(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: Any = None,
+    ) -> None:
+        given = vars(namespace).setdefault("_given", set())
+        if option and self.dest in given:
+            parser.error(f"{'/'.join(self.option_strings)} is given twice; give one value")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="qwen3-asr", description="Speech to text with Qwen3-ASR on vLLM.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"qwen3-asr {__version__}")
