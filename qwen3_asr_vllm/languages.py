@@ -14,6 +14,8 @@ from functools import cache
 from itertools import accumulate
 from unicodedata import category, east_asian_width
 
+from .checks import check_string
+
 LANGUAGES: Mapping[str, str] = {
     "ar": "Arabic",
     "yue": "Cantonese",
@@ -115,9 +117,9 @@ def resolve_language(language: str | None) -> str | None:
     None, "" and "auto" give None: the model is to detect it. A region does not matter,
     except that the Chinese of Hong Kong and Macau is Cantonese.
 
-    Raises ValueError, listing what is supported, for anything else.
+    Raises ValueError, listing what is supported, for another string, TypeError for another type.
     """
-    wanted = (language or "").strip().lower().replace("_", "-")
+    wanted = check_string("language", language or "").strip().lower().replace("_", "-")
     if wanted in ("", "auto"):
         return None
     code = _CODE_BY_ALIAS.get(wanted) or _code_of_tag(wanted)

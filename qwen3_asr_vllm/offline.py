@@ -14,6 +14,7 @@ import numpy as np
 from .alignment import AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
 from .batching import Pipeline
+from .checks import check_number, check_string, check_strings
 from .engine import (
     ALIGNER_KV_CACHE_BYTES,
     UTILIZATION,
@@ -29,10 +30,10 @@ from .engine import (
     split_memory,
     stream_parts,
 )
-from .geometry import DEFAULT_CLIP_S, SAMPLE_RATE
+from .geometry import DEFAULT_CLIP_S, MAX_CLIP_S, SAMPLE_RATE
 from .prompt import join_context
 from .recordings import Loader, Progress, Recording, Result
-from .streaming import CLIP_S, STEP_S, Stream, Update
+from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, Update
 from .transcript import Transcript
 from .transcription import (
     EngineOutput,
@@ -171,9 +172,9 @@ class Qwen3ASR:
         begin = partial(
             transcribe,
             language=language,
-            languages=tuple(languages),
+            languages=tuple(check_strings("languages", languages)),
             context=join_context(context, keywords),
-            max_clip_s=max_clip_s,
+            max_clip_s=check_number("max_clip_s", max_clip_s, 1, MAX_CLIP_S),
             confidences=confidences,
             word_timestamps=word_timestamps,
         )
@@ -214,6 +215,9 @@ class Qwen3ASR:
 
         Raises ValueError for an unknown language and for samples that are NaN or infinite.
         """
+        check_string("context", context)
+        check_number("clip_s", clip_s, MIN_STEP_S, MAX_CLIP_S)
+        check_number("step_s", step_s, MIN_STEP_S, clip_s)
         stream = self._stream(language=language, context=context, step_s=step_s, clip_s=clip_s)
         for piece in samples:
             stream.push(np.asarray(piece, dtype=np.float32))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import regex
 
+from .checks import check_string, check_strings
 from .languages import LANGUAGES, separator
 
 ASR_TEXT = "<asr_text>"
@@ -58,8 +59,12 @@ def sanitize_context(text: str) -> str:
 
 
 def join_context(context: str, keywords: Iterable[str]) -> str:
-    """One context of free text and a line of terms to expect, which come last."""
-    return "\n".join(filter(None, (context, ", ".join(keywords))))
+    """One context of free text and a line of terms to expect, which come last.
+
+    Raises TypeError, ValueError, with the argument's name, for what is no text.
+    """
+    terms = ", ".join(check_strings("keywords", keywords))
+    return "\n".join(filter(None, (check_string("context", context), terms)))
 
 
 def cap_context(text: str) -> str:

@@ -13,6 +13,7 @@ import html
 import re
 from itertools import takewhile
 
+from .checks import check_string
 from .segments import split_sentences
 
 _TIME = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
@@ -28,7 +29,7 @@ def split_text(text: str, *, keep_lines: bool = False) -> tuple[list[str], bool]
     They are with ``keep_lines``, where each line is a part, and in subtitles and lyrics, where
     each cue is one.
     """
-    text = text.replace("\ufeff", "").strip()
+    text = check_string("text", text).replace("\ufeff", "").strip()
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     if (cues := timed_texts(lines)) is not None:
         return [f"\n{cue}" if number else cue for number, cue in enumerate(cues)], True

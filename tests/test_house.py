@@ -17,6 +17,7 @@ PACKAGE = Path(qwen3_asr_vllm.__file__).parent
 # The core, from the bottom: a row imports only rows below it.
 CORE = (
     ("__init__",),
+    ("checks",),
     ("geometry", "languages", "processes", "containers", "printable", "timeline"),
     ("transcript", "blocks", "pauses", "views"),
     ("chunks", "mpeg", "sndfile", "ffmpeg"),

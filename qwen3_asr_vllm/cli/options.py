@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..formats import FORMATS, KARAOKE, SUBTITLES
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S
 from ..languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
+from ..printable import printable
 from ..subtitles import MAX_LINE_COUNT, MAX_LINE_WIDTH
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register("action", None, _StoreOnce)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message, max_chars=len(message)))
 
 
 class _StoreOnce(argparse.Action):

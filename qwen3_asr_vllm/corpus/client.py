@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from ..checks import check_string, check_strings
 from ..formats import read_verbose_json
 from ..geometry import SAMPLE_RATE
 from ..recordings import Loader, Progress, Recording, Result, SourceReader, fetch, is_url
@@ -128,9 +129,10 @@ class Server:
 
         Raises NoServerError, a ConnectionError, where that is so or where nothing connects.
         """
-        fields = [("language", language), ("prompt", context)]
-        fields += [("languages[]", name) for name in languages]
-        fields += [("keywords[]", keyword) for keyword in keywords]
+        fields = [("language", language and check_string("language", language))]
+        fields += [("prompt", context and check_string("context", context))]
+        fields += [("languages[]", name) for name in check_strings("languages", languages)]
+        fields += [("keywords[]", keyword) for keyword in check_strings("keywords", keywords)]
         granularities = ("segment", "word") if word_timestamps else ()
         fields += [("timestamp_granularities[]", name) for name in granularities]
         given = [(name, value) for name, value in fields if value]
