@@ -5,12 +5,13 @@
     python benchmarks/fuzz.py --only form --count 500 --url http://localhost:8000
     python benchmarks/fuzz.py --case audio:1234  what that case is, and what comes of it
 
-Every case is made from its number alone, so a failure can be run again. Recordings go through
-``load_audio`` in a process of its own, which tells when it has begun and ended a case: a crash, a
-hang and the memory of each case are seen from outside. The law: a checked waveform, or ValueError
-with a message. Forms go to a server: no status of 500 or above, and every refusal is OpenAI's
-error object. So do an aligner's forms, and realtime sessions: each goes on, whatever it was sent.
-Manifests are read, or refused by name, and nothing would be written outside of the output folder.
+Every case is made from its number alone, so a failure can be run again. Each recording is decoded
+as a server does it, in a process of its own within the limits of ``decode_worker.py``, whose end,
+memory and CPU time are seen from outside. The law: a checked waveform, or ValueError with a
+message, or a limit that was reached; never a crash. Forms go to a server: no status of 500 or
+above, and every refusal is OpenAI's error object. So do an aligner's forms, and realtime sessions:
+each goes on, whatever it was sent. Meanwhile the server stays small and answers others. Manifests
+are read, or refused by name, and nothing would be written outside of the output folder.
 What breaks the law is listed; then the exit code is 1.
 """
 
@@ -18,33 +19,42 @@ from __future__ import annotations
 
 import argparse
 import base64
+import gc
 import http.client
 import io
 import json
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import hostile
 import numpy as np
 
+from qwen3_asr_vllm.audio import MAX_PEAK, load_audio
+from qwen3_asr_vllm.server.decode_worker import Limits
+
 MAX_DURATION_S = 60.0  # what a case may decode to: 4 MB
-MAX_GROWTH = (
-    192 << 20
-)  # bytes that a case may add to the process, the decoders' own tables included
+MAX_DECODER_GROWTH = (64 + 12) << 20  # bytes that a case may add to its decoder: see ``Limits``
+MAX_GROWTH = 192 << 20  # bytes that a manifest may add to the process
+MAX_CPU_S = Limits().cpu(MAX_DURATION_S) + 1
 HANG_S = 60.0  # no case takes one second on an idle machine
 AT_ONCE = 8  # cases, at a server
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -199,9 +209,37 @@ def lying_wav(rng: np.random.Generator) -> bytes:
     )
 
 
+def hostile_case(rng: np.random.Generator) -> tuple[str, bytes]:
+    """A file whose tables, tags, covers or chunks expand; often of a size that still passes."""
+    kind = str(rng.choice(list(hostile.KINDS)))
+    data = hostile.hostile(kind, share=10 ** rng.uniform(-3, 0))
+    if rng.random() < 0.3:
+        return f"hostile, damaged {kind}", DAMAGE[int(rng.integers(len(DAMAGE)))](rng, data)
+    return f"hostile {kind}", data
+
+
+PEAKS = (1.0, 8.0, 9.0, 1e4, 1e10, 1e17, 1e30, 3e38, np.inf, np.nan, 1e-40)
+FLOATS = ("WAV", "AIFF", "CAF", "W64", "AU", "RF64", "MAT5")
+
+
+def loud_case(rng: np.random.Generator) -> tuple[str, bytes]:
+    """A float recording some of whose samples are too loud, or no numbers."""
+    samples = tone(0.6, 48_000)
+    peak = PEAKS[int(rng.integers(len(PEAKS)))]
+    count = int(rng.choice([1, 2, 100, len(samples)]))
+    samples[rng.integers(0, len(samples), count)] = rng.choice([-1, 1], count) * np.float32(peak)
+    container, subtype = str(rng.choice(FLOATS)), str(rng.choice(["FLOAT", "DOUBLE"]))
+    return f"loud {peak:g} {container} {subtype}", _written(container, subtype, samples, 48_000)
+
+
 def audio_case(number: int) -> tuple[str, bytes]:
     """What is done to what, and the bytes of it."""
     rng = np.random.default_rng([1, number])
+    share = np.random.default_rng([6, number]).random()  # does not renumber the cases below
+    if share < 0.01:
+        return hostile_case(rng)
+    if share < 0.03:
+        return loud_case(rng)
     if rng.random() < 0.2:
         return "wav header", lying_wav(rng)
     name = str(rng.choice(FORMATS))
@@ -228,30 +266,43 @@ class Outcome:
 
 
 def load(number: int) -> Outcome:
-    """One recording through ``load_audio``, with what it costs."""
+    """One recording, decoded as a server does it, with what it costs."""
     name, data = audio_case(number)
-    return measure(number, name, lambda: _loaded(data))
+    start = time.perf_counter()
+    cost = hostile.decode(data, max_duration_s=MAX_DURATION_S)
+    answer, broken = _judged(cost)
+    growth = cost.peak_bytes - _idle_bytes()
+    if growth > MAX_DECODER_GROWTH:
+        broken = broken or f"{growth >> 20} MiB of memory"
+    if cost.cpu_s > MAX_CPU_S:
+        broken = broken or f"{cost.cpu_s:.1f} s of CPU time"
+    return Outcome(number, name, answer, broken, time.perf_counter() - start, growth)
 
 
-def _loaded(data: bytes) -> tuple[str, str]:
+@cache
+def _idle_bytes() -> int:
+    """The peak of a decoder's memory for a good recording."""
+    return hostile.decode(recording("m4a")).peak_bytes
+
+
+def _judged(cost: hostile.Cost) -> tuple[str, str]:
     """The answer, and what is wrong with it."""
-    from qwen3_asr_vllm.audio import load_audio
-
-    try:
-        waveform = load_audio(data, max_duration_s=MAX_DURATION_S)
-    except ValueError as error:
-        return f"refused: {error}", "" if re.search(
-            r"[a-z]{2,} [a-z]", str(error)
-        ) else "no message"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}", "another exception than ValueError"
+    if cost.exit_code == -signal.SIGXCPU or cost.error.startswith("MemoryError"):
+        return "limited: by CPU time or memory", ""
+    if cost.exit_code:
+        return "none", f"crash: the decoder ended with {cost.exit_code}"
+    if cost.error:
+        kind, _, text = cost.error.partition(": ")
+        if kind != "ValueError":
+            return cost.error, "another exception than ValueError"
+        return f"refused: {text}", "" if re.search(r"[a-z]{2,} [a-z]", text) else "no message"
+    waveform = cost.waveform
     is_good = (
-        waveform.dtype == np.float32
-        and waveform.ndim == 1
-        and 0 < len(waveform) <= MAX_DURATION_S * 16_000 + 16_000
+        0 < len(waveform) <= MAX_DURATION_S * 16_000 + 16_000
         and np.isfinite(waveform).all()
+        and np.abs(waveform).max() <= MAX_PEAK
     )
-    return f"heard: {len(waveform)} samples", "" if is_good else "not a waveform"
+    return f"decoded: {len(waveform)} samples", "" if is_good else "not a waveform"
 
 
 def measure(number: int, name: str, run: Callable[[], tuple[str, str]]) -> Outcome:
@@ -265,8 +316,8 @@ def measure(number: int, name: str, run: Callable[[], tuple[str, str]]) -> Outco
     return Outcome(number, name, answer, broken, time.perf_counter() - start, growth)
 
 
-def _memory(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
+def _memory(field: str, pid: int | str = "self") -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition(f"{field}:")[2].split()[0]) << 10
 
 
@@ -313,7 +364,9 @@ def _work() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # a library that prints does not disturb
     audio_case(0)  # all imports and tables are there before the first is measured
-    _loaded(recording("flac")), _loaded(recording("webm"))
+    load_audio(recording("flac")), load_audio(recording("webm"))
+    _idle_bytes()
+    gc.freeze()  # each case is a fork of this process
     for line in sys.stdin:
         os.write(answers, json.dumps(asdict(load(int(line)))).encode() + b"\n")
 
@@ -510,7 +563,10 @@ def _form(
     body = b"".join(dashes + b"\r\n" + part + b"\r\n" for part in parts) + dashes + b"--\r\n"
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     damage = ""
-    if rng.random() < 0.15:
+    beside = np.random.default_rng([7, number])  # does not renumber the other cases
+    if beside.random() < 0.04:
+        damage, headers, body = _crowded(beside, headers, body)
+    elif rng.random() < 0.15:
         damage, headers, body = _broken_body(rng, headers, body)
     shown = [f"{name[:20]}={value[:20]!r}" for name, value in fields]
     return FormCase(route, " ".join([*shown, damage]).strip(), headers, body)
@@ -581,6 +637,54 @@ def _broken_body(
     )
     name, changed, body = broken[int(rng.integers(len(broken)))]
     return name, headers | changed, body
+
+
+CHARSETS = (
+    *("punycode", "idna", "utf-7", "utf-16", "hz", "rot13", "zip", "unicode_escape", "undefined"),
+    *("raw_unicode_escape", "utf-8-sig", "latin-1", "x" * 5_000, "", "utf-8\\0", '"utf-8"'),
+)
+
+
+def _crowded(
+    rng: np.random.Generator, headers: dict[str, str], body: bytes
+) -> tuple[str, dict[str, str], bytes]:
+    """More, larger or stranger fields than any client sends, before those of a form."""
+    kind = headers["Content-Type"]
+    dashes = b"--" + kind.partition("boundary=")[2].encode()
+    charset = CHARSETS[int(rng.integers(len(CHARSETS)))]
+    strange_name = b"x-" + b"\xc3\xa9" * int(rng.choice([9, 9_000, 400_000]))
+    crowds = (
+        (
+            "many fields",
+            kind,
+            [(b"x%d" % i, b"1") for i in range(int(rng.choice([65, 1_001, 9_000])))],
+        ),
+        ("one name", kind, [(b"keywords[]", b"a")] * int(rng.choice([999, 20_000]))),
+        ("large fields", kind, [(b"prompt", b"a" * (1 << 20))] * int(rng.choice([1, 8, 24]))),
+        ("long name", kind, [(strange_name, b"1")]),
+        ("charset", f"{kind}; charset={charset}", [(strange_name, b"\xff" * 9)]),
+        (
+            "charset of a part",
+            kind,
+            [
+                (
+                    b'p"\r\nContent-Type: text/plain; charset=' + charset.encode() + b'\r\nX: "',
+                    b"\xc3",
+                )
+            ],
+        ),
+    )
+    name, kind, fields = crowds[int(rng.integers(len(crowds)))]
+    parts = (
+        dashes
+        + b'\r\nContent-Disposition: form-data; name="'
+        + name
+        + b'"\r\n\r\n'
+        + value
+        + b"\r\n"
+        for name, value in fields
+    )
+    return name, headers | {"Content-Type": kind}, b"".join(parts) + body
 
 
 def post(url: str, case: FormCase, *, timeout: float = HANG_S * 5) -> tuple[int, str, bytes]:
@@ -695,8 +799,41 @@ def _frame(rng: np.random.Generator) -> str | bytes:
     return json.dumps(event)
 
 
+def deflated_frame(rng: np.random.Generator) -> bytes:
+    """A compressed frame of 16 KiB, which are 16 MiB, though no compression was agreed on."""
+    text = (b'{"type": "x"' + b" " * (1 << 24), b"[" * (1 << 24), b'{"audio": "' + b"A" * (1 << 24))
+    packer = zlib.compressobj(9, wbits=-15)
+    data = packer.compress(text[int(rng.integers(len(text)))]) + packer.flush(zlib.Z_SYNC_FLUSH)
+    data = data.removesuffix(b"\0\0\xff\xff")
+    final, compressed, is_text, masked = 0x80, 0x40, 0x01, 0x80
+    head = bytes([final | compressed | is_text, masked | 126]) + struct.pack(">H", len(data))
+    return head + bytes(4) + data
+
+
+def deflate(url: str, number: int) -> Outcome:
+    """A session that sends such frames: it must be ended at once, as RFC 6455 says."""
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect
+
+    start, code = time.perf_counter(), 0
+    frame = deflated_frame(np.random.default_rng([8, number]))
+    try:
+        with connect(f"ws{url.removeprefix('http')}/v1/realtime") as socket:
+            socket.socket.sendall(frame * 16)
+            while True:
+                socket.recv(timeout=HANG_S)
+    except ConnectionClosed as error:
+        code = error.rcvd.code if error.rcvd else 1006
+    except (OSError, TimeoutError) as error:
+        return Outcome(number, "deflated", "none", f"lost: {error!r}")
+    broken = "" if code in (1002, 1007, 1009) else "closed with another code"
+    return Outcome(number, "deflated", f"{code}: closed", broken, time.perf_counter() - start)
+
+
 def converse(url: str, number: int) -> Outcome:
     """One session; after all that it must still answer."""
+    if np.random.default_rng([9, number]).random() < 0.05:
+        return deflate(url, number)
     from websockets.exceptions import WebSocketException
     from websockets.sync.client import connect
 
@@ -798,7 +935,7 @@ def _recordings_of(manifest: Path) -> tuple[str, str]:
         return f"refused: {str(error)[:200]}", "" if is_named else "no name"
     except Exception as error:
         return repr(error)[:200], "another exception than ValueError or OSError"
-    return f"heard: {len(recordings)} recordings", broken
+    return f"read: {len(recordings)} recordings", broken
 
 
 def _refuse_quietly(recording: Any) -> None:
@@ -806,6 +943,39 @@ def _refuse_quietly(recording: Any) -> None:
         recording.load()
     except (ValueError, OSError):
         pass
+
+
+# what others see --------------------------------------------------------------------------------
+
+MAX_HEALTH_S = 20.0  # on a machine that has other work
+MAX_SERVER_BYTES = 2 << 30
+
+
+@contextmanager
+def watching(url: str, pid: int | None) -> Iterator[dict[str, float]]:
+    """The slowest answer of /health in the meantime, and the largest that the server was."""
+    seen = {"health s": 0.0, "server MiB": 0.0}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            start = time.perf_counter()
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=HANG_S * 5).close()
+            except OSError:
+                pass  # the cases say what is wrong
+            seen["health s"] = max(seen["health s"], time.perf_counter() - start)
+            if pid is not None:
+                size = _memory("VmRSS", pid) / 2**20
+                seen["server MiB"] = max(seen["server MiB"], size)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 # the report -------------------------------------------------------------------------------------
@@ -887,20 +1057,27 @@ def _run(args: argparse.Namespace) -> int:
     ):
         wanted = [kind for kind in kinds if kind in args.only]
         with ExitStack() as stack:
-            url = args.url
+            url, pid = args.url, None
             if wanted and model and not url:
-                url, _ = stack.enter_context(server("ours", model, ["--enforce-eager"]))
+                url, pid = stack.enter_context(server("ours", model, ["--enforce-eager"]))
             for kind in wanted:
                 numbers = range(args.first, args.first + (args.count or CASES[kind]))
+                seen: dict[str, float] = {}
                 if kind in AT_A_SERVER:
-                    outcomes = list(at_once(AT_A_SERVER[kind], url, numbers))
+                    with watching(url, pid) as seen:
+                        outcomes = list(at_once(AT_A_SERVER[kind], url, numbers))
                 else:
                     load = load_all if kind == "audio" else _read_manifests
                     outcomes = list(load(numbers))
-                rows.append({"input": kind} | report(kind, outcomes))
+                rows.append({"input": kind} | report(kind, outcomes) | seen)
     print_table(rows)
     print_result("fuzz", rows)
-    return 1 if any(row["broken"] for row in rows) else 0
+    return 1 if any(map(_is_broken, rows)) else 0
+
+
+def _is_broken(row: dict[str, Any]) -> bool:
+    is_slow = row.get("health s", 0) > MAX_HEALTH_S
+    return bool(row["broken"] or is_slow or row.get("server MiB", 0) > MAX_SERVER_BYTES / 2**20)
 
 
 if __name__ == "__main__":

@@ -469,7 +469,8 @@ def hostile(kind: str, share: float = 1.0) -> bytes:
 class Cost:
     """What became of a file in a decoder process of its own."""
 
-    answer: str
+    error: str  # its type and text, where there is one
+    waveform: np.ndarray  # (samples,) float32; empty where there is none
     exit_code: int  # or minus the signal that ended the process
     cpu_s: float
     peak_bytes: int  # of resident memory
@@ -491,24 +492,24 @@ def decode(data: bytes, *, limits: Limits | None = None, **options: Any) -> Cost
         run_child(parent, theirs, file, output, job)
     theirs.close()
     with ours:
-        answer = _answer(ours)
+        error = _error(ours)
     _, status, usage = os.wait4(child, 0)
+    with open(output, "rb") as memory:
+        memory.seek(0)
+        waveform = np.frombuffer(memory.read(), np.float32)
     os.close(file)
-    os.close(output)
-    cpu_s = usage.ru_utime + usage.ru_stime
-    return Cost(answer, os.waitstatus_to_exitcode(status), cpu_s, usage.ru_maxrss << 10)
+    cpu_s, exit_code = usage.ru_utime + usage.ru_stime, os.waitstatus_to_exitcode(status)
+    return Cost(error, waveform, exit_code, cpu_s, usage.ru_maxrss << 10)
 
 
-def _answer(child: socket.socket) -> str:
-    """The child's result or error; nothing where it was killed before."""
-    answer = ""
+def _error(child: socket.socket) -> str:
+    """The error that a child reports, once it has ended."""
+    error = ""
     while packet := child.recv(1 << 16):
         ((kind, value),) = json.loads(packet).items()
-        if kind == "lengths":
-            answer = f"decoded: {value[0]} samples"
-        elif kind == "error":
-            answer = f"{value[0] or 'crash'}: {value[1]}"
-    return answer
+        if kind == "error":
+            error = f"{value[0] or 'crash'}: {value[1]}"
+    return error
 
 
 def main() -> None:
@@ -529,7 +530,7 @@ def main() -> None:
         cost = decode(data, limits=limits)
         row = {"kind": kind, "KiB": len(data) / 1024, "CPU s": cost.cpu_s}
         row |= {"MiB": (cost.peak_bytes - ordinary_bytes) / 2**20, "exit code": cost.exit_code}
-        rows.append(row | {"answer": cost.answer[:60]})
+        rows.append(row | {"samples": len(cost.waveform), "error": cost.error[:60]})
     print_table(rows)
     print_result("hostile", rows)
 

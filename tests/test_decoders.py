@@ -73,9 +73,8 @@ def test_hostile_files_cost_little():
     assert max(row["MiB"] for row in rows) <= 64
     assert max(row["CPU s"] for row in rows) < 1.5
     for row in rows:
-        assert row["answer"].startswith(("decoded", "ValueError", "MemoryError")) or (
-            row["exit code"] == -signal.SIGXCPU
-        )
+        is_refused = row["error"].startswith(("ValueError", "MemoryError"))
+        assert row["samples"] or is_refused or row["exit code"] == -signal.SIGXCPU
 
 
 @pytest.mark.parametrize(
