@@ -75,6 +75,8 @@ def load_audio(
         source, sampling_rate = source
     try:
         if isinstance(source, np.ndarray):
+            if audio_track is not None or raw is not None:
+                raise ValueError("audio_track and raw are for files; leave them out for arrays.")
             block = _array_block(source, sampling_rate or SAMPLE_RATE)
             waveform = to_waveform(
                 [block], max_duration_s=max_duration_s, on_progress=on_progress or _ignore
@@ -199,7 +201,7 @@ def load_channels(
                 on_progress=partial(_progress_after, before_s, on_progress or _ignore),
                 on_warning=_ignore if channel else on_warning or partial(_log, _label(source)),
                 track=audio_track,
-                raw=raw,
+                raw=raw or raw_audio_of_name(_name(source)),
                 channel=(channel, num_channels),
             )
             channels.append(reader.read(file))

@@ -165,8 +165,11 @@ def _end_of_chunks(file: BinaryIO, layout: Layout, start: int, end: int) -> int 
     last = start
     for number in range(_MAX_CHUNKS):
         position = skip_zeros(file, last, end)
-        if position == end or read_at(file, position, 16).startswith(SIGNATURES):
+        head = read_at(file, position, 16)
+        if not head or head.startswith(SIGNATURES):
             return last
+        if head.startswith(b"TAG") and end - position == 128:  # ID3v1
+            return end
         chunk = next(_chunks(file, layout, position, end), None)
         if chunk is None or not 0 <= chunk.size <= end - chunk.start:
             return end if number else None

@@ -9,6 +9,7 @@ their timestamps become silence.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, pairwise
@@ -59,7 +60,8 @@ def open_track(
             metadata_errors="replace",
         )
     except av.FFmpegError as error:
-        advice = "" if read_at(file, 0, 16).isascii() else f" {RAW_ADVICE}"
+        is_text = not read_at(file, 0, 16).translate(None, string.printable.encode())
+        advice = "" if is_text else f" {RAW_ADVICE}"
         raise Unreadable(
             f"not audio, or cut off: neither libsndfile nor FFmpeg can read it.{advice}"
         ) from error
@@ -73,11 +75,15 @@ def _chosen(opened: Any, number: int | None) -> int:
     if not tracks:
         raise Unreadable("not audio: the file has no audio track.")
     if number is None:
-        flags = [track.disposition & type(track.disposition).default for track in tracks]
-        return next((n for n, is_default in enumerate(flags, 1) if is_default), 1)
+        usable = [n for n, track in enumerate(tracks, 1) if track.codec_context is not None]
+        return next((n for n in usable if _is_default(tracks[n - 1])), usable[0] if usable else 1)
     if not 1 <= number <= len(tracks):
         raise ValueError(f"audio_track is {number}; the file has {len(tracks)}, counted from 1.")
     return number
+
+
+def _is_default(track: Any) -> bool:
+    return bool(track.disposition & type(track.disposition).default)
 
 
 class _Frame(NamedTuple):

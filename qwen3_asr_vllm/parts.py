@@ -48,7 +48,7 @@ def find_parts(file: BinaryIO) -> list[Part]:
     size = size_of(file)
     parts: list[Part] = []
     start = _next_start(file, 0, size)
-    while start < size:
+    while start < size and not (parts and skip_id3(file, start, size) == size):
         part = _part(file, start, size) if len(parts) < MAX_PARTS else Part(start, size)
         parts.append(part)
         start = _next_start(file, max(part.end + part.num_dropped, start + 1), size)

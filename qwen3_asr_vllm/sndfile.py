@@ -45,7 +45,7 @@ def read_soundfile(
         recording = soundfile.SoundFile(file.fileno() if on_disk else file, closefd=False)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise Unreadable(str(error)) from error
-    if recording.frames == _UNKNOWN_FRAMES:
+    if recording.frames == _UNKNOWN_FRAMES or (recording.format == "MP3" and not num_samples):
         raise Unreadable("the file states no length.")
     expected = max(num_samples - _PADDING, 0) or recording.frames
     check_duration(expected / recording.samplerate, max_duration_s)

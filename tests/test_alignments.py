@@ -154,6 +154,20 @@ def test_what_is_wrong_is_named(post, fields, status, param, message):
     assert error["param"] == param and message in error["message"]
 
 
+def test_an_alignment_says_what_could_not_be_read(client):
+    file = io.BytesIO()
+    soundfile.write(file, noise(3), 16_000, format="WAV")
+    data = file.getvalue()
+    place = data.index(b"data") + 4
+    files = {"file": ("a.wav", data[:place] + bytes(4) + data[place + 4 :])}
+    warning = "the header states 0 bytes of sound; all 96,000 in the file were read."
+    answer = client.post("/v1/audio/alignments", files=files, data={"text": TEXT})
+    assert answer.json()["warnings"] == [warning]
+    form = {"text": TEXT, "response_format": "srt"}
+    answer = client.post("/v1/audio/alignments", files=files, data=form)
+    assert answer.headers["X-Warnings"] == warning
+
+
 def test_how_korean_is_cut_is_said(post, monkeypatch, tmp_path):
     from qwen3_asr_vllm import units
 

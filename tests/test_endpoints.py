@@ -686,6 +686,49 @@ def test_a_format_without_warnings_has_them_in_a_header(serve, monkeypatch, resp
     assert "X-Warnings" not in post(response_format="json").headers
 
 
+UNFINISHED = "the header states 0 bytes of sound; all 32,000 in the file were read."
+
+
+def unfinished_wav():
+    """As of a recorder that crashed before it wrote the header."""
+    name, data, kind = SECOND
+    place = data.index(b"data") + 4
+    return name, data[:place] + bytes(4) + data[place + 4 :], kind
+
+
+@pytest.mark.parametrize("response_format", ["json", "verbose_json"])
+def test_json_says_what_could_not_be_read(post, response_format):
+    body = post(unfinished_wav(), response_format=response_format).json()
+    assert body["warnings"] == [UNFINISHED]
+    assert body["usage"]["seconds"] == 1.0
+
+
+@pytest.mark.parametrize("response_format", ["text", "srt", "vtt"])
+def test_a_header_says_what_could_not_be_read(post, response_format):
+    response = post(unfinished_wav(), response_format=response_format)
+    assert response.headers["X-Warnings"] == UNFINISHED
+
+
+def test_a_stream_says_at_its_end_what_could_not_be_read(post):
+    *_, done, _ = post(unfinished_wav(), stream="true").text.split("data: ")
+    assert json.loads(done)["warnings"] == [UNFINISHED]
+
+
+def test_speakers_have_the_warnings_of_their_file(post):
+    name, data, kind = wav(np.stack([noise(1.0), noise(1.0, seed=1)], axis=1))
+    place = data.index(b"data") + 4
+    stereo = name, data[:place] + bytes(4) + data[place + 4 :], kind
+    body = post(stereo, response_format="diarized_json").json()
+    assert body["warnings"] == [UNFINISHED.replace("32,000", "64,000")]
+
+
+def test_a_track_that_is_not_there_is_named(post):
+    assert post(SECOND, audio_track="1").status_code == 200
+    body = error(post(SECOND, audio_track="2"), 400)
+    assert "audio_track is 2; the file has 1" in body["message"]
+    assert error(post(SECOND, audio_track="0"), 400)["param"] == "audio_track"
+
+
 def test_a_header_does_not_grow_with_the_warnings():
     from qwen3_asr_vllm.server.responses import warning_headers
 

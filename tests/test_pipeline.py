@@ -240,3 +240,14 @@ def test_an_engine_waits_for_a_slow_source_once():
         if result.source == 1.0:
             is_heard.set()
     assert sorted(engine.heard) == [1.0, 2.0, 3.0]
+
+
+def test_what_a_loader_warns_of_is_in_the_transcript():
+    def load(source, *, on_warning):
+        on_warning(f"{source} s are missing.")
+        return tone(source)
+
+    engine = CountingEngine()
+    results = Pipeline([1.0, 2.0], engine, load=load, begin=transcribe).results()
+    warnings = [result.transcript.warnings[0] for result in results]
+    assert warnings == ["1.0 s are missing.", "2.0 s are missing."]
