@@ -222,7 +222,11 @@ def ended(number: signal.Signals, *, names: list[str] | None, at_once: int) -> d
     def run(name: str) -> tuple[float, int]:
         life, reach = lives[name]
         life.start()
-        reach(life)
+        try:
+            reach(life)
+        except RuntimeError:
+            life.end(signal.SIGKILL)
+            raise
         seconds, left = life.end(number)
         print(f"{number.name} {name}: {seconds:.1f} s, {left} left", flush=True)
         return seconds, left

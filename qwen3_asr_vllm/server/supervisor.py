@@ -36,7 +36,7 @@ from ..processes import SUPERVISOR
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-GRACE_S = 10.0  # beyond vLLM's --shutdown-timeout, before servers are killed that are to end
+GRACE_S = 8.0  # beyond vLLM's --shutdown-timeout, before servers are killed that are to end
 GROUP_S = 2.0  # for engines to end with their server, and shared memory to be freed
 MAX_PAUSE_S = 30.0  # before an aligner that dies again and again is started once more
 STEADY_S = 60.0  # after which it counts as well again
