@@ -536,13 +536,13 @@ def test_a_full_device_is_told_in_a_line(model, files, capsys):
     assert "No space left on device: '/dev/full'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["\x1b[2Jgone.wav", "a\x85b.wav", "a\u2028b.wav", "a\u202eb.wav"])
+@pytest.mark.parametrize("name", ["\x1bcgone.wav", "a\x85b.wav", "a\u2028b.wav", "a\u202eb.wav"])
 def test_no_name_reaches_a_terminal_raw(files, name, tmp_path, capsys):
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio_filepath": name}))
     assert cli.main(["transcribe", name, str(tmp_path / "m.jsonl")]) == 1
     with pytest.raises(SystemExit):
         cli.main(["doctor", name])
-    control = set(name) - set("[2Jgone.wavb")
+    control = set(name) - set("cgone.wavb")
     assert len(control) == 1 and control.isdisjoint(capsys.readouterr().err)
 
 
