@@ -25,25 +25,34 @@ class Container(NamedTuple):
 CONTAINERS = (
     Container("wav", "wav wave rf64 w64", "WAV", "wav", "pcm_s16le"),
     Container("flac", "flac", "FLAC", "flac", "flac"),
-    Container("mp3", "mp3 mpga mp2", "MP3", "mp3", "mp3float"),
-    Container("ogg", "ogg oga ogv spx", "OGG", "ogg", "vorbis"),
+    Container("mp3", "mp3 mpga mp2 mp1", "MP3", "mp3", "mp3float"),
+    Container("ogg", "ogg oga ogv ogx spx", "OGG", "ogg", "vorbis"),
     Container("opus", "opus", "OGG", "ogg", "opus"),
     Container("aiff", "aiff aif aifc", "AIFF", "aiff", "pcm_s16be"),
     Container("au", "au snd", "AU", "au", "pcm_s16be"),
     Container("caf", "caf", "CAF", "caf", "pcm_s16be"),
-    Container("m4a", "m4a m4b m4r", None, "mov", "aac"),
-    Container("mp4", "mp4 m4v mov qt 3gp 3gpp 3g2", None, "mov", "aac"),
+    Container("m4a", "m4a m4b m4r f4a f4b", None, "mov", "aac"),
+    Container("mp4", "mp4 m4v mov qt qta 3gp 3gpp 3g2 3ga", None, "mov", "aac"),
     Container("aac", "aac adts", None, "aac", "aac"),
     Container("webm", "webm weba mkv mka", None, "matroska", "opus"),
     Container("wma", "wma wmv asf", None, "asf", "wmav2"),
     Container("amr", "amr awb", None, "amr", "amrnb"),
-    Container("ts", "ts mts m2ts mpg mpeg vob", None, "mpegts", "aac"),
-    Container("avi", "avi", None, "avi", "mp3float"),
+    Container("ts", "ts mts m2t m2ts mpg mpeg m2p vob", None, "mpegts", "aac"),
+    Container("avi", "avi divx", None, "avi", "mp3float"),
     Container("flv", "flv f4v", None, "flv", "aac"),
-    Container("ac3", "ac3 eac3", None, "ac3", "ac3"),
+    Container("ac3", "ac3 eac3 ec3", None, "ac3", "ac3"),
+    Container("dts", "dts", None, "dts", "dca"),
+    Container("mxf", "mxf", None, "mxf", "pcm_s16le"),
+    Container("wv", "wv", None, "wv", "wavpack"),
+    Container("ape", "ape", None, "ape", "ape"),
+    Container("tta", "tta", None, "tta", "tta"),
+    Container("voc", "voc", "VOC", "voc", "pcm_u8"),
+    Container("sph", "sph nist", "NIST", "nistsphere", "pcm_s16be"),
+    Container("gsm", "gsm", None, "gsm", "gsm"),
+    Container("rm", "rm ra", None, "rm", "cook"),
+    Container("wtv", "wtv", None, "wtv", "mp2"),
     Container("g729", "g729", None, "g729", "g729"),
 )
-AUDIO_SUFFIXES = frozenset(f".{s}" for container in CONTAINERS for s in container.suffixes.split())
 
 # How files begin that may be joined to others.
 SIGNATURES = (
@@ -104,6 +113,10 @@ _RAW_SUFFIXES = {
     ".al": "pcm_alaw",
     ".g729": "g729",
 }
+# What a folder is searched for: recordings, and films for their sound.
+AUDIO_SUFFIXES = frozenset(
+    [f".{s}" for container in CONTAINERS for s in container.suffixes.split()] + [*_RAW_SUFFIXES]
+)
 
 
 def raw_audio(media_type: str | None) -> RawAudio | None:

@@ -44,3 +44,15 @@ def test_suffixes_of_g711_and_g729_are_known():
     assert raw_audio_of_name("call.ulaw") == RawAudio("pcm_mulaw", 8_000, 1)
     assert raw_audio_of_name("call.AL") == RawAudio("pcm_alaw", 8_000, 1)
     assert raw_audio_of_name("call.wav") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    "a.mts a.m2ts a.weba a.mxf a.m4r a.opus a.qta a.awb a.gsm a.voc a.w64 a.sph a.ul".split(),
+)
+def test_a_folder_is_searched_for_what_decodes(tmp_path, name):
+    from qwen3_asr_vllm.corpus.sources import find_recordings
+
+    (tmp_path / name).touch()
+    (recording,) = find_recordings([str(tmp_path)])
+    assert recording.name == "a"
