@@ -48,7 +48,8 @@ from urllib.parse import urlsplit
 import hostile
 import numpy as np
 
-from qwen3_asr_vllm.audio import MAX_PEAK, load_audio
+from qwen3_asr_vllm.audio import load_audio
+from qwen3_asr_vllm.peaks import MAX_PEAK
 from qwen3_asr_vllm.server.decode_worker import Limits
 
 MAX_DURATION_S = 60.0  # what a case may decode to: 4 MB

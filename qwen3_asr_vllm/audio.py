@@ -29,6 +29,7 @@ from .blocks import (
 )
 from .containers import CONTAINERS, RawAudio, raw_audio_of_name
 from .geometry import SAMPLE_RATE
+from .peaks import scale_to_range
 from .reading import Reader
 
 AudioSource: TypeAlias = (
@@ -37,8 +38,6 @@ AudioSource: TypeAlias = (
 
 MAX_DURATION_S = 4 * 3600  # seconds of audio in one recording, unless the caller says otherwise
 MAX_PIPE_BYTES = 1 << 30  # a file may be larger: it need not fit into memory
-MAX_PEAK = 8.0  # full scale is 1; lossy decoders overshoot it to 2.7, float recordings exceed it
-MAX_INTEGER_PEAK = 2.0**31  # integers that were stored as float are no larger
 PCM_ENCODINGS = ("pcm", "pcmu", "pcma")  # of raw audio: 16-bit, and G.711's mu-law and A-law
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def load_audio(
     from 1, chooses one of several in a video. ``raw`` describes a file without a header, and is
     ignored where the file has one.
 
-    Samples beyond ``MAX_PEAK`` are scaled (``scale_to_range``).
+    Integers that were stored as float are scaled (``peaks.py``).
 
     Raises ValueError, with the file's name, for what is not audio, is empty, holds NaN, infinity or
     samples beyond 2**31, or is longer than ``max_duration_s``; OSError for a file that cannot be
@@ -219,53 +218,6 @@ def _ignore(_: object) -> None:
 
 def _log(label: str, warning: str) -> None:
     logger.warning("%s%s", label, warning)
-
-
-def check_waveform(waveform: np.ndarray, *, max_peak: float = MAX_PEAK) -> None:
-    """Raises ValueError for a waveform that is empty or has samples beyond ``max_peak``.
-
-    NaN and infinity are beyond any. The message names the sample and its time.
-    """
-    if waveform.size == 0:
-        raise ValueError("audio is empty: it holds no samples.")
-    value, second = _peak(waveform)
-    if abs(value) <= max_peak:
-        return
-    if not np.isfinite(value):
-        raise ValueError(
-            f"audio holds NaN or infinity ({value} at {second:.3f} s); export it again or clean "
-            "the array."
-        )
-    raise ValueError(
-        f"audio holds a sample of {value:g} at {second:.3f} s; samples lie in [-1, 1], and no "
-        f"larger ones than {max_peak:g} are taken. Divide integers by their full scale, such as "
-        "32768; else export it again or clean the array."
-    )
-
-
-def scale_to_range(waveform: np.ndarray, on_warning: Callable[[str], object]) -> np.ndarray:
-    """The waveform, divided by its peak where that is beyond ``MAX_PEAK``, as of integers that were
-    stored as float; ``on_warning`` takes a sentence about that.
-
-    Raises ValueError for one that is empty or has samples that no integer gives: NaN, infinity, and
-    what lies beyond 2**31.
-    """
-    check_waveform(waveform, max_peak=MAX_INTEGER_PEAK)
-    value, second = _peak(waveform)
-    if abs(value) <= MAX_PEAK:
-        return waveform
-    on_warning(
-        f"audio peaks at {value:g} at {second:.3f} s, where full scale is 1: all samples were "
-        f"divided by {abs(value):g}. If that one sample is broken, speech is too quiet now; repair "
-        "the sample and send the audio again."
-    )
-    return waveform / np.float32(abs(value))
-
-
-def _peak(waveform: np.ndarray) -> tuple[float, float]:
-    """The largest sample, or the first NaN, and its time in seconds."""
-    index = max(int(waveform.argmax()), int(waveform.argmin()), key=lambda i: abs(waveform[i]))
-    return float(waveform[index]), index / SAMPLE_RATE
 
 
 def _array_block(array: np.ndarray, sampling_rate: int) -> Block:

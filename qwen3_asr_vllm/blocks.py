@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .geometry import SAMPLE_RATE
+from .peaks import MAX_INTEGER_PEAK, check_samples
 
 SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
 # On average over the longest recording; more would keep a CPU busy for longer than an engine.
@@ -122,6 +123,7 @@ def _checked(
     """The blocks in pieces that end at whole seconds; raises ValueError at a limit."""
     seconds = num_values = 0.0
     for rate, samples in _by_second(blocks):
+        check_samples(samples, max_peak=MAX_INTEGER_PEAK, sampling_rate=rate, start_s=seconds)
         seconds += len(samples) / rate
         num_values += samples.size
         check_duration(seconds, max_duration_s)
@@ -168,7 +170,6 @@ def _cut(arrays: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
         yield rest
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what becomes of it is refused by name
 def _mono(samples: np.ndarray, channel: tuple[int, int] | None) -> np.ndarray:
     """The mean of the channels, or the loudest where they cancel, shape (samples,)."""
     num_channels = samples.shape[1]

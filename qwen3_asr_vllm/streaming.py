@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import regex
 
-from .audio import check_waveform
 from .decoding import Decoding, likeliest_language, max_new_tokens, place_tokens
 from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry
 from .languages import resolve_language, separator
 from .pauses import is_silent, quiet_frames
+from .peaks import check_waveform
 from .prompt import ASR_TEXT, OutputStream, build_prompt, header_end, parse_output
 from .segments import split_sentences
 from .transcript import Token
@@ -286,7 +286,10 @@ class Stream:
             self._restart(self._language)
 
     def push(self, samples: np.ndarray) -> None:
-        """Append samples, float32 at 16 kHz; raises ValueError for NaN and after ``finish``."""
+        """Append samples, float32 at 16 kHz.
+
+        Raises ValueError for NaN and samples beyond ``peaks.MAX_PEAK``, and after ``finish``.
+        """
         if self._is_finished:
             raise ValueError("the stream is finished; create another one for more audio.")
         if not len(samples):

@@ -75,6 +75,17 @@ def noise(seconds: float, *, seed: int = 0) -> np.ndarray:
     return (0.1 * swell * rng.standard_normal(samples)).astype(np.float32)
 
 
+HOSTILE = (1e4, 1e10, 1e17, 1e30, 3e38, np.nan, np.inf)  # samples that no speech has
+
+
+def poisoned(values: Any, value: float) -> Any:
+    """A copy of an array or a tensor with ``value`` in its middle."""
+    copy = values.copy() if isinstance(values, np.ndarray) else values.clone()
+    flat = copy.reshape(-1)
+    flat[len(flat) // 2] = value
+    return copy
+
+
 def reference_config(**sizes: Any) -> Any:
     """transformers' own config (the flat layout), small; ``sizes`` override the audio tower."""
     from transformers.models.qwen3_asr import Qwen3ASRConfig
@@ -326,7 +337,7 @@ def model() -> Iterator[Any]:
     """The one ``Qwen3ASR``, with its aligner, that most tests ask."""
     from qwen3_asr_vllm import Qwen3ASR
 
-    options = {"aligner": str(ALIGNER), "max_model_len": 4096}
+    options = {"aligner": str(ALIGNER), "max_model_len": 4096, "enable_mm_embeds": True}
     with engine(CHECKPOINT, start=Qwen3ASR, **options) as made:
         yield made
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import srt
 import torch
-from conftest import noise, on_a_port
+from conftest import HOSTILE, noise, on_a_port, poisoned
 from prometheus_client import REGISTRY
 
 from qwen3_asr_vllm.alignment import AlignmentRequest
@@ -338,3 +338,13 @@ def test_what_is_no_address_is_refused(monkeypatch):
     monkeypatch.setenv("QWEN3_ASR_ALIGNER_URL", "localhost:8001")
     with pytest.raises(ValueError, match="'localhost:8001'.*such as http://127.0.0.1:8001"):
         remote_aligner()
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_hostile_samples_are_refused_by_value(app, client, value):
+    samples = poisoned(noise(1), value).astype("<f4").tobytes()
+    files = {"samples": ("samples.f32", samples)}
+    answer = client.post("/v1/audio/alignments/times", files=files, data={"units": '["one"]'})
+    assert answer.status_code == 400
+    assert f"{value:g} at 0.500 s" in answer.json()["error"]["message"]
+    assert not app.state.engine.prompts

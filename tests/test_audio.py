@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qwen3_asr_vllm import audio, blocks, sndfile
-from qwen3_asr_vllm.audio import PcmStream, check_waveform, load_audio, load_channels
+from qwen3_asr_vllm.audio import PcmStream, load_audio, load_channels
 from qwen3_asr_vllm.containers import RawAudio
 from qwen3_asr_vllm.pauses import (
     Pauses,
@@ -26,6 +26,7 @@ from qwen3_asr_vllm.pauses import (
     split_at_pauses,
     split_at_silence,
 )
+from qwen3_asr_vllm.peaks import check_waveform
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
 
@@ -218,7 +219,11 @@ BAD = {
         r"of 1e\+30 at 0\.500 s.*clean",
     ),
     "overflow": (np.array([[1e300, -1e300]] * 9), "NaN or infinity"),
-    "overflow of the mean": (np.full((9, 2), 3e38, np.float32), "NaN or infinity"),
+    "overflow of the mean": (np.full((9, 2), 3e38, np.float32), r"of 3e\+38 at 0\.000 s"),
+    "infinity in a channel at another rate": (
+        (np.array([[0.0, 0.0]] * 12_000 + [[0.0, -np.inf]] + [[0.0, 0.0]] * 9), 8_000),
+        r"\(-inf at 1\.500 s\)",
+    ),
     "more than integers": (np.array([0.0, -(2.0**32)]), "of -4.29497e\\+09 at 0.000 s"),
     "empty array": (np.zeros(0, np.float32), "empty: it holds no samples"),
     "NaN array": (np.array([np.nan] * 9), "NaN or infinity"),

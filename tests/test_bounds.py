@@ -6,25 +6,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import noise, reference_config, reference_model
+from conftest import HOSTILE, noise, poisoned, reference_config, reference_model
 from test_encoder import build_encoder, chunks_of
 from test_encoder_graph import build_model
 
-from qwen3_asr_vllm.audio import MAX_PEAK
 from qwen3_asr_vllm.geometry import Geometry, num_frames
 from qwen3_asr_vllm.model.bounds import LIMIT, LOG_MEL_RANGE, bounded
 from qwen3_asr_vllm.model.log_mel import LogMel, cut_chunks
+from qwen3_asr_vllm.peaks import MAX_PEAK
 from qwen3_asr_vllm.windows import Window
 
-HOSTILE = (1e4, 1e10, 1e17, 1e30, 3e38, -3e38, np.nan, np.inf, -np.inf)
+VALUES = (*HOSTILE, -3e38, -np.inf)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def poisoned(clip: np.ndarray | torch.Tensor, value: float) -> np.ndarray | torch.Tensor:
-    """A copy with ``value`` in the middle."""
-    copy = clip.copy() if isinstance(clip, np.ndarray) else clip.clone()
-    copy.reshape(-1)[copy.reshape(-1).shape[0] // 2] = value
-    return copy
 
 
 # the processor ------------------------------------------------------------------------------
@@ -65,7 +58,7 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("value", [1.01e4, *HOSTILE[1:]])
+@pytest.mark.parametrize("value", [1.01e4, *VALUES[1:]])
 @pytest.mark.parametrize("kind", INPUTS)
 def test_hostile_input_is_refused_by_value(parse, kind, value):
     with pytest.raises(ValueError, match=r"hold.*(give|export|Send|Compute)") as error:
@@ -87,6 +80,11 @@ def test_a_refusal_names_time_range_and_advice(parse):
 def test_integers_are_no_features(parse):
     with pytest.raises(ValueError, match=r"are torch\.int64; give float32"):
         parse({**features(), "input_audio_features": torch.zeros(128, 200, dtype=torch.int64)})
+
+
+def test_empty_embeddings_are_refused(parse):
+    with pytest.raises(ValueError, match="audio_embeds are empty; a clip has at least one frame"):
+        parse([torch.zeros(13, 64), torch.zeros(0, 64)])
 
 
 def test_waveforms_in_range_have_features_in_range():
@@ -117,31 +115,37 @@ def encoder(request, vllm_parallel):
 
 
 def by_waveforms(encoder, clips):
-    return encoder.encode_waveforms(*chunks_of(clips, encoder.geometry))
+    chunks, frames = chunks_of(clips, encoder.geometry)
+    return encoder.encode_waveforms(chunks.to(encoder.device), frames)
 
 
 def by_graph(encoder, clips):
     chunks, frames = chunks_of(clips, encoder.geometry)
     sizes = [encoder.geometry.num_tokens(n) for n in frames]
-    tokens = encoder.encode_graph(encoder.graph_buffers(chunks, frames))
+    tokens = encoder.encode_graph(encoder.graph_buffers(chunks.to(encoder.device), frames))
     return tokens[: sum(sizes)].split(sizes)
 
 
 def by_features(encoder, clips):
+    """Of samples in the place of log-mel: nothing here depends on what they mean."""
     frames = [num_frames(len(clip)) for clip in clips]
     columns = [
-        torch.from_numpy(c[: 160 * n].reshape(n, 160)[:, :128].T)
-        for c, n in zip(clips, frames, strict=True)
+        torch.from_numpy(clip[: 160 * n].reshape(n, 160)[:, :128].T)
+        for clip, n in zip(clips, frames, strict=True)
     ]
-    return encoder.encode_features(torch.cat(columns, dim=1).to(encoder.dtype), frames)
+    features = torch.cat(columns, dim=1).to(encoder.device, encoder.dtype)
+    return encoder.encode_features(features, frames)
+
+
+ENCODINGS = (by_waveforms, by_graph, by_features)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("encode", [by_waveforms, by_graph, by_features])
+@pytest.mark.parametrize("encode", ENCODINGS)
 def test_a_hostile_clip_leaves_its_batch_alone(encoder, encode):
     clips = [noise(2.3), noise(9.1, seed=1), noise(3, seed=2)]
     clean = encode(encoder, clips)
-    for value in HOSTILE:
+    for value in VALUES:
         before, hostile, after = encode(encoder, [clips[0], poisoned(clips[1], value), clips[2]])
         assert torch.equal(before, clean[0]) and torch.equal(after, clean[2])
         assert hostile.isfinite().all() and hostile.abs().max() <= LIMIT
@@ -151,7 +155,7 @@ def test_a_hostile_clip_leaves_its_batch_alone(encoder, encode):
 @torch.inference_mode()
 def test_embeddings_are_bounded_on_the_device(encoder):
     clips = [torch.randn(7, 128, dtype=encoder.dtype), torch.randn(9, 128, dtype=encoder.dtype)]
-    for value in HOSTILE:
+    for value in VALUES:
         ours = build_model(encoder).embed_multimodal(
             audio_embeds=[clips[0], poisoned(clips[1], value)]
         )

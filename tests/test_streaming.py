@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import regex
 import soundfile
-from conftest import DATA, noise
+from conftest import DATA, HOSTILE, noise, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -425,8 +425,10 @@ def test_wrong_lengths_and_languages_are_refused():
         stream_of(step_s=3, clip_s=2)
     with pytest.raises(ValueError, match="klingon"):
         stream_of(language="klingon")
-    with pytest.raises(ValueError, match="NaN"):
-        stream_of().push(np.full(3, np.nan, np.float32))
+    for value in HOSTILE:
+        with pytest.raises(ValueError) as error:
+            stream_of().push(poisoned(np.zeros(1_600, np.float32), value))
+        assert f"{value:g} at 0.050 s" in str(error.value)
 
 
 # ---- turns ----

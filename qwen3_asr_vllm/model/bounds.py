@@ -7,7 +7,7 @@ and zero times NaN is NaN, so later requests that reuse the block get wrong text
     processor   refuses what no audio gives, and names the value        (check_*)
     model       replaces it, on the device and inside captured graphs   (bounded)
 
-Waveforms have their range in ``audio.py``.
+Waveforms have their range in ``peaks.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 LIMIT = 1e4  # of audio tokens: the decoder's residual stream has 5e4 left in float16
-LOG_MEL_RANGE = (-2.0, 3.0)  # samples in audio.py's range give -1.5 to 2.3
+LOG_MEL_RANGE = (-2.0, 3.0)  # samples in the range of peaks.py give -1.5 to 2.3
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,7 +45,9 @@ def _check(clips: Any, name: str, low: float, high: float, advice: str) -> None:
     for clip in [clips] if isinstance(clips, torch.Tensor) else map(torch.as_tensor, clips):
         if clip.dtype not in FLOAT_DTYPES:
             raise ValueError(f"{name} are {clip.dtype}; give float32, float16 or bfloat16.")
-        for value in clip.aminmax() if clip.numel() else ():  # NaN is both
+        if not clip.numel():
+            raise ValueError(f"{name} are empty; a clip has at least one frame, or one token.")
+        for value in clip.aminmax():  # NaN is both
             if not low <= value <= high:
                 raise ValueError(
                     f"{name} hold {value:g}; allowed are {low:g} to {high:g}. {advice}"

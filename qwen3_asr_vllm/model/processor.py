@@ -43,8 +43,9 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
-from ..audio import as_float, check_waveform
+from ..audio import as_float
 from ..geometry import FFT_LENGTH, HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry, num_frames
+from ..peaks import check_waveform
 from ..prompt import AUDIO_PAD
 from ..windows import Window
 from .bounds import check_embeddings, check_log_mel
@@ -191,7 +192,7 @@ def _checked(audio: Any) -> np.ndarray | Window | None:
 def as_waveform(samples: Any) -> np.ndarray:
     """Samples as a waveform: (samples,) float32, at 16 kHz already; integers are scaled.
 
-    Raises ValueError for what is empty, too long for one clip, or beyond ``audio.MAX_PEAK``.
+    Raises ValueError for what is empty, too long for one clip, or beyond ``peaks.MAX_PEAK``.
     """
     waveform = as_float(np.asarray(samples))
     check_waveform(waveform)

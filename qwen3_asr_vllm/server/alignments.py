@@ -24,10 +24,10 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancell
 from vllm.pooling_params import PoolingParams
 
 from ..alignment import AlignmentOutput, AlignmentRequest, align
-from ..audio import check_waveform
 from ..engine import class_ms, engine_prompt, read_times
 from ..formats import FORMATS, KARAOKE, rounded
 from ..geometry import SAMPLE_RATE
+from ..peaks import check_waveform
 from ..transcript import Transcript
 from ..transcription import Steps, with_warnings
 from ..units import AlignmentError
