@@ -39,6 +39,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -763,6 +764,11 @@ PLACES = (
     *(("session", "audio", "input", "transcription", name) for name in ("model", "language")),
     *(("session", "audio", "input", "transcription", name) for name in ("prompt", "keywords")),
     *(("session", "audio", "input", "turn_detection", name) for name in ("type", "threshold")),
+    *(("session", "audio", "input", "turn_detection", name) for name in ("eagerness", "x")),
+    *(("session", "audio", "input", name) for name in ("noise_reduction", "turn_detection")),
+    *(("session", "audio", "input", "transcription", name) for name in ("languages", "delay")),
+    *(("session", name) for name in ("input_audio_format", "input_audio_transcription")),
+    *(("session", name) for name in ("modalities", "turn_detection", "client_secret")),
 )
 FRAMES: tuple[str | bytes, ...] = (
     *("", "{", "null", "[]", "1", '"x"', "NaN", "[" * 50_000, '{"type": ' * 2_000, "\0", "{}"),
@@ -772,6 +778,8 @@ FRAMES: tuple[str | bytes, ...] = (
         b'{"type": "session.update"}',
         b"\0" * 100_000,
         '{"type": "x"' + " " * 10**6,
+        '{"type": "x", "session": [' + "[]," * 300_000 + "1]}",
+        '{"type": "session.update", "session": {' + '"a":{},' * 200_000 + '"b":1}}',
     ),
 )
 
@@ -796,7 +804,7 @@ def _frame(rng: np.random.Generator) -> str | bytes:
             if not isinstance(place.get(name), dict):
                 place[name] = {}
             place = place[name]
-        place[last] = JUNK[int(rng.integers(len(JUNK)))]
+        place[last] = deepcopy(JUNK[int(rng.integers(len(JUNK)))])
     return json.dumps(event)
 
 
@@ -839,21 +847,26 @@ def converse(url: str, number: int) -> Outcome:
     from websockets.sync.client import connect
 
     start, answers = time.perf_counter(), []
-    last = {"type": "no such type", "event_id": "last"}
+    last = {"type": "no such type"}
     try:
         with connect(f"ws{url.removeprefix('http')}/v1/realtime", max_size=None) as socket:
             for frame in session_case(number):
                 socket.send(frame)
             socket.send(json.dumps(last))
-            while not answers or answers[-1].get("error", {}).get("event_id") != "last":
+            while not answers or last["type"] not in str(answers[-1].get("error")):
                 answers.append(json.loads(socket.recv(timeout=HANG_S * 5)))
     except (OSError, WebSocketException, TimeoutError) as error:
         return Outcome(number, "session", str(answers[-1:])[:300], f"lost: {error!r}")
     errors = [answer["error"] for answer in answers if answer["type"] == "error"]
-    unsaid = [error for error in errors if not error.get("message") or not error.get("type")]
+    unsaid = [error for error in errors if not _is_told(error)]
     broken = f"an error without words: {unsaid[0]}" if unsaid else ""
     answer = f"{len(errors)}: errors of {len(answers)} events"
     return Outcome(number, "session", answer, broken, time.perf_counter() - start)
+
+
+def _is_told(error: Any) -> bool:
+    """Whether an error has words: as a string, in vLLM's dialect, or in OpenAI's object."""
+    return bool(error if isinstance(error, str) else error.get("message") and error.get("type"))
 
 
 # manifests --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -340,7 +341,7 @@ def test_every_kind_of_base64_is_read(audio):
     assert read_audio(audio) == DATA
 
 
-@pytest.mark.parametrize("audio", [None, 7, "~~~", "äöü", "A", "AAAA*AAA", ["AAAA"]])
+@pytest.mark.parametrize("audio", [None, 7, "~~~", "äöü", "A", "AAAA*AAA", "AAE=AAE=", ["AAAA"]])
 def test_other_audio_is_refused(audio):
     from qwen3_asr_vllm.server.dialects import read_audio
     from qwen3_asr_vllm.server.session_config import EventError
@@ -396,6 +397,7 @@ def test_what_has_no_effect_is_reported_as_null():
         ("audio.input.noise_reduction.type", "all", "near_field"),
         ("audio.input.transcription.prompt", "x" * 10_001, "10001 characters; the limit is 10000"),
         ("audio.input.transcription.keywords", ["x" * 999] * 11, "the limit is 10000"),
+        ("audio.input.transcription.prompt", "\ud800", "surrogate"),
         ("audio.input.transcription.languages", ["en", "klingon"], "klingon"),
         ("include", ["item.audio"], "item.input_audio_transcription.logprobs"),
     ],
@@ -642,3 +644,36 @@ def test_the_dialect_of_vllm_has_its_errors():
         session.send("input_audio_buffer.commit")
         session.send("input_audio_buffer.commit", final=True)
         assert session.until("transcription.done")["text"] == "En0 En1"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_named"),
+    [("Qwen3ASRRealtimeGeneration", True), ("Qwen3ASRForConditionalGeneration", False)],
+)
+def test_an_override_that_is_not_needed_is_named(monkeypatch, architecture, is_named):
+    from qwen3_asr_vllm.server import plugin
+
+    told = []
+    monkeypatch.setattr(plugin.logger, "warning", told.append)
+    for name in ("Transcriber", "Realtime", "middleware"):
+        monkeypatch.setattr(plugin, name, Mock())
+    model_config = Mock(architectures=[architecture])
+    model_config.hf_config.model_type, model_config.hf_config.is_aligner = "qwen3_asr", False
+    made, state = plugin.EndpointPlugin(), Mock()
+
+    async def start():
+        made.attach_router(FastAPI())
+        args = SimpleNamespace(api_key=["key"], allowed_origins=["*"])
+        await made.init_state(Mock(model_config=model_config, errored=False), state, args)
+        state.qwen3_asr_watch.cancel()
+
+    asyncio.run(start())
+    assert any("needs no override" in text for text in told) == is_named
+
+
+def test_broken_events_leave_a_session_alive():
+    import fuzz
+
+    with on_a_port(app_of(made(admission=Admission(max_recordings=10)))) as url:
+        outcomes = [fuzz.converse(url, number) for number in range(100)]
+    assert [outcome for outcome in outcomes if outcome.broken] == []

@@ -34,6 +34,10 @@ Events: TypeAlias = list[dict[str, Any]]
 _BETA_HEADER, _BETA_PROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_NO_BINARY = (
+    " It came in a binary frame: send events as JSON in text frames, and audio as base64 in "
+    "input_audio_buffer.append."
+)
 
 
 # from the client ------------------------------------------------------------------------------
@@ -59,18 +63,12 @@ def read_event(message: Mapping[str, Any]) -> dict[str, Any]:
     return event
 
 
-_NO_BINARY = (
-    " It came in a binary frame: send events as JSON in text frames, and audio as base64 in "
-    "input_audio_buffer.append."
-)
-
-
 def read_audio(audio: Any) -> bytes:
     """The bytes of an event's base64, with line breaks, url-safe or unpadded as it may be."""
     try:
         if not isinstance(audio, str):
             raise ValueError("it is no string")
-        data = audio.encode("ascii").translate(_URL_SAFE, b" \t\r\n=")
+        data = audio.encode("ascii").translate(_URL_SAFE, b" \t\r\n").rstrip(b"=")
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         message = f"audio must be base64: {error}."

@@ -37,6 +37,10 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 
 MODEL_TYPE = "qwen3_asr"
 NOT_NEEDED = "Qwen3ASRRealtimeGeneration"  # the architecture of vLLM's own realtime route
+NEEDS_NO_OVERRIDE = (
+    f"hf_overrides names {NOT_NEEDED}, which vLLM's own /v1/realtime needs. This server's needs no "
+    "override; leave it out."
+)
 
 
 class EndpointPlugin:
@@ -92,7 +96,7 @@ class EndpointPlugin:
             allowed_origins=args.allowed_origins,
         )
         if NOT_NEEDED in engine_client.model_config.architectures:
-            logger.warning("%s is not needed: /v1/realtime works without hf_overrides.", NOT_NEEDED)
+            logger.warning(NEEDS_NO_OVERRIDE)
         state.qwen3_asr_about = about = transcriber.about(args)
         logger.info("Transcribing at /v1/audio/transcriptions and on the page at /: %s.", about)
 

@@ -443,6 +443,7 @@ class Session:
                 await asyncio.wait({item.task})
             finally:
                 item.task.cancel()  # if this task is being cancelled
+                await asyncio.gather(item.task, return_exceptions=True)
                 self.backlog.remove(item)
             if not item.task.cancelled():
                 item.task.result()

@@ -32,6 +32,7 @@ LOGPROBS = "item.input_audio_transcription.logprobs"
 STEP_BY_DELAY = {"minimal": 0.5, "low": 1.0, "medium": 2.0, "high": 3.0, "xhigh": 4.0}  # seconds
 SILENCE_BY_EAGERNESS = {"low": 2_000, "medium": 1_000, "auto": 1_000, "high": 500}  # ms
 MAX_NAME = 512  # characters of a model's name
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 MAX_MESSAGE = 1_000  # characters of an error: it may quote what the client sent
 
 
@@ -59,9 +60,12 @@ def _as_none(_: Any) -> None:
 _Flag = Annotated[bool | None, AfterValidator(_as_none)]
 
 
-def _check_length(what: str, context: str) -> None:
+def _check_context(what: str, context: str) -> None:
+    """Raises ValueError for a context that is too long or no valid Unicode."""
     if len(context) > MAX_CONTEXT:
         raise ValueError(f"{what} {len(context)} characters; the limit is {MAX_CONTEXT}.")
+    if _HALF_PAIR.search(context):
+        raise ValueError(f"{what} half of a surrogate pair; send valid Unicode.")
 
 
 class Format(_Strict):
@@ -108,18 +112,18 @@ class Transcription(_Strict):
     @field_validator("prompt")
     @classmethod
     def _check_prompt(cls, prompt: str | None) -> str | None:
-        _check_length("it has", prompt or "")
+        _check_context("it has", prompt or "")
         return prompt
 
     @field_validator("keywords")
     @classmethod
     def _check_keywords(cls, keywords: list[str] | None) -> list[str] | None:
-        _check_length("they have", join_context("", keywords or []))
+        _check_context("they have", join_context("", keywords or []))
         return keywords
 
     @model_validator(mode="after")
     def _check_together(self) -> Transcription:
-        _check_length("prompt and keywords have", self.context)
+        _check_context("prompt and keywords have", self.context)
         language = resolve_language(self.language)
         if language and set(self.candidates) - {language}:
             raise ValueError("languages are candidates for detection; send null for language.")
