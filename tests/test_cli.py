@@ -324,8 +324,8 @@ def test_a_stream_ends_with_its_last_text_on_ctrl_c(monkeypatch, capsys):
 
 SPAWN = """
 import multiprocessing, signal
-from qwen3_asr_vllm.cli.stream import _unheard_by_children
-with _unheard_by_children():
+from qwen3_asr_vllm.cli.stream import _hidden_from_children
+with _hidden_from_children():
     pool = multiprocessing.get_context("spawn").Pool(1)
 print(signal.SIGINT in pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ())))
 print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))

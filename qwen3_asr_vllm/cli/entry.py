@@ -72,7 +72,7 @@ def _doctor(checks: dict[str, Callable[[], str]]) -> int:
         except Exception as error:  # whatever is wrong with the installation is the answer
             problems += 1
             print(f"PROBLEM  {name}: {error}")
-            if isinstance(error, ConnectionError):  # nobody would answer the other questions
+            if isinstance(error, ConnectionError):  # the other checks would fail alike
                 break
     return 1 if problems else 0
 

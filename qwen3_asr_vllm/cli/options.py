@@ -176,7 +176,7 @@ def _add_eval(commands: Any) -> None:
         help="count the errors of a model on your own recordings",
         description="Transcribe the recordings of a manifest and count what differs from its text: "
         "WER and CER for each language, with the usual normalisers, and the speed. The manifest's "
-        "columns text, transcription or sentence say what is said, language or lang in which "
+        "columns text, transcription or sentence hold the reference, language or lang its "
         "language. Needs pip install 'qwen3-asr-vllm[eval]'.",
     )
     parser.add_argument("sources", nargs="+", metavar="MANIFEST")
@@ -189,8 +189,8 @@ def _add_eval(commands: Any) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    """What transcribe and eval share: the model, and what it is told."""
-    add = parser.add_argument_group("what hears").add_argument
+    """The options of transcribe and eval: the model, and how it recognises speech."""
+    add = parser.add_argument_group("model").add_argument
     add("-m", "--model", help=f"default: {DEFAULT_MODEL}, or what the server serves")
     add(
         "--server",
@@ -200,7 +200,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_api_key(add)
     add("--no-progress", action="store_true", help="no progress bar on a terminal")
-    add = parser.add_argument_group("how it hears").add_argument
+    add = parser.add_argument_group("recognition").add_argument
     _add_audio_track(add)
     _add_language(add, otherwise="detect")
     add("--languages", type=_languages, default=[], metavar="LIST", help="detect one of these")
@@ -218,7 +218,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--chunk-size",
         type=_seconds(1, MAX_CLIP_S),
         metavar="S",
-        help=f"most seconds that the model hears at once; default: {DEFAULT_CLIP_S:g}",
+        help=f"longest clip that the model decodes at once; default: {DEFAULT_CLIP_S:g}",
     )
     add("--task", choices=["transcribe"], help="Whisper's option; Qwen3-ASR does not translate")
 
@@ -311,7 +311,7 @@ def _add_context(add: Callable[..., Any]) -> None:
     add(*names, default="", metavar="TEXT", help="what it is about, what was said before")
 
 
-def _add_format(add: Callable[..., Any], told: str, *, default: str) -> None:
+def _add_format(add: Callable[..., Any], help: str, *, default: str) -> None:
     add(
         "-f",
         "--output-format",
@@ -320,7 +320,7 @@ def _add_format(add: Callable[..., Any], told: str, *, default: str) -> None:
         type=_formats,
         default=default,
         metavar="FORMAT",
-        help=told.format(",".join(FORMATS)),
+        help=help.format(",".join(FORMATS)),
     )
 
 

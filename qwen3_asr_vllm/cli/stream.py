@@ -26,12 +26,12 @@ def stream(args: argparse.Namespace, rest: list[str]) -> int:
     options = models.engine_options(args.command, rest)
     try:
         pieces = _piped(args.rate) if args.file == "-" else _in_steps(args.file, args.step_s)
-        with _unheard_by_children():
+        with _hidden_from_children():
             model = models.load_model(args.model, options)
         display = _Display(sys.stdout)
-        wishes = {"language": args.language, "context": args.context, "step_s": args.step_s}
+        options = {"language": args.language, "context": args.context, "step_s": args.step_s}
         with _ctrl_c_noted() as is_stopped:
-            for update in model.stream(_until(is_stopped, pieces), **wishes):
+            for update in model.stream(_until(is_stopped, pieces), **options):
                 display.show(update.delta, update.tentative)
         display.end()
     except (ImportError, OSError, ValueError) as error:
@@ -41,8 +41,8 @@ def stream(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 @contextmanager
-def _unheard_by_children() -> Iterator[None]:
-    """A terminal sends Ctrl-C to the engine too, which must still hear the end of a stream."""
+def _hidden_from_children() -> Iterator[None]:
+    """A terminal sends Ctrl-C to the engine too, which must still decode the end of a stream."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # now, for after its start it unblocks the signal

@@ -89,8 +89,8 @@ def bar(*, hidden: bool) -> Iterator[Callable[[Progress], None]]:
             unread = num_recordings - progress.recordings_read
             bar.total = max(progress.seconds_read + unread * mean_s, 1)
             speed = progress.seconds_done / max(bar.format_dict["elapsed"], 1e-3)
-            told = f"{progress.recordings_done}/{num_recordings} {speed:.1f}x real time"
-            bar.set_description_str(told, refresh=False)
+            label = f"{progress.recordings_done}/{num_recordings} {speed:.1f}x real time"
+            bar.set_description_str(label, refresh=False)
             bar.update(progress.seconds_done - bar.n)
 
         yield show

@@ -92,7 +92,7 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
                 engine_options=models.engine_options(args.command, rest),
                 progress=progress,
                 report=complain,
-                **_wishes(args),
+                **_options(args),
             )
     except OutputInUseError as error:
         complain(str(error))
@@ -130,31 +130,31 @@ def wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
 def transcriber(args: argparse.Namespace, rest: list[str]) -> Transcribe:
     """Connect to a server, or load an engine in this process."""
     if args.server:
-        model, wishes = models.connect(args), _shared_wishes(args) | {"on_busy": complain}
+        model, options = models.connect(args), _shared_options(args) | {"on_busy": complain}
     else:
         models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
-        options = models.engine_options(args.command, rest)
+        engine = models.engine_options(args.command, rest)
         if getattr(args, "word_timestamps", False):
-            options["aligner"] = args.aligner or DEFAULT_ALIGNER
-        model = models.load_model(args.model or DEFAULT_MODEL, options)
-        wishes = _wishes(args)
+            engine["aligner"] = args.aligner or DEFAULT_ALIGNER
+        model = models.load_model(args.model or DEFAULT_MODEL, engine)
+        options = _options(args)
 
     def transcribe(recordings: list[Recording], *, in_order: bool) -> Iterator[Result]:
         with bar(hidden=args.no_progress) as progress:
-            yield from model.transcribe(recordings, in_order=in_order, progress=progress, **wishes)
+            yield from model.transcribe(recordings, in_order=in_order, progress=progress, **options)
 
     return transcribe
 
 
-def _shared_wishes(args: argparse.Namespace) -> dict[str, Any]:
-    """What a server is told too."""
+def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that a server takes too."""
     names = ("language", "languages", "context", "keywords")
     optional = ("word_timestamps", "audio_track")
     given = {name: value for name in optional if (value := getattr(args, name, None))}
     return {name: getattr(args, name) for name in names} | given
 
 
-def _wishes(args: argparse.Namespace) -> dict[str, Any]:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     has_confidences = not {"json", "verbose_json"}.isdisjoint(args.formats)
     own = {"max_clip_s": args.max_clip_s or DEFAULT_CLIP_S, "confidences": has_confidences}
-    return _shared_wishes(args) | own
+    return _shared_options(args) | own

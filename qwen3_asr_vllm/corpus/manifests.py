@@ -177,9 +177,9 @@ def _quoted(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | ValueE
         except StopIteration:
             return
         except csv.Error as error:
-            lines = f"lines {line} to {reader.line_num}" if reader.line_num > line else "this line"
+            lines = f" in lines {line} to {reader.line_num}" if reader.line_num > line else ""
             advice = 'a field that opens with " must close with it, and double those inside'
-            yield line, ValueError(f"{lines}: not CSV ({error}); {advice}.")
+            yield line, ValueError(f"not CSV{lines} ({error}); {advice}.")
             continue
         if reader.line_num > line and _holds_rows(record, delimiter):
             message = f"a field in quotes goes on to line {reader.line_num}, over whole rows"
