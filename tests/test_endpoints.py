@@ -714,6 +714,27 @@ def test_a_stream_says_at_its_end_what_could_not_be_read(post):
     assert json.loads(done)["warnings"] == [UNFINISHED]
 
 
+@pytest.mark.parametrize(
+    ("name", "seconds", "warnings"),
+    [
+        ("joined.mp3", 4.02, []),
+        ("chained_vorbis.ogg", 4.02, []),
+        ("mono_then_stereo.mp3", 4.1, []),
+        ("gap_of_2_s.webm", 12.4, []),
+        ("out_of_phase.flac", 1.86, []),
+        (
+            "garbage_in_the_middle.mp3",
+            4.07,
+            ["2 damaged packets at 0:01, about 0.1 s, could not be read."],
+        ),
+    ],
+)
+def test_files_of_users_are_read_to_their_end(post, name, seconds, warnings):
+    body = post((name, (DATA / "field" / name).read_bytes())).json()
+    assert body["usage"]["seconds"] == pytest.approx(seconds, abs=0.02)
+    assert body.get("warnings", []) == warnings
+
+
 def test_speakers_have_the_warnings_of_their_file(post):
     name, data, kind = wav(np.stack([noise(1.0), noise(1.0, seed=1)], axis=1))
     place = data.index(b"data") + 4
