@@ -2,7 +2,7 @@
 """The 30 languages: their names and codes, and which of them are written without spaces.
 
 The model knows a language by its English name ("Chinese"), clients by whatever they
-have: ``zh``, ``ZH``, ``zh-CN``, ``zho``, ``mandarin``. ``resolve_language`` turns all of
+have: ``zh``, ``ZH``, ``zh-CN``, ``zho``, ``mandarin``, ``中文``. ``resolve_language`` turns all of
 these into the name; everything behind it handles names only.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
-from unicodedata import category, east_asian_width
+from unicodedata import category, east_asian_width, normalize
 
 from .checks import check_string
 
@@ -90,12 +90,63 @@ _ALIASES = {
     "vi": "vie",
 }
 
-_CODE_BY_NAME = {name: code for code, name in LANGUAGES.items()}
-_CODE_BY_ALIAS = {
-    alias: code
-    for code, name in LANGUAGES.items()
-    for alias in (code, name.lower(), *_ALIASES.get(code, "").split())
+# Each language's name in itself, as CLDR has it, and other spellings of that.
+_NATIVE_NAMES = {
+    "ar": "العربية, عربي, عربية",
+    "yue": "粵語, 粤语, 廣東話, 广东话, chinese (cantonese), chinese (hong kong)",
+    "zh": "中文, 汉语, 漢語, 普通话, 普通話, 国语, 國語, 华语, 華語, 简体中文, 繁體中文, "
+    "mandarin chinese, simplified chinese, traditional chinese",
+    "cs": "čeština, česky, český",
+    "da": "dansk",
+    "nl": "nederlands, vlaams, flemish",
+    "en": "american english, british english",
+    "fil": "wikang filipino",
+    "fi": "suomi",
+    "fr": "français",
+    "de": "deutsch",
+    "el": "ελληνικά",
+    "hi": "हिन्दी, हिंदी",
+    "hu": "magyar",
+    "id": "bahasa indonesia",
+    "it": "italiano",
+    "ja": "日本語, 日本语",
+    "ko": "한국어, 한국말, 조선말",
+    "mk": "македонски",
+    "ms": "bahasa malaysia, bahasa melayu, melayu",
+    "fa": "فارسی",
+    "pl": "polski",
+    "pt": "português, brazilian portuguese, português brasileiro",
+    "ro": "română, moldavian",
+    "ru": "русский, русский язык",
+    "es": "español, castellano, castilian",
+    "sv": "svenska",
+    "th": "ไทย, ภาษาไทย",
+    "tr": "türkçe",
+    "vi": "tiếng việt",
 }
+
+# What clients send who do not know the language.
+_UNKNOWN = frozenset(
+    "auto autodetect auto-detect automatic detect multi multilingual none null nil undefined "
+    "unknown und mul".split()
+)
+
+_CODE_BY_NAME = {name: code for code, name in LANGUAGES.items()}
+
+
+def _fold(text: str) -> str:
+    """Without case, accents and surrounding space, which clients leave out or add."""
+    folded = normalize("NFKD", text.strip().casefold().replace("_", "-"))
+    return "".join(char for char in folded if category(char) != "Mn")
+
+
+_CODE_BY_ALIAS = {
+    _fold(alias): code
+    for code, name in LANGUAGES.items()
+    for alias in (code, name, *_ALIASES.get(code, "").split(), *_NATIVE_NAMES[code].split(", "))
+}
+
+_REGION = re.compile(r" ?\([^()]*\)$")  # English (US)
 
 # BCP 47 as far as clients use it: language, extended language, script, region.
 _TAG = re.compile(r"([a-z]{2,3})(?:-([a-z]{3}))?(?:-[a-z]{4})?(?:-([a-z]{2}|[0-9]{3}))?")
@@ -114,19 +165,21 @@ _WIDE_PUNCTUATION = "、。，．！？：；「」『』（）《》〈〉【�
 def resolve_language(language: str | None) -> str | None:
     """The model's name for a language given by code, name or tag, in any case.
 
-    None, "" and "auto" give None: the model is to detect it. A region does not matter,
+    The name may be English or its own ("Deutsch"). None, "", "auto" and what programs write for
+    nothing ("null", "undefined") give None: the model is to detect it. A region does not matter,
     except that the Chinese of Hong Kong and Macau is Cantonese.
 
     Raises ValueError, listing what is supported, for another string, TypeError for another type.
     """
-    wanted = check_string("language", language or "").strip().lower().replace("_", "-")
-    if wanted in ("", "auto"):
+    wanted = _fold(check_string("language", language or ""))
+    if not wanted or wanted in _UNKNOWN:
         return None
-    code = _CODE_BY_ALIAS.get(wanted) or _code_of_tag(wanted)
+    name = _REGION.sub("", wanted)
+    code = _CODE_BY_ALIAS.get(wanted) or _CODE_BY_ALIAS.get(name) or _code_of_tag(wanted)
     if code is None:
         supported = ", ".join(f"{code} {name}" for code, name in LANGUAGES.items())
         raise ValueError(
-            f"unsupported language {language!r}; pass 'auto' to detect it, "
+            f"unsupported language {str(language)[:80]!r}; pass 'auto' to detect it, "
             f"or the code or name of one of: {supported}"
         )
     return LANGUAGES[code]

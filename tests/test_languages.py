@@ -104,13 +104,59 @@ def test_other_ways_to_say_it(language, name):
     assert resolve_language(language) == name
 
 
+@codes
+def test_a_language_is_known_by_its_own_name(code):
+    own = langcodes.Language.get(code).autonym()
+    assert resolve_language(own) == resolve_language(own.upper()) == LANGUAGES[code]
+    assert resolve_language(unicodedata.normalize("NFD", own)) == LANGUAGES[code]
+
+
+@pytest.mark.parametrize(
+    ("language", "name"),
+    [
+        ("Nederlands", "Dutch"),
+        ("DEUTSCH", "German"),
+        ("francais", "French"),
+        ("Espanol", "Spanish"),
+        ("Castellano", "Spanish"),
+        ("Turkce", "Turkish"),
+        ("tieng viet", "Vietnamese"),
+        ("Bahasa Melayu", "Malay"),
+        ("普通话", "Chinese"),
+        ("廣東話", "Cantonese"),
+        ("Mandarin Chinese", "Chinese"),
+        ("Chinese (Simplified)", "Chinese"),
+        ("Chinese (Cantonese)", "Cantonese"),
+        ("English (US)", "English"),
+        ("Portuguese (Brazil)", "Portuguese"),
+    ],
+)
+def test_names_are_known_with_and_without_accents(language, name):
+    assert resolve_language(language) == name
+
+
 @pytest.mark.parametrize("language", [None, "", "  ", "auto", "AUTO", " Auto "])
 def test_nothing_and_auto_ask_for_detection(language):
     assert resolve_language(language) is None
 
 
 @pytest.mark.parametrize(
-    "language", ["he", "sw", "Klingon", "None", "English<asr_text>", "it-is-not-one", "en US", "-"]
+    "language",
+    ["null", "None", "none", "undefined", "detect", "auto-detect", "auto_detect", "und", "multi"],
+)
+def test_what_programs_write_for_nothing_asks_for_detection(language):
+    assert resolve_language(language) is None
+
+
+def test_a_long_language_is_cut_in_the_message():
+    with pytest.raises(ValueError) as error:
+        resolve_language("x" * 1_000_000)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "language",
+    ["he", "sw", "Klingon", "Hebrew (Israel)", "English<asr_text>", "it-is-not-one", "en US", "-"],
 )
 def test_unsupported_language_is_named_and_the_supported_are_listed(language):
     with pytest.raises(ValueError) as error:
