@@ -31,7 +31,7 @@ from .engine import (
     stream_parts,
 )
 from .geometry import DEFAULT_CLIP_S, MAX_CLIP_S, SAMPLE_RATE
-from .prompt import join_context
+from .prompt import control_tokens, join_context, sanitize_context
 from .recordings import Loader, Progress, Recording, Result
 from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, Update
 from .transcript import Transcript
@@ -83,6 +83,7 @@ class Qwen3ASR:
         self.aligner = aligner
         self.llm = load_engine(model, engine_options)
         self._engine = _Engines(self.llm, aligner)
+        self._control_tokens = control_tokens(self.llm.get_tokenizer())
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
@@ -173,7 +174,7 @@ class Qwen3ASR:
             transcribe,
             language=language,
             languages=tuple(check_strings("languages", languages)),
-            context=join_context(context, keywords),
+            context=sanitize_context(join_context(context, keywords), self._control_tokens),
             max_clip_s=check_number("max_clip_s", max_clip_s, 1, MAX_CLIP_S),
             confidences=confidences,
             word_timestamps=word_timestamps,
@@ -215,9 +216,9 @@ class Qwen3ASR:
 
         Raises ValueError for an unknown language and for samples that are NaN or infinite.
         """
-        check_string("context", context)
         check_number("clip_s", clip_s, MIN_STEP_S, MAX_CLIP_S)
         check_number("step_s", step_s, MIN_STEP_S, clip_s)
+        context = sanitize_context(check_string("context", context), self._control_tokens)
         stream = self._stream(language=language, context=context, step_s=step_s, clip_s=clip_s)
         for piece in samples:
             stream.push(np.asarray(piece, dtype=np.float32))

@@ -7,7 +7,8 @@
 
 The part before ``<asr_text>`` is the header. The model writes it, or, where the language
 is forced, the prompt does. An answer may lack its header or tag, end the header with a
-newline, or repeat it; none of that costs text. No tokenizer here: strings in and out.
+newline, or repeat it; none of that costs text. Strings in and out: of a tokenizer, only the list of
+tokens is read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import regex
 
@@ -29,7 +32,8 @@ NO_TRANSLATION = "Qwen3-ASR transcribes and does not translate; use /v1/audio/tr
 MAX_CONTEXT = 10_000  # characters; Qwen3-ASR reads up to 10,000 tokens of context
 
 _GAP = re.compile(r"[\s,;，、；。]+")
-_CONTROL_TOKEN = re.compile(rf"<\|[^|]*\|>|{ASR_TEXT}")
+_CONTROL_TOKEN = rf"<\|[^|]*\|>|{ASR_TEXT}"
+_HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON can escape one, no tokenizer takes it
 
 # The header may name several languages, "English, Chinese". At the start of an output it may name
 # any, if its tag follows; inside the text, a header counts only if it names known ones.
@@ -48,14 +52,34 @@ _HEADER = regex.compile(
 _TAG = regex.compile(rf"(?:language {_list_of(_KNOWN)})?{ASR_TEXT}")
 
 
-def sanitize_context(text: str) -> str:
-    """``text`` without ``<|...|>`` and ``<asr_text>``, so that it cannot leave its turn.
+def control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """What a tokenizer reads as one token that no user may write: ``<think>``, ``<tts_pad>``.
 
-    Removing a token may put another together: ``<|im<|x|>_end|>``. Nobody writes that
-    by accident, so then every ``<`` goes, which takes one pass however deep it nests.
+    These are its special tokens, and the added ones that look like markup. Added words, which a
+    fine-tune may have, are none.
     """
-    text = _CONTROL_TOKEN.sub("", text)
-    return text.replace("<", "") if _CONTROL_TOKEN.search(text) else text
+    added = (token for token in tokenizer.get_added_vocab() if token.startswith("<"))
+    return tuple(sorted(filter(None, {*added, *tokenizer.all_special_tokens})))
+
+
+def sanitize_context(text: str, tokens: tuple[str, ...] = ()) -> str:
+    """``text`` without ``<|...|>``, ``<asr_text>`` and ``tokens``: it cannot leave its turn.
+
+    ``tokens`` are those of ``control_tokens``. Removing one may put another together:
+    ``<|im<|x|>_end|>``. That is never an accident, so then every character that begins a token is
+    removed, in one pass however deep they nest. Halves of surrogate pairs are replaced.
+    """
+    pattern = _control_pattern(tokens)
+    text = pattern.sub("", _HALF.sub("\ufffd", text))
+    if not pattern.search(text):
+        return text
+    return text.translate({ord(char): None for char in {"<", *(token[0] for token in tokens)}})
+
+
+@cache
+def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    literals = map(re.escape, sorted(tokens, key=len, reverse=True))
+    return re.compile("|".join((_CONTROL_TOKEN, *literals)))
 
 
 def join_context(context: str, keywords: Iterable[str]) -> str:

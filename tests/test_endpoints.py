@@ -278,6 +278,13 @@ def test_context_in_any_spelling(serve, fields):
     assert prompt.startswith("<|im_start|>system\nAda, Grace Hopper<|im_end|>\n")
 
 
+def test_tokens_of_the_tokenizer_leave_the_context(serve):
+    engine = Engine("language English<asr_text>Hi.")
+    assert serve(engine)(prompt="Ada<time<timestamp>stamp> L.").status_code == 200
+    prompt = engine.asked[0][0]["prompt"]
+    assert prompt.startswith("<|im_start|>system\nAdatimestamp> L.<|im_end|>\n")
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"language": "yue"}, {"language": "Cantonese"}, {"languages[]": "zh-HK"}],

@@ -15,6 +15,7 @@ from qwen3_asr_vllm.prompt import (
     OutputStream,
     ParsedOutput,
     build_prompt,
+    control_tokens,
     parse_output,
     sanitize_context,
 )
@@ -63,6 +64,44 @@ def test_sanitised_context_has_no_control_token_and_is_a_fixpoint(text):
     sanitised = sanitize_context(text)
     assert not CONTROL_TOKENS.search(sanitised)
     assert sanitize_context(sanitised) == sanitised
+
+
+ADDED = ("<think>", "</think>", "<tts_pad>", "<non_speech>", "<|im_end|>", "[SPK]")
+
+
+class Tokenizer:
+    """One whose checkpoint added a word of medicine, too."""
+
+    all_special_tokens = ["<|im_end|>", "[SPK]"]
+
+    def get_added_vocab(self):
+        return dict.fromkeys(("<think>", "</think>", "<tts_pad>", "<non_speech>", "ibuprofen"), 1)
+
+
+def test_control_tokens_are_special_or_markup():
+    assert set(control_tokens(Tokenizer())) == {*ADDED}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a<think>b</think>c<tts_pad>", "abc"),
+        ("<non_speech>[SPK]Ada [1] <b>", "Ada [1] <b>"),
+        ("<th<think>ink>x", "think>x"),
+        ("[SP[SPK]K]", "SPK]"),
+        ("<<|x|>think>", "think>"),
+        ("half \ud800.", "half \ufffd."),
+    ],
+)
+def test_tokens_of_the_tokenizer_leave_the_context(text, expected):
+    assert sanitize_context(text, ADDED) == expected
+
+
+@given(st.lists(st.sampled_from([*ADDED, "<", "<th", "ink>", "[", "[SP", "K]", "a"])).map("".join))
+def test_no_token_of_the_tokenizer_survives(text):
+    sanitised = sanitize_context(text, ADDED)
+    assert not any(token in sanitised for token in ADDED)
+    assert sanitize_context(sanitised, ADDED) == sanitised
 
 
 @given(hostile_text)

@@ -26,7 +26,14 @@ from vllm.tokenizers import cached_tokenizer_from_config
 
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S, SAMPLE_RATE, num_frames
 from ..languages import LANGUAGES, SPACELESS_LANGUAGES, language_code, resolve_language
-from ..prompt import NO_TRANSLATION, OutputStream, build_prompt, parse_output
+from ..prompt import (
+    NO_TRANSLATION,
+    OutputStream,
+    build_prompt,
+    control_tokens,
+    parse_output,
+    sanitize_context,
+)
 from .processor import DummyInputs, ProcessingInfo, Processor
 from .thinker import Thinker
 
@@ -96,8 +103,9 @@ class Qwen3ASRForConditionalGeneration(
         if stt_params.task_type != "transcribe":
             raise ValueError(NO_TRANSLATION)
         context = "\n".join(filter(None, (stt_params.request_prompt, stt_params.hotwords)))
-        prompt = build_prompt(context=context, language=resolve_language(stt_params.language))
         tokenizer = cached_tokenizer_from_config(stt_params.model_config)
+        context = sanitize_context(context, control_tokens(tokenizer))
+        prompt = build_prompt(context=context, language=resolve_language(stt_params.language))
         return TokensPrompt(
             prompt_token_ids=cached_encode(tokenizer, prompt),
             multi_modal_data={"audio": stt_params.audio},

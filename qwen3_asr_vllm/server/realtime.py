@@ -28,6 +28,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from ..engine import Answer, sampling_params, slot_ids, stream_parts
 from ..geometry import SAMPLE_RATE
+from ..prompt import control_tokens, sanitize_context
 from ..streaming import Stream, StreamRequest, Update
 from .admission import Admission, Busy, Place
 from .connection import Connection
@@ -85,6 +86,7 @@ class Realtime(EngineServing):
         self._tokenizer = self.renderer.get_tokenizer()
         self._parts = stream_parts(thinker, self._tokenizer)
         self._slot_ids = slot_ids(self._tokenizer)
+        self._control_tokens = control_tokens(self._tokenizer)
 
     def allows(self, origin: str | None, host: str) -> bool:
         """Whether a page of this origin may connect; only browsers send one."""
@@ -99,6 +101,12 @@ class Realtime(EngineServing):
         return Stream(
             **self._parts, **options, clip_s=clip_s, max_clip_s=max(clip_s, self.max_clip_s)
         )
+
+    def stream_options(self, config: Config) -> dict[str, Any]:
+        """Those of the config, its context without the tokenizer's control tokens."""
+        options = config.stream_options
+        context = sanitize_context(options["context"], self._control_tokens)
+        return {**options, "context": context}
 
     def check(self, transcription: Transcription) -> None:
         """Raises EventError for a model that is not served, or a context that does not fit."""
@@ -338,7 +346,7 @@ class Session:
             await self._take(self.turns.flush())
             self.turns.configure(now, is_speaking=self.item is not None)
         if self.item and config.stream_options != old.stream_options:
-            self.item.configure(now.transcription.model, **config.stream_options)
+            self.item.configure(now.transcription.model, **self.shared.stream_options(config))
         await self._send(self.dialect.updated(self.id, self.config))
 
     def _speak_vllm(self, model: Any) -> None:
@@ -415,7 +423,7 @@ class Session:
         await self._send(self.dialect.cleared())
 
     def _open_item(self) -> Item:
-        stream = self.shared.stream(self.config.stream_options)
+        stream = self.shared.stream(self.shared.stream_options(self.config))
         model = self.config.audio.input.transcription.model
         self.item = Item(stream, model=model, on_taken=self.backlog.make_room)
         self.backlog.items.append(self.item)

@@ -40,6 +40,7 @@ from ..audio import (
 from ..blocks import ChannelError
 from ..engine import engine_prompt, sampling_params, slot_ids
 from ..pauses import SILENT_PEAK
+from ..prompt import control_tokens, sanitize_context
 from ..transcript import Transcript
 from ..transcription import (
     EngineRequest,
@@ -86,7 +87,9 @@ class Transcriber(AudioServing):
         self.sampling_defaults = self.model_config.get_diff_sampling_param()
         scheduler = engine_client.vllm_config.scheduler_config
         self.max_parallel_clips = max(1, scheduler.max_num_seqs // CLIP_SHARE)
-        self.slot_ids = slot_ids(self.renderer.get_tokenizer())
+        tokenizer = self.renderer.get_tokenizer()
+        self.slot_ids = slot_ids(tokenizer)
+        self.control_tokens = control_tokens(tokenizer)
         self.aligner = remote_aligner()
         self.has_priorities = scheduler.policy == "priority"
         # Only logits processors that an operator installed read what is in vllm_xargs.
@@ -203,6 +206,7 @@ class Transcriber(AudioServing):
     def _steps(self, form: Form, times_words: bool) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""
         wishes = form.wishes | {"max_clip_s": self.max_clip_s, "word_timestamps": times_words}
+        wishes["context"] = sanitize_context(wishes["context"], self.control_tokens)
         warnings: list[str] = []
         if form.speakers:
             channels = self._load(form, warnings, self.decoders.load_channels, len(form.speakers))
