@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many recordings through one engine, which is never left waiting.
+"""Keeps one engine full with many recordings, and returns results in order.
 
     sources -> load (threads, ahead) -> waiting (longest first) -> engine (full) -> results
 
-Sources may be endless: what is read ahead is bounded in seconds of audio and in number, so memory
-stays flat. A recording that fails is a result with an error. Nothing here knows vLLM: an engine is
-whatever takes a request and delivers its output while it is stepped.
+Sources may be endless: read-ahead is bounded in seconds of audio and in number, so memory stays
+flat. A recording that fails gives a result with an error. Nothing here knows vLLM: an engine takes
+requests, and delivers their outputs while it is stepped.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from .recordings import Progress, Result, SourceReader
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, Steps, Transcription, with_warnings
 
-LOOK_AHEAD_S = 2 * 3600  # seconds of audio that are decoded before the engine has room: 460 MB
+LOOK_AHEAD_S = 2 * 3600  # seconds of audio that are loaded ahead of the engine: 460 MB
 MAX_OUTSTANDING = 4096  # recordings between the source and the caller
 NUM_WORKERS = min(8, os.cpu_count() or 1)
-QUICK_S = 0.005  # that an engine with free seats waits for what is coming
-_FEWEST_PER_SEAT = 1.25  # requests in the engine: some queue there, so that no seat stays empty
-_MOST_PER_SEAT = 1.75
+QUICK_S = 0.005  # seconds that an engine below capacity waits for loading recordings
+_LEAST_LOAD = 1.25  # requests in the engine per request that it decodes at once: some must queue
+_MOST_LOAD = 1.75
 
 
 class Engine(Protocol):
-    """What decodes requests."""
+    """Decodes requests."""
 
-    num_seats: int  # requests that it decodes at once
+    capacity: int  # requests that it decodes at once
 
     def submit(self, request: EngineRequest, deliver: Callable[[EngineOutput], None]) -> str:
         """Queue a request; its output is delivered during a later step. Returns its id."""
 
     def step(self) -> None:
-        """Wait for the engine's next step and deliver what it finished."""
+        """Run the engine's next step and deliver the outputs that it finished."""
 
     def abort(self, request_ids: list[str]) -> None: ...
 
 
 @dataclass
 class _Job:
-    """A recording on its way."""
+    """A recording that is being transcribed."""
 
     index: int
     source: Any
     seconds: float
     steps: Steps[Transcript]
-    unsent: deque[int] = field(default_factory=deque)  # of steps.requests
+    unsent: deque[int] = field(default_factory=deque)  # indices into steps.requests
     outputs: dict[int, EngineOutput] = field(default_factory=dict)
-    request_ids: set[str] = field(default_factory=set)  # in the engine
+    request_ids: set[str] = field(default_factory=set)  # requests in the engine
     seconds_done: float = 0.0
     is_first_round: bool = True
 
 
-class Pipeline:
+class Batcher:
     """One run over ``sources``; ``results()`` drives it.
 
     ``load`` gives the waveform of a source, in a worker thread, and passes sentences of what it
@@ -88,20 +88,20 @@ class Pipeline:
         self._look_ahead_s, self._num_workers = look_ahead_s, num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="load-audio")
         self._loading: dict[Future[tuple[float, Steps[Transcript]]], tuple[int, Any]] = {}
-        self._slow: set[Future[Any]] = set()  # of what is coming
+        self._slow: set[Future[Any]] = set()  # futures that were waited for once
         self._waiting: list[tuple[int, float, int, _Job]] = []  # heap; the first goes first
         self._waiting_s = 0.0
-        self._jobs: dict[int, _Job] = {}  # loaded, not done
+        self._jobs: dict[int, _Job] = {}  # loaded and not done
         self._num_in_engine = 0
-        self._finished: dict[int, Result] = {}  # not yet handed out
+        self._finished: dict[int, Result] = {}  # results that were not yielded yet
         self._next_index = 0
         self._num_read = self._num_done = self._num_outstanding = 0
         self._seconds_read = self._seconds_done = 0.0
 
     def results(self) -> Iterator[Result]:
-        """Each recording's result, as the sources come or as they are done.
+        """Yield the result of each recording, in the order of the sources or as they finish.
 
-        Closing this aborts what the engine still decodes.
+        Closing the iterator aborts the requests in the engine.
         """
         try:
             while True:
@@ -110,7 +110,7 @@ class Pipeline:
                 self._fill_engine()
                 yield from self._hand_out()
                 if self._num_in_engine:
-                    if not self._more_came():
+                    if not self._wait_for_more():
                         self._engine.step()
                 elif coming := self._coming:
                     wait(coming, return_when=FIRST_COMPLETED)
@@ -127,13 +127,12 @@ class Pipeline:
     def _coming(self) -> set[Future[Any]]:
         return {*self._loading, *self._reader.coming}
 
-    def _more_came(self) -> bool:
-        """Whether something was read or loaded in the moment that an engine with free seats waits.
+    def _wait_for_more(self) -> bool:
+        """Wait briefly for a recording if the engine is below capacity; return whether one came.
 
-        A step of half a batch costs nearly what a full one does; but what is slow is not waited for
-        again.
+        A step of half a batch costs nearly as much as a full one. A slow source is waited for once.
         """
-        if self._num_in_engine >= self._engine.num_seats:
+        if self._num_in_engine >= self._engine.capacity:
             return False
         self._read_ahead()
         coming = self._coming
@@ -152,7 +151,7 @@ class Pipeline:
             self._num_outstanding += 1
 
     def _has_room(self) -> bool:
-        """Whether another recording, of the mean duration so far, may be read and loaded."""
+        """Return whether another recording, of the mean duration so far, may be loaded."""
         num_coming = len(self._reader.coming) + len(self._loading)
         mean_s = self._seconds_read / max(self._num_read, 1)
         most_coming = 2 * self._num_workers if self._num_read else self._num_workers
@@ -175,7 +174,7 @@ class Pipeline:
             self._num_read += 1
             try:
                 seconds, steps = future.result()
-            except Exception as error:  # whatever is wrong with one recording is its result
+            except Exception as error:  # a recording that fails is a result, too
                 self._finish(Result(index, source, error=error))
                 continue
             self._seconds_read += seconds
@@ -184,13 +183,13 @@ class Pipeline:
             self._continue(job)
 
     def _continue(self, job: _Job) -> None:
-        """Queue what a recording asks now, or note that it is done."""
+        """Queue the pending requests of a recording, or finish it."""
         if not job.steps.requests:
             self._end(job, transcript=job.steps.result)
             return
         job.outputs.clear()
         job.unsent.extend(range(len(job.steps.requests)))
-        # A later round goes first: it is all that keeps its recording in memory.
+        # A later round goes first: its recording leaves memory after it.
         heappush(self._waiting, (int(job.is_first_round), -job.seconds, job.index, job))
 
     def _end(self, job: _Job, **outcome: Any) -> None:
@@ -206,11 +205,11 @@ class Pipeline:
         self._report()
 
     def _fill_engine(self) -> None:
-        """Several at once: the first after a step costs twice, for the CPU's caches are cold."""
-        num_seats = self._engine.num_seats
-        if self._num_in_engine >= num_seats * _FEWEST_PER_SEAT:
+        """Submit several at once: the first after a step costs twice, due to cold CPU caches."""
+        capacity = self._engine.capacity
+        if self._num_in_engine >= capacity * _LEAST_LOAD:
             return
-        while self._waiting and self._num_in_engine < num_seats * _MOST_PER_SEAT:
+        while self._waiting and self._num_in_engine < capacity * _MOST_LOAD:
             job = self._waiting[0][-1]
             if job.unsent:
                 self._send(job, job.unsent.popleft())
@@ -226,7 +225,7 @@ class Pipeline:
         def deliver(output: EngineOutput) -> None:
             job.request_ids.discard(request_id)
             self._num_in_engine -= 1
-            self._answer(job, place, output)
+            self._take_output(job, place, output)
 
         try:
             request_id = self._engine.submit(request, deliver)
@@ -243,7 +242,7 @@ class Pipeline:
         job.request_ids.clear()
         self._end(job, error=error)
 
-    def _answer(self, job: _Job, place: int, output: EngineOutput) -> None:
+    def _take_output(self, job: _Job, place: int, output: EngineOutput) -> None:
         requests = job.steps.requests
         job.outputs[place] = output
         self._count(job, len(requests[place].waveform) / SAMPLE_RATE)
@@ -257,7 +256,7 @@ class Pipeline:
             self._continue(job)
 
     def _count(self, job: _Job, seconds: float) -> None:
-        """A clip is done. One that is asked again, in a later round, does not count twice."""
+        """Count a finished clip. A clip that is decoded again does not count twice."""
         seconds = min(seconds, job.seconds - job.seconds_done)
         job.seconds_done += seconds
         self._seconds_done += seconds

@@ -13,7 +13,7 @@ import numpy as np
 
 from .alignment import AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
-from .batching import Pipeline
+from .batching import Batcher
 from .checks import check_number, check_string, check_strings
 from .engine import (
     ALIGNER_KV_CACHE_BYTES,
@@ -180,7 +180,7 @@ class Qwen3ASR:
             word_timestamps=word_timestamps,
         )
         Steps(begin(np.zeros(SAMPLE_RATE, np.float32)))  # silence: only a wrong wish raises
-        pipeline = Pipeline(
+        pipeline = Batcher(
             [audio] if is_one(audio) else audio,
             self._engine,
             load=Loader(audio_track=audio_track),
@@ -266,7 +266,7 @@ class _Engines:
 
     def __init__(self, llm: Any, aligner: ForcedAligner | None) -> None:
         self._llm, self._aligner = llm, aligner
-        self.num_seats: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self.capacity: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._slot_ids = slot_ids(llm.get_tokenizer())
         self._waiting: dict[str, tuple[Answer, Callable[[EngineOutput], None]]] = {}
         self._to_align: dict[str, tuple[AlignmentRequest, Callable[[AlignmentOutput], None]]] = {}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_asr_vllm.batching import Pipeline
+from qwen3_asr_vllm.batching import Batcher
 from qwen3_asr_vllm.transcription import EngineOutput, transcribe
 
 RATE = 16_000
@@ -24,8 +24,8 @@ RATE = 16_000
 class CountingEngine:
     """Says how long each clip is, one clip a step, the ones that were queued first."""
 
-    def __init__(self, *, num_seats=4):
-        self.num_seats = num_seats
+    def __init__(self, *, capacity=4):
+        self.capacity = capacity
         self.queue = deque()
         self.heard = []  # seconds of each clip, in order
         self.most = 0  # requests held at once
@@ -60,7 +60,7 @@ def load(source, *, on_warning):
 
 def run(sources, engine, *, max_clip_s=60.0, **options):
     begin = partial(transcribe, max_clip_s=max_clip_s)
-    return Pipeline(sources, engine, load=load, begin=begin, **options).results()
+    return Batcher(sources, engine, load=load, begin=begin, **options).results()
 
 
 def outcome(result):
@@ -82,7 +82,7 @@ def test_every_source_has_one_result_and_its_own(sources, in_order):
 
 def run_slowly(sources, engine, **options):
     """As ``run``; but before each step of the engine, all that may be read and loaded is."""
-    pipeline = Pipeline(sources, engine, load=load, begin=transcribe, **options)
+    pipeline = Batcher(sources, engine, load=load, begin=transcribe, **options)
     step = engine.step
 
     def step_after_loading():
@@ -97,7 +97,7 @@ def run_slowly(sources, engine, **options):
 
 def test_the_longest_of_what_is_loaded_goes_first():
     sources = [3, 1, 2, 5, 4, 2.5]
-    engine = CountingEngine(num_seats=1)
+    engine = CountingEngine(capacity=1)
     list(run_slowly(sources, engine, num_workers=len(sources)))
     sent_at_once = engine.heard[:2]  # what was loaded first did not wait for the others
     rest = [seconds for seconds in sources if seconds not in sent_at_once]
@@ -105,13 +105,13 @@ def test_the_longest_of_what_is_loaded_goes_first():
 
 
 def test_the_engine_is_full_and_no_more_than_queued_a_little():
-    engine = CountingEngine(num_seats=8)
+    engine = CountingEngine(capacity=8)
     list(run_slowly([1] * 100, engine, num_workers=8))
     assert 8 <= engine.most <= 14
 
 
 def test_clips_of_a_long_recording_come_back_in_their_order():
-    (result,) = run([10], CountingEngine(num_seats=2), max_clip_s=3)
+    (result,) = run([10], CountingEngine(capacity=2), max_clip_s=3)
     starts = [segment.start for segment in result.transcript.segments]
     assert starts == sorted(starts) and len(starts) >= 4
 
@@ -220,7 +220,7 @@ class FullnessEngine(CountingEngine):
 
 def test_an_engine_waits_a_moment_for_what_fills_its_seats(monkeypatch):
     monkeypatch.setattr("qwen3_asr_vllm.batching.QUICK_S", 60)  # this machine may be slow
-    engine = FullnessEngine(num_seats=16)
+    engine = FullnessEngine(capacity=16)
     list(run([1.0] * 40, engine, num_workers=2))
     assert engine.had[0] >= 16
 
@@ -235,7 +235,7 @@ def test_an_engine_waits_for_a_slow_source_once():
         is_heard.wait()
         yield 3.0
 
-    engine = FullnessEngine(num_seats=16)
+    engine = FullnessEngine(capacity=16)
     for result in run(sources(), engine, in_order=False):
         if result.source == 1.0:
             is_heard.set()
