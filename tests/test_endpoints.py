@@ -416,6 +416,31 @@ def test_what_is_ignored_is_named(post):
     assert response.headers["X-Ignored-Params"] == "vad_filter, x??"
 
 
+def read_by_ai_sdk(body):
+    """As @ai-sdk/openai 3 and 4 read a language: a code, or a name in small letters."""
+    code_by_name = {name.lower(): code for code, name in LANGUAGES.items() if len(code) == 2}
+    named = code_by_name.get(body["language"])
+    return body["language"] if re.fullmatch("[a-z]{2}", body["language"]) else named
+
+
+@pytest.mark.parametrize(("name", "language"), [("json", "de"), ("verbose_json", "german")])
+def test_a_language_is_spelled_as_clients_read_it(serve, name, language):
+    body = serve(Engine("language German<asr_text>Guten Tag."))(response_format=name).json()
+    assert body["language"] == language and read_by_ai_sdk(body) == "de"
+    assert body["languages"] == [{"code": "de"}]
+    kind = Transcription if name == "json" else TranscriptionVerbose
+    assert kind.model_validate(body, strict=True).text == "Guten Tag."
+
+
+def test_fields_of_the_query_string_are_honoured(post):
+    response = post.client.post(f"{ROUTE}?response_format=SRT&language=en", files={"file": SECOND})
+    assert response.text.startswith("1\n00:00:0") and "-->" in response.text
+    response = post.client.post(
+        f"{ROUTE}?language=de&api-version=1", files={"file": SECOND}, data={"language": "en"}
+    )
+    assert "'de' and 'en'; send it once" in error(response, 400)["message"]
+
+
 def test_many_ignored_names_fit_a_header(post):
     response = post(**{f"field_{number}".ljust(150, "_"): "x" for number in range(60)})
     header = response.headers["X-Ignored-Params"]
