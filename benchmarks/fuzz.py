@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import base64
 import gc
+import gzip
 import http.client
 import io
 import json
@@ -613,6 +614,17 @@ def short_wav() -> bytes:
     return _written("WAV", "PCM_16", tone(0.2, 16_000), 16_000)
 
 
+def _field(boundary: str, name: str, value: bytes) -> bytes:
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
+    return head.encode() + value + b"\r\n"
+
+
+@cache
+def _bomb() -> bytes:
+    """64 MiB in 64 KiB."""
+    return gzip.compress(bytes(64 << 20))
+
+
 def _broken_body(
     rng: np.random.Generator, headers: dict[str, str], body: bytes
 ) -> tuple[str, dict[str, str], bytes]:
@@ -628,6 +640,25 @@ def _broken_body(
         ("other boundary", {"Content-Type": "multipart/form-data; boundary=other"}, body),
         ("long boundary", {"Content-Type": kind + "x" * 300}, body),
         ("odd charset", {"Content-Type": kind + "; charset=no-such"}, body),
+        (
+            "slow charset",
+            {"Content-Type": kind + "; charset=punycode"},
+            _field(boundary, "x-" + "a" * 1_000_000, b"") + body,
+        ),
+        ("large field", {}, _field(boundary, "prompt", b"a" * 1_000_000) + body),
+        (
+            "many fields",
+            {},
+            b"".join(_field(boundary, f"x{n}", b"1") for n in range(300)) + body,
+        ),
+        ("gzip", {"Content-Encoding": "gzip"}, gzip.compress(body)),
+        ("gzip bomb", {"Content-Encoding": "gzip"}, _bomb()),
+        ("recording alone", {"Content-Type": "audio/wav"}, short_wav()),
+        (
+            "base64",
+            {"Content-Type": "application/json"},
+            json.dumps({"file": base64.b64encode(short_wav()).decode()}).encode(),
+        ),
         (
             "urlencoded",
             {"Content-Type": "application/x-www-form-urlencoded"},

@@ -158,6 +158,8 @@ def test_text_that_is_not_utf8_is_refused(send):
     assert "byte 0xeb" in error(send(*form(FILE), query="?prompt=%eb"), 400)["message"]
     surrogate = json.dumps({"prompt": "\ud800", "file": "UklGRg=="})
     assert error(send(surrogate, "application/json"), 400)["param"] == "prompt"
+    name = json.dumps({"\ud800": "a" * 99_999})
+    assert "printable" in error(send(name, "application/json"), 400)["message"]
 
 
 # --- bounds ----------------------------------------------------------------------------------
@@ -170,6 +172,14 @@ def test_a_few_dozen_fields_are_the_most(send):
     keywords = [part("keywords[]", b"Ada")] * 500
     assert len(read(send(*form(*keywords, FILE)))["keywords[]"]) == 500
     assert "1000 fields" in error(send(*form(*keywords, *keywords, FILE)), 413)["message"]
+
+
+def test_a_boundary_inside_of_parts_is_bounded(send):
+    """Each takes the parser longer than the bytes that it is made of."""
+    body = form(part("file", b"\r\n--bx" * 100_000))
+    start = time.process_time()
+    assert "1004 times" in error(send(*body), 413)["message"]
+    assert time.process_time() - start < 2
 
 
 def test_files_are_few(send):
@@ -254,7 +264,7 @@ def test_json_ends_at_its_limit(client, admission):
     pieces = iter([b'{"file": "'] + [b"A" * (1 << 20)] * 60)
     admission.max_bytes = 1 << 30
     assert asyncio.run(asgi(client.app, "/read", pieces, "application/json")) == 413
-    assert len(list(pieces)) == 12
+    assert len(list(pieces)) == 24
 
 
 # --- one budget of bytes ---------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from python_multipart.exceptions import FormParserError
@@ -21,18 +22,27 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from .errors import ApiError, shown
-from .fields import FILE_NAMES, MAX_CONTENT_TYPE, Fields, check_charset
+from .fields import (
+    FILE_NAMES,
+    MAX_CONTENT_TYPE,
+    MAX_FILES,
+    MAX_VALUES,
+    Fields,
+    check_charset,
+)
 
 MAX_BOUNDARY = 256  # bytes; RFC 2046 has 70
 MAX_PART_HEADERS = 8 << 10  # bytes
-MAX_JSON_MB = 48  # MiB: 36 MiB of audio in base64
+MAX_JSON_MB = 36  # MiB: 27 MiB of audio in base64
 MAX_JSON_VALUES = 4096
+BASE64_STEP = 1 << 20  # characters that are decoded at a time; a multiple of 4
 
 WAYS = (
     "Send multipart/form-data with the recording in the field file, as curl does with "
     "-F file=@talk.mp3, or JSON with it in base64, or the recording itself with its own "
     "Content-Type, such as audio/mpeg."
 )
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _OTHER_RAW = (b"application/octet-stream", b"application/ogg", b"application/mp4")
 
 
@@ -100,12 +110,16 @@ class Multipart:
             },
         )
         self._has_ended = False
-        self._num_bytes = self._num_parts = 0
+        self._num_bytes = self._num_parts = self._num_boundaries = 0
         self._clear()
         self._files: list[UploadFile] = []
         self._unwritten: list[tuple[UploadFile, bytes]] = []
 
     async def write(self, data: bytes) -> None:
+        self._num_boundaries += data.count(b"\r\n--" + self._boundary)
+        if self._num_boundaries > MAX_VALUES + MAX_FILES:  # each takes the parser some time
+            message = f"its boundary stands in the form more than {MAX_VALUES + MAX_FILES} times."
+            raise ApiError(413, message)
         try:
             self._parser.write(data)
         except FormParserError as error:
@@ -247,23 +261,23 @@ class Json:
         if value.startswith("data:"):
             head, _, value = value.partition(",")
             kind = head.removeprefix("data:").removesuffix(";base64")
-        try:
-            audio = decode_base64(value)
-        except ValueError as error:
-            message = f"{name} holds {shown(value)}, which is {error}. {WAYS}"
-            raise ApiError(400, message, param="file") from error
         file = self._fields.add_file("file" if name == "input_audio" else name, None, kind)
-        file.file.write(audio)
+        try:
+            file.size = sum(map(file.file.write, decode_base64(value)))
+        except ValueError as error:
+            message = f"{name} holds {shown(value)}, which is not base64. {WAYS}"
+            raise ApiError(400, message, param="file") from error
         file.file.seek(0)
-        file.size = len(audio)
 
 
-def decode_base64(text: str) -> bytes:
-    """Bytes of base64, also url-safe, unpadded or with line breaks. Raises ValueError."""
-    for old, new in ("\r", ""), ("\n", ""), (" ", ""), ("-", "+"), ("_", "/"):
-        text = text.replace(old, new)
-    text = text.rstrip("=")
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except ValueError as error:
-        raise ValueError("not base64") from error
+def decode_base64(text: str) -> Iterator[bytes]:
+    """Bytes of base64, which may be url-safe, unpadded, or broken into lines. Raises ValueError.
+
+    They come in pieces, between which other threads run.
+    """
+    data = text.encode("ascii").translate(_URL_SAFE, b" \t\r\n").rstrip(b"=")
+    if b"=" in data:
+        raise ValueError("there is padding inside of it")
+    for start in range(0, len(data), BASE64_STEP):
+        piece = data[start : start + BASE64_STEP]
+        yield base64.b64decode(piece + b"=" * (-len(piece) % 4), validate=True)

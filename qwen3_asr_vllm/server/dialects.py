@@ -9,8 +9,6 @@ into events; each method returns the events to send.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..formats import logprobs
 from ..geometry import SAMPLE_RATE
 from ..languages import language_code
+from .bodies import decode_base64
 from .session_config import Config, EventError
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ Events: TypeAlias = list[dict[str, Any]]
 
 _BETA_HEADER, _BETA_PROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NO_BINARY = (
     " It came in a binary frame: send events as JSON in text frames, and audio as base64 in "
     "input_audio_buffer.append."
@@ -68,9 +66,8 @@ def read_audio(audio: Any) -> bytes:
     try:
         if not isinstance(audio, str):
             raise ValueError("it is no string")
-        data = audio.encode("ascii").translate(_URL_SAFE, b" \t\r\n").rstrip(b"=")
-        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return b"".join(decode_base64(audio))
+    except ValueError as error:
         message = f"audio must be base64: {error}."
         raise EventError(message, code="invalid_audio", param="audio") from error
 

@@ -42,6 +42,7 @@ class Fields:
 
     def add(self, name: str, text: bytes, charset: str = "") -> None:
         """Add a text. Raises ApiError where it is too large or not UTF-8."""
+        self._check_name(name)
         self.check_size(name, len(text))
         self._num_text_bytes += len(text)
         if self._num_text_bytes > max(self.max_field_bytes, MAX_TEXT_BYTES):
@@ -63,6 +64,7 @@ class Fields:
 
     def add_file(self, name: str, filename: str | None, content_type: str) -> UploadFile:
         """Add an empty file, to be written to. Any name of a recording becomes ``file``."""
+        self._check_name(name)
         self._num_files += 1
         if self._num_files > MAX_FILES:
             raise ApiError(413, f"more than {MAX_FILES} files were sent; send one recording.")
@@ -83,14 +85,16 @@ class Fields:
     def form(self) -> FormData:
         return FormData(self._items)
 
-    def _append(self, name: str, value: str | UploadFile) -> None:
-        self._items.append((name, value))
-        self._names.add(name.partition("[")[0])
+    def _check_name(self, name: str) -> None:
         if len(name) > MAX_NAME or not name.isprintable():
             limit = f"names are at most {MAX_NAME} characters, all of them printable"
             raise ApiError(400, f"a field is named {shown(name)}; {limit}.")
+        self._names.add(name.partition("[")[0])
         if len(self._names) > MAX_NAMES:
             raise ApiError(413, f"the request has more than {MAX_NAMES} different fields.")
+
+    def _append(self, name: str, value: str | UploadFile) -> None:
+        self._items.append((name, value))
         if len(self._items) > MAX_VALUES:
             raise ApiError(413, f"the request has more than {MAX_VALUES} fields.")
 
