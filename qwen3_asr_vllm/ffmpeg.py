@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import chain, pairwise
 from typing import Any, BinaryIO, NamedTuple
 
@@ -37,6 +38,18 @@ _OVERHEAD = 4_096  # bytes between two packets of a Matroska file; where there a
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 
 
+@cache
+def audio_decoders() -> str:
+    """The names of FFmpeg's audio decoders, between commas."""
+    av = require("av", "decode what libsndfile cannot read")
+    names = []
+    for name in sorted(av.codecs_available):
+        with suppress(av.codec.codec.UnknownCodecError):  # one that only encodes
+            if av.Codec(name, "r").type == "audio":
+                names.append(name)
+    return ",".join(names)
+
+
 @contextmanager
 def open_track(
     file: BinaryIO, *, number: int | None = None, container: str | None = None
@@ -51,12 +64,13 @@ def open_track(
     try:
         # The whitelist: a playlist (ffconcat, SDP) that someone uploads must not make FFmpeg open
         # files of this machine or sockets. The tags of old files are often not UTF-8.
+        # Only audio is decoded: FFmpeg would decode covers to find their size, 128 MB for each PNG.
         # The mode: without one, PyAV takes that of the file, and would write to a temporary one.
         opened = av.open(
             file,
             "r",
             container,
-            options={"protocol_whitelist": "none"},
+            options={"protocol_whitelist": "none", "codec_whitelist": audio_decoders()},
             metadata_errors="replace",
         )
     except av.FFmpegError as error:

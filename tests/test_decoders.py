@@ -77,6 +77,15 @@ def test_hostile_files_cost_little():
         assert row["samples"] or is_refused or row["exit code"] == -signal.SIGXCPU
 
 
+def test_covers_are_never_decoded():
+    """Not without limits either, as offline: eight of 128 MB each."""
+    kinds = ["covers m4a", "covers aac", "covers mkv"]
+    command = [sys.executable, hostile.__file__, "--unlimited", *kinds]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for row in json.loads(output.splitlines()[-1])["rows"]:
+        assert row["samples"] > 9_000 and row["MiB"] < 32
+
+
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [("fragments m4a", "60 MiB of memory"), ("tags caf", "1 s of CPU time")],

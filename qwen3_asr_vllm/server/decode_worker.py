@@ -32,6 +32,7 @@ from typing import Any
 from ..audio import load_audio, load_channels
 from ..blocks import ChannelError
 from ..containers import RawAudio
+from ..ffmpeg import audio_decoders
 from ..geometry import SAMPLE_RATE
 from ..processes import kill_with_parent
 
@@ -39,6 +40,7 @@ LOADERS: dict[str, Callable[..., Any]] = {
     load.__name__: load for load in (load_audio, load_channels)
 }
 ERRORS = {error.__name__: error for error in (ChannelError, ValueError, ImportError)}
+OUT_OF_MEMORY = os.strerror(errno.ENOMEM)  # in errors of FFmpeg's
 MAX_PACKET = 1 << 16  # bytes
 MAX_TEXT = 8_000  # characters of a warning or an error
 READ_BYTES_PER_S = 64 << 20  # of a file, in a second of CPU time
@@ -79,6 +81,8 @@ def main() -> None:
     for package in ("soundfile", "soxr", "av"):
         with suppress(ImportError, OSError):  # the loader reports it to who needs it
             import_module(package)
+    with suppress(ImportError):
+        audio_decoders()
     gc.freeze()  # children share these objects
     Template(socket.socket(fileno=int(sys.argv[1]))).run()
 
@@ -230,7 +234,7 @@ def _address_space() -> int:
 def _is_out_of_memory(error: BaseException | None) -> bool:
     """Whether a failed allocation is the cause of ``error``."""
     while error is not None:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
