@@ -2,6 +2,7 @@
 """What does a 30 s upload cost before the engine sees it, and does decoding leave the GIL?
 
     python benchmarks/decode.py
+    python benchmarks/decode.py --uploads   the third table only
 
 First table: CPU time of decoding and resampling an uploaded file (``load_audio``: ours against
 vLLM's own, as each transcription route calls it), alone and followed by the multi-modal processor
@@ -12,6 +13,10 @@ Second table: wall time to decode the same files with 1, 2 and more threads and 
 processes. A speed-up near that of the processes says that the decoder releases the GIL; one near
 1 says that only a pool of processes would use more cores. On a busy machine read the processes'
 speed-up as what the machine had to give.
+
+Third table: uploads a second through ``load_posted`` as a server calls it, with decoders in its
+threads (``audio.py``, as it was) and in processes of their own (``decoders.py``), 1 and 8 at a
+time, and the CPU time of one. The sides take turns; each number is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -20,10 +25,14 @@ import argparse
 import io
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import product
 from multiprocessing import get_context
+from tempfile import SpooledTemporaryFile
 
 import numpy as np
+import psutil
 from common import SIDES, Side, both_sides, clip, cpu_seconds, print_result, print_table, spread
 from processor import apply
 
@@ -93,7 +102,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--files", type=int, default=16, help="decoded by each pool; 0: none")
+    parser.add_argument("--uploads", action="store_true")
     args = parser.parse_args()
+    if args.uploads:
+        rows = upload_rows(args.rounds, args.files)
+        print_table(rows)
+        print_result("uploads", rows)
+        return
     costs: list[dict] = []
     walls: list[dict] = []
     with both_sides() as sides:
@@ -112,7 +127,10 @@ def main() -> None:
             walls = wall_rows(sides, args.files)
     print()
     print_table(walls)
-    print_result("decode", costs, parallel=walls)
+    uploads = upload_rows(args.rounds, args.files)
+    print()
+    print_table(uploads)
+    print_result("decode", costs, parallel=walls, uploads=uploads)
 
 
 def cost_row(
@@ -165,6 +183,76 @@ def process_row(pools: dict[int, ProcessPoolExecutor], data: bytes, name: str, f
 
 def with_speedup(rates: dict[str, float]) -> dict[str, float]:
     return rates | {"2 over 1": rates["2 files/s"] / rates["1 files/s"]}
+
+
+def upload_rows(rounds: int, files: int) -> list[dict]:
+    """Uploads a second of 30 s files, by threads and by decoder processes."""
+    from qwen3_asr_vllm.audio import load_audio
+    from qwen3_asr_vllm.server.decoders import Decoders
+
+    loaders = {"threads": load_audio, "processes": Decoders().load_audio}
+    names = ("wav 16k mono", "flac 16k mono", "mp3 16k mono", "m4a 48k mono")
+    rows = []
+    for name in names:
+        data = m4a() if name.startswith("m4a") else encoded(name)
+        found: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for at_once, (side, load) in product((1, 8), loaders.items()):
+                before_s = cpu_s_of_all()
+                rate = upload_rate(load, data, files, at_once)
+                found.setdefault(f"{side}, {at_once} at once: 1/s", []).append(rate)
+                if at_once == 1:
+                    cpu_ms = (cpu_s_of_all() - before_s) / files * 1e3
+                    found.setdefault(f"{side}: CPU ms", []).append(cpu_ms)
+        rows.append({"file": name} | {key: statistics.median(v) for key, v in found.items()})
+    return rows
+
+
+def cpu_s_of_all() -> float:
+    """CPU time of this process and of what it has started, once children have ended."""
+    time.sleep(0.1)
+    process = psutil.Process()
+    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+    return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+
+
+def upload_rate(load: Callable[..., np.ndarray], data: bytes, files: int, at_once: int) -> float:
+    """Uploads a second, each a file as Starlette keeps it."""
+    from starlette.datastructures import UploadFile
+
+    from qwen3_asr_vllm.server.admission import Admission
+    from qwen3_asr_vllm.server.uploads import load_posted
+
+    admission = Admission()
+
+    def post(_: int) -> None:
+        file = SpooledTemporaryFile(max_size=1 << 20)
+        file.write(data)
+        with admission.place() as place:
+            upload = UploadFile(file)
+            load_posted(upload, place, longest_s=60.0, load=load, on_warning=print)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        start = time.perf_counter()
+        for _ in pool.map(post, range(files)):
+            pass
+        return files / (time.perf_counter() - start)
+
+
+def m4a() -> bytes:
+    """The same noise as AAC."""
+    import av
+    import soundfile
+
+    samples = soundfile.read(io.BytesIO(encoded("opus 48k mono")), dtype="float32")[0]
+    file = io.BytesIO()
+    with av.open(file, "w", format="ipod") as output:
+        stream = output.add_stream("aac", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+        frame.sample_rate = 48_000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
 
 
 if __name__ == "__main__":
