@@ -315,6 +315,36 @@ def run(stream, samples, sizes, engine):
     return updates
 
 
+def test_other_options_decode_the_text_again_without_new_audio():
+    stream = stream_of(step_s=1)
+    stream.push(speech()[: 2 * SAMPLE_RATE + 40])
+    request = stream.request()
+    with pytest.raises(RuntimeError, match="accept"):
+        stream.configure(language="de")
+    stream.accept("language English<asr_text>Hello there")
+    assert stream.request() is None
+    stream.configure(language="de", step_s=1)
+    stream.finish()
+    request = stream.request()
+    assert request.prompt.endswith("language German<asr_text>")
+    stream.accept("Hallo.")
+    assert (stream.text, stream.languages, stream.is_done) == ("Hallo.", ["German"], True)
+
+
+def test_an_output_in_no_candidate_language_is_decoded_in_the_likeliest():
+    stream = stream_of(step_s=1, languages=["de", "fr"])
+    stream.push(speech()[: 2 * SAMPLE_RATE])
+    stream.finish()
+    request = stream.request()
+    assert request.decoding.slot_names == ("None", "German", "French")
+    stream.accept("language English<asr_text>Hi.", slot={"German": -3.0, "French": -2.0})
+    request = stream.request()
+    assert request.prompt.endswith("language French<asr_text>")
+    assert request.decoding.slot_names == ()
+    stream.accept("Salut.")
+    assert (stream.text, stream.languages) == ("Salut.", ["French"])
+
+
 def repeated(sizes):
     while True:
         yield from sizes
