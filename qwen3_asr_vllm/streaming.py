@@ -451,11 +451,14 @@ class Stream:
     def _emit(self, delta: str) -> None:
         if delta:
             starts_clip = self._draft.text == delta
-            delta = (separator(self.text, delta) if starts_clip else "") + delta
+            seam = separator(self.text, delta) if starts_clip else ""
+            delta = seam + delta
             self.text += delta
             self._unread += delta
             if self._wants_logprobs:
                 tokens = self._draft.new_tokens()
+                if tokens:  # joined, they are the text
+                    tokens[0] = replace(tokens[0], text=seam + tokens[0].text)
                 self.tokens += tokens
                 self._unread_tokens += tokens
 

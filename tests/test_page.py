@@ -237,7 +237,7 @@ NOTE_PROTOCOLS = """
 @pytest.mark.vllm
 def test_live_sends_the_key_as_a_subprotocol(visit):
     page = visit()
-    page.evaluate(NOTE_PROTOCOLS)
+    page.evaluate(f"() => {{ {NOTE_PROTOCOLS} }}")
     page.evaluate("document.getElementById('key-field').hidden = false")
     page.get_by_label("API key").fill("a/b=")
     page.get_by_role("button", name="Live").click()

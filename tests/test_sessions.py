@@ -517,7 +517,7 @@ def test_logprobs_of_deltas_join_to_those_of_the_transcript(language):
         done = session.update(include=[LOGPROBS], audio={"input": MANUAL})
         assert done["session"]["include"] == [LOGPROBS]
         session.configure(transcription={"language": language})
-        end = heard(session, 9)
+        end = heard(session, 15)  # two clips
         deltas = [event for event in session.events if event["type"] == DELTA]
         assert len(deltas) > 1
         assert sum((event["logprobs"] for event in deltas), []) == end["logprobs"]
