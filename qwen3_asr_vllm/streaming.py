@@ -247,9 +247,9 @@ class Stream:
                 f"step_s, clip_s, max_clip_s are {step_s:g}, {clip_s:g}, {max_clip_s:g}; they must "
                 f"rise from at least {MIN_STEP_S:g} to at most {MAX_CLIP_S} s."
             )
-        self._set_options(language, languages, context, wants_logprobs, step_s)
-        self._soft_end, self._hard_end = (
-            round(seconds * SAMPLE_RATE) for seconds in (clip_s, max_clip_s)
+        self._set_options(language, languages, context, wants_logprobs)
+        self._step, self._soft_end, self._hard_end = (
+            round(seconds * SAMPLE_RATE) for seconds in (step_s, clip_s, max_clip_s)
         )
         self._new_draft = lambda: Draft(tokenizer, self._language)
         self._new_clip = lambda samples: GrowingClip(samples, geometry, loudest)
@@ -281,7 +281,8 @@ class Stream:
         if self._is_running:
             raise RuntimeError("a request runs; pass its output to accept() before configure().")
         before = (self._language, self._candidates, self._context)
-        self._set_options(language, languages, context, wants_logprobs, step_s)
+        self._set_options(language, languages, context, wants_logprobs)
+        self._step = round(step_s * SAMPLE_RATE)
         if before != (self._language, self._candidates, self._context):
             self._restart(self._language)
 
@@ -363,12 +364,7 @@ class Stream:
     # --- clips ----------------------------------------------------------------------------------
 
     def _set_options(
-        self,
-        language: str | None,
-        languages: Sequence[str],
-        context: str,
-        wants_logprobs: bool,
-        step_s: float,
+        self, language: str | None, languages: Sequence[str], context: str, wants_logprobs: bool
     ) -> None:
         names = dict.fromkeys(filter(None, map(resolve_language, languages)))
         forced = resolve_language(language) or (next(iter(names)) if len(names) == 1 else None)
@@ -376,7 +372,6 @@ class Stream:
         self._candidates = () if forced else tuple(names)
         self._context = context
         self._wants_logprobs = wants_logprobs
-        self._step = round(step_s * SAMPLE_RATE)
 
     def _restart(self, language: str | None) -> None:
         """Decode the clip again in a language, after its final text."""
