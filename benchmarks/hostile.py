@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -473,7 +474,7 @@ class Cost:
     waveform: np.ndarray  # (samples,) float32; empty where there is none
     exit_code: int  # or minus the signal that ended the process
     cpu_s: float
-    peak_bytes: int  # of resident memory
+    peak_bytes: int  # of resident memory, without what the process inherited
 
 
 def decode(data: bytes, *, limits: Limits | None = None, **options: Any) -> Cost:
@@ -487,6 +488,7 @@ def decode(data: bytes, *, limits: Limits | None = None, **options: Any) -> Cost
     file, output, parent = os.memfd_create("file"), os.memfd_create("waveform"), os.getpid()
     os.write(file, data)
     os.lseek(file, 0, os.SEEK_SET)
+    inherited_bytes = _anonymous_bytes()  # the file, too
     if (child := os.fork()) == 0:
         ours.close()
         run_child(parent, theirs, file, output, job)
@@ -499,7 +501,13 @@ def decode(data: bytes, *, limits: Limits | None = None, **options: Any) -> Cost
         waveform = np.frombuffer(memory.read(), np.float32)
     os.close(file)
     cpu_s, exit_code = usage.ru_utime + usage.ru_stime, os.waitstatus_to_exitcode(status)
-    return Cost(error, waveform, exit_code, cpu_s, usage.ru_maxrss << 10)
+    peak_bytes = (usage.ru_maxrss << 10) - inherited_bytes
+    return Cost(error, waveform, exit_code, cpu_s, peak_bytes)
+
+
+def _anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) << 10
 
 
 def _error(child: socket.socket) -> str:
