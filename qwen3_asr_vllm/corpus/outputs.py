@@ -108,10 +108,11 @@ class OutputFolder:
     def check(self, recording: Recording) -> None:
         """Raise ValueError where its files could not be written, as far as that shows."""
         for path in self.paths(recording).values():
-            if long := [part for part in path.parts if len(os.fsencode(part)) > MAX_NAME_BYTES]:
+            longest = max(os.fsencode(path).split(b"/"), key=len)
+            if len(longest) > MAX_NAME_BYTES:
                 raise ValueError(
-                    f"{recording}: {long[0][:40]}... is too long for the name of a file: "
-                    f"{len(os.fsencode(long[0]))} bytes of at most {MAX_NAME_BYTES}"
+                    f"{recording}: {os.fsdecode(longest[:40])}... is too long for the name of a "
+                    f"file: {len(longest)} bytes of at most {MAX_NAME_BYTES}"
                 )
             problem = f"{path} is a folder" if os.path.isdir(path) else self._problem(path.parent)
             if problem:
@@ -308,7 +309,8 @@ class OutputManifest:
 
     def check(self, recording: Recording) -> None:
         """Raise ValueError for a name that is not UTF-8."""
-        output_line(recording, Transcript("", 0.0))
+        if not recording.source.isascii():
+            output_line(recording, Transcript("", 0.0))
 
     def is_done(self, recording: Recording) -> bool:
         return any(key in self._done for key in recording.keys)
