@@ -248,6 +248,6 @@ def test_what_a_loader_warns_of_is_in_the_transcript():
         return tone(source)
 
     engine = CountingEngine()
-    results = Pipeline([1.0, 2.0], engine, load=load, begin=transcribe).results()
+    results = Batcher([1.0, 2.0], engine, load=load, begin=transcribe).results()
     warnings = [result.transcript.warnings[0] for result in results]
     assert warnings == ["1.0 s are missing.", "2.0 s are missing."]
