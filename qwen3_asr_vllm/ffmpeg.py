@@ -26,6 +26,7 @@ from .views import read_at, size_of
 _MATROSKA = "matroska,webm"
 _TS = "mpegts"
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_OGG = "ogg"
 MAX_READ_ERRORS = 100  # of a file, that its demuxer may go on after
 _MOST_CHUNKS = 64  # of a wav file that are looked at
 _CUT_S = 0.25  # of sound that a container states and does not have
@@ -116,6 +117,7 @@ class Track:
         self._opened, self._av = opened, av
         self._stream = opened.streams.audio[number - 1]
         self._container = opened.format.name
+        self.size = opened.size  # bytes of the file
         for other in opened.streams:
             if other is not self._stream and self._container != _MATROSKA:
                 other.discard = type(other.discard).all
@@ -127,6 +129,7 @@ class Track:
         self.end_s = self._stated_end_s()
         jitter_s = _JITTER_S.get(self._container, JITTER_S)
         self._timeline = Timeline(jitter_s=jitter_s, end_s=self._longest_s())
+        self._packets_end_s = 0.0  # the end of the latest packet; Ogg states it for each page
         self._first_rate = 0  # of a frame
         self._has_lost = False  # a packet since the last frame, as was noted
         self._has_skipped = False  # bytes since the last frame
@@ -136,11 +139,24 @@ class Track:
         """Blocks of about a second. Raises Unreadable where no packet can be decoded."""
         yield from _batched(self._placed())
         missing_s = (self.end_s or 0.0) - self._timeline.time_s
-        if missing_s > _CUT_S:
+        lost_s = self._last_page_s() - self._timeline.time_s
+        if lost_s > JITTER_S:
+            self.losses.others.append(
+                f"about {lost_s:.1f} s before {clock(self._timeline.position_s)} could not be "
+                "read: pages of the file are damaged or missing. Later times are early by as much."
+            )
+        elif missing_s > _CUT_S:
             self.losses.others.append(
                 f"the sound ends at {clock(self._timeline.position_s)}, {missing_s:.1f} s before "
                 "the end that the file states: it may be cut off."
             )
+
+    def _last_page_s(self) -> float:
+        """Where the last page of an Ogg file ends, seconds from its start; 0 of other files."""
+        if self._container != _OGG or len(self._opened.streams) > 1:
+            return 0.0
+        stated_s = float((self._opened.duration or 0) / self._av.time_base)
+        return max(self._packets_end_s, stated_s)
 
     def _longest_s(self) -> float | None:
         """Where the longest track ends, if the container states it; seconds from its start."""
@@ -179,6 +195,9 @@ class Track:
         error: Exception | None = None
         num_frames = 0
         for packet in self._packets():
+            if packet.pts is not None:
+                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                self._packets_end_s = max(self._packets_end_s, end_s - self._start_s)
             try:
                 decoded = packet.decode()
             except self._av.FFmpegError as failure:
@@ -273,6 +292,7 @@ def _check_riff(file: BinaryIO) -> None:
         return
     for _ in range(_MOST_CHUNKS):
         name, size = read_at(file, place, 4), int.from_bytes(file.read(4), "little")
-        if name == b"LIST" and place + size > end:
+        is_sound = read_at(file, place + 8, 4) == b"movi"  # of an avi file, which may be cut off
+        if name == b"LIST" and place + size > end and not is_sound:
             raise Unreadable(f"audio is broken: its header states {size} bytes of tags.")
         place += 8 + size + size % 2

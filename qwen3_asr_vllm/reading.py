@@ -26,7 +26,8 @@ from .sndfile import read_raw, read_soundfile
 from .timeline import clock
 from .views import View, read_at, size_of
 
-MAX_TRACKS = 8  # that are read in search of one that is not silent
+MAX_TRACKS = 8  # tracks that are read in search of one that is not silent
+MIN_BYTES_PER_S = 20  # of any audio; a file with fewer states a wrong duration
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Reader:
         return waveform, warnings
 
     def _read_track(self, track: Track) -> np.ndarray:
-        if track.end_s:
+        if track.end_s and track.size / track.end_s > MIN_BYTES_PER_S:  # else a wrong timestamp
             check_duration(track.end_s, self.max_duration_s)
         return self._waveform(track.blocks())
 

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 
 import av
@@ -439,3 +442,49 @@ def test_raw_audio_without_a_description_says_what_it_needs():
         ValueError, match="send it as wav, or with a content type such as audio/L16"
     ):
         load_audio(bytes(range(1, 256)) * 9)
+
+
+def ogg_page(data: bytes, number: int) -> tuple[int, int]:
+    """Where the page of this number begins and ends."""
+    starts = [match.start() for match in re.finditer(b"OggS", data)]
+    return starts[number], starts[number + 1]
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("codec", ["libvorbis", "flac", "libopus"])
+@pytest.mark.parametrize("damage", ["lost", "flipped"])
+def test_a_lost_ogg_page_is_a_warning(codec, damage):
+    """FFmpeg writes pages of a second; those of libsndfile are small."""
+    command = f"ffmpeg -v error -i pipe:0 -c:a {codec} -f ogg pipe:1"
+    wav = encode("wav", tone(4))
+    data = bytearray(subprocess.run(command.split(), input=wav, stdout=-1, check=True).stdout)
+    start, end = ogg_page(data, 3)
+    data[start + 100 : start + 140] = b"" if damage == "lost" else bytes(40)
+    warnings: list[str] = []
+    waveform = load_audio(bytes(data), on_warning=warnings.append)
+    assert 2.5 * RATE < len(waveform) <= 4.1 * RATE
+    assert any("could not be read" in warning for warning in warnings), warnings
+
+
+def test_a_cut_avi_is_read_to_its_end():
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as output:
+        stream = output.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            (32_767 * tone(3)).astype("i2").reshape(1, -1), "s16", "mono"
+        )
+        frame.sample_rate = RATE
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    data = file.getvalue()
+    waveform = load_audio(data[: len(data) * 3 // 4], on_warning=lambda _: None)
+    assert len(waveform) > 1.5 * RATE
+
+
+def test_a_wrong_duration_in_a_header_refuses_nothing():
+    """Two packets, the second of which states that it begins after fourteen hours."""
+    data = remux(encode("webm", tone(3)), "webm", lambda s: 50_000 * (s > 1.5))
+    warnings: list[str] = []
+    waveform = load_audio(data, on_warning=warnings.append)
+    assert len(waveform) == pytest.approx(3 * RATE, abs=0.3 * RATE)
+    assert any("too far ahead" in warning for warning in warnings), warnings
