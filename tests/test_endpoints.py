@@ -1272,6 +1272,20 @@ def test_headers_of_vllm_are_taken(app):
     assert response.status_code == 200 and app.engine.asked[-1][2]["priority"] == -7
 
 
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("file:///etc/passwd", "local_file"),
+        ("http://127.0.0.1:9/a.wav", "unreachable_url"),
+    ],
+)
+def test_media_that_cannot_be_read_is_the_clients_mistake(app, url, code):
+    part = {"type": "audio_url", "audio_url": {"url": url}}
+    chat = {"model": "asr", "messages": [{"role": "user", "content": [part]}]}
+    body = error(app.client.post("/v1/chat/completions", json=chat), 400)
+    assert body["code"] == code and body["type"] == "invalid_request_error"
+
+
 def test_an_aligner_has_no_sessions(serve):
     from starlette.testclient import WebSocketDenialResponse
 

@@ -7,6 +7,7 @@ import asyncio
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+import aiohttp
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -55,6 +56,8 @@ class EndpointPlugin:
         app.add_exception_handler(ApiError, _answer_error)
         app.add_exception_handler(Busy, _answer_busy)
         app.add_exception_handler(HTTPException, _answer_http_error)
+        app.add_exception_handler(aiohttp.ClientError, _answer_unread_media)
+        app.add_exception_handler(RuntimeError, _answer_unread_media)
         bound_heads()
         page.attach(app)
         add_counted_route(app, "/v1/audio/transcriptions", create_transcription)
@@ -133,6 +136,16 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 async def _answer_busy(_: Request, error: Exception) -> Response:
     assert isinstance(error, Busy)
     return busy(error).response()
+
+
+async def _answer_unread_media(_: Request, error: Exception) -> Response:
+    """A URL of a chat that vLLM cannot fetch, or a file that it may not read; else, the error."""
+    if isinstance(error, aiohttp.ClientError):
+        message = f"a URL in the request cannot be fetched: {printable(error)}"
+        return ApiError(400, message, code="unreachable_url").response()
+    if "--allowed-local-media-path" in str(error):
+        return ApiError(400, printable(error), code="local_file").response()
+    raise error
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
