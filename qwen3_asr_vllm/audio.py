@@ -58,7 +58,7 @@ def load_audio(
     start), an array, or a pair of an array and its sampling rate. An array is float in [-1, 1],
     int16 or int32, of shape (samples,), (samples, channels) or (channels, samples): the longer
     axis is time. ``sampling_rate`` is the array's, 16 kHz by default; files state their own.
-    An array that is a waveform already is returned without a copy. ``on_progress`` is told the
+    An array that is a waveform already is returned without a copy. ``on_progress`` takes the
     seconds that are decoded, block by block; what it raises ends the decoding. ``on_warning``
     takes each sentence about what could not be read; without it they are logged. ``audio_track``,
     from 1, chooses one of several in a video. ``raw`` describes a file without a header, and is
@@ -189,7 +189,7 @@ def load_channels(
     """The waveform of each channel of a file that has so many: a speaker each, in a call.
 
     Takes and raises what ``load_audio`` does, and ChannelError for another number of channels.
-    ``on_progress`` is told of all channels together.
+    ``on_progress`` counts all channels together.
     """
     channels: list[np.ndarray] = []
     with _open(source) as file:

@@ -179,9 +179,11 @@ def _end_of_chunks(file: BinaryIO, layout: Layout, start: int, end: int) -> int 
 
 def _next_recording(file: BinaryIO, layout: Layout, start: int, end: int) -> int:
     """Where another recording of this container begins in what looks like sound, or ``end``."""
-    for mark, other in _LAYOUTS.items():
+    for mark in (mark for mark, other in _LAYOUTS.items() if other is layout):
         position = start
-        while other is layout and (position := find(file, mark, position, end)) >= 0:
+        for _ in range(_MAX_CHUNKS):
+            if (position := find(file, mark, position, end)) < 0:
+                break
             if _layout_of(read_at(file, position, 16)):
                 end = position
                 break

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 from .containers import SIGNATURES
 from .views import Patch, find, read_at, skip_zeros
 
+_MAX_SEARCHED = 1 << 22  # bytes of damage; what follows more of it is left to FFmpeg
+_MAX_TAGS = 100
 _HEAD_BYTES = 48  # of a frame: its header, and the Xing header if there is one
 _KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # MPEG 1, layer III
 _KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # MPEG 2 and 2.5
@@ -81,7 +83,10 @@ def find_frames(file: BinaryIO, start: int, end: int) -> Frames | None:
 
 def skip_id3(file: BinaryIO, position: int, end: int) -> int:
     """Where the ID3v2 tags that begin here end, and the zeros after them."""
-    while (head := read_at(file, position, 10)).startswith(b"ID3") and len(head) == 10:
+    for _ in range(_MAX_TAGS):
+        head = read_at(file, position, 10)
+        if len(head) < 10 or not head.startswith(b"ID3"):
+            break
         size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
         position = skip_zeros(file, min(end, position + 10 + size), end)
     return position
@@ -107,6 +112,7 @@ class _Walk:
     def __init__(self, file: BinaryIO, end: int, read: Callable[[bytes], Frame | None]) -> None:
         self._file, self._end, self._read = file, end, read
         self._is_whole = True
+        self._num_searched = 0  # bytes, for frames after damage
         self._num_frames = self._num_samples = 0
         self._xing: tuple[int, int] | None = None  # its position, and the frames that it states
 
@@ -147,13 +153,14 @@ class _Walk:
 
     def _find_frames(self, start: int) -> int:
         """The next position that frames or a tag begin at; the end where there is none."""
-        while start < self._end:
+        while start < self._end and self._num_searched < _MAX_SEARCHED:
             block = read_at(self._file, start, min(1 << 16, self._end - start))
             for match in _MARK.finditer(block):
                 position = start + match.start()
                 if match[0][0] != 0xFF or _is_chain(self._file, position, self._end, self._read):
                     return position
             start += max(len(block) - 16, 1)
+            self._num_searched += len(block)
         return self._end
 
     def _note_xing(self, position: int, head: bytes) -> None:

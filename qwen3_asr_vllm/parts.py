@@ -20,7 +20,8 @@ from .containers import SIGNATURES
 from .mpeg import find_frames, skip_id3
 from .views import Patch, find, read_at, size_of, skip_zeros, trim_zeros
 
-MAX_PARTS = 10_000
+MAX_PARTS = 1_000
+MAX_MARKS = 10_000  # pages that are damaged, boxes, and marks of no recording, in one part
 _EBML = bytes.fromhex("1a45dfa3")
 _SEGMENT = bytes.fromhex("18538067")
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -49,8 +50,11 @@ def find_parts(file: BinaryIO) -> list[Part]:
     parts: list[Part] = []
     start = _next_start(file, 0, size)
     while start < size and not (parts and skip_id3(file, start, size) == size):
-        part = _part(file, start, size) if len(parts) < MAX_PARTS else Part(start, size)
-        parts.append(part)
+        if len(parts) == MAX_PARTS:
+            warning = f"the file has more than {MAX_PARTS:,} recordings; the rest was left out."
+            parts.append(Part(start, size, warning=warning))
+            break
+        parts.append(part := _part(file, start, size))
         start = _next_start(file, max(part.end + part.num_dropped, start + 1), size)
     return parts or [Part(0, size)]
 
@@ -91,7 +95,9 @@ def _next(
 ) -> int:
     """Where the next recording of the same container begins, or ``end``."""
     position = start + 1
-    while (position := find(file, mark, position, end)) >= 0:
+    for _ in range(MAX_MARKS):
+        if (position := find(file, mark, position, end)) < 0:
+            break
         if is_start(file, position):
             return position
         position += 1
@@ -144,20 +150,23 @@ def _ogg_checksum(page: bytes) -> int:
 
 def _ogg_part(file: BinaryIO, start: int, end: int) -> Part:
     """Up to the first page of other streams. Whole where no page is missing or damaged."""
-    position, is_whole, is_begin = start, True, True
+    position, is_whole, is_begin, num_bad = start, True, True, 0
     expected: dict[bytes, int] = {}  # the number of each stream's next page
     while (found := find(file, b"OggS", position, end)) >= 0:
+        if num_bad > MAX_MARKS:
+            return Part(start, end, is_whole=False)
         is_whole = is_whole and skip_zeros(file, position, found) == found
         position = found
         if (page := _read_page(file, position)) is None:
             if find(file, b"OggS", position + 4, end) < 0:
                 num_dropped = end - position
                 return Part(start, position, (), is_whole, is_cut=True, num_dropped=num_dropped)
-            is_whole = False
+            is_whole, num_bad = False, num_bad + 1
             position += 4
             continue
         if page.is_first and not is_begin and page.is_whole:
             return Part(start, position, is_whole=is_whole)
+        num_bad += not page.is_whole
         is_begin = is_begin and page.is_first
         is_next = page.number == expected.get(page.stream, page.number)
         is_whole = is_whole and page.is_whole and is_next
@@ -202,7 +211,9 @@ def _asf_size(file: BinaryIO, start: int, end: int) -> int:
 def _mp4_part(file: BinaryIO, start: int, end: int) -> Part:
     """Up to the next ``ftyp``. An index that is not where the lengths say is looked for."""
     position, data, has_index = start, -1, False
-    while position < end:
+    for _ in range(MAX_MARKS):
+        if position >= end:
+            break
         head = read_at(file, position, 16)
         name, size = head[4:8], _box_size(head, end - position)
         if (name == b"ftyp" and position > start) or head.startswith(bytes(16)):

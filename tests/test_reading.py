@@ -307,8 +307,8 @@ def test_what_starts_late_as_a_whole_is_not_shifted(container):
     assert seconds_of(remux(data, container, lambda t: 3.0)) == pytest.approx(2.0, abs=0.15)
 
 
-def video_with(audio_start_s: float, container: str) -> bytes:
-    """A picture from 0 s on, and a tone of 2 s from ``audio_start_s`` on."""
+def video(audio_start_s: float, container: str, samples: np.ndarray) -> bytes:
+    """A picture from 0 s on, with sound from ``audio_start_s`` on."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         picture = output.add_stream("mpeg4" if container != "flv" else "flv1", rate=5)
@@ -320,7 +320,6 @@ def video_with(audio_start_s: float, container: str) -> bytes:
             frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
             frame.pts = number
             packets += picture.encode(frame)
-        samples = tone(2.0)
         for start in range(0, len(samples) - 1_023, 1_024):
             frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1_024], "fltp", "mono")
             frame.sample_rate, frame.pts = RATE, start + round(audio_start_s * RATE)
@@ -333,7 +332,7 @@ def video_with(audio_start_s: float, container: str) -> bytes:
 
 @pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts", "flv"])
 def test_sound_that_starts_after_the_picture_is_as_late(container):
-    waveform, warnings = load(video_with(3.94, container))
+    waveform, warnings = load(video(3.94, container, tone(2.0)))
     first = np.abs(waveform).argmax() if len(waveform) else 0
     loud = np.flatnonzero(np.abs(waveform) > 0.05)
     assert loud[0] / RATE == pytest.approx(3.94, abs=0.1)
