@@ -17,6 +17,7 @@ from conftest import (
     ALIGNER,
     CHECKPOINT,
     DATA,
+    HOSTILE,
     MOST_ERRORS,
     MOST_TIMING_ERROR_S,
     assert_timed,
@@ -24,11 +25,16 @@ from conftest import (
     error_rate,
     heldout,
     noise,
+    poisoned,
     reference_config,
     reference_model,
 )
+from test_bounds import ENCODINGS
 from test_encoder import CLIPS_S, build_encoder, chunks_of, encode_by_transformers
 from test_encoder_graph import build_model, samples_of, vllm_config
+from test_isolation import assert_unchanged, attack, generate, recordings
+
+from qwen3_asr_vllm.model.bounds import LIMIT
 
 pytestmark = [
     pytest.mark.gpu,
@@ -118,7 +124,20 @@ def test_encoding_never_waits_for_the_device(encoder):
 
 
 @torch.inference_mode()
-def test_replayed_graphs_equal_eager(encoder):
+@pytest.mark.parametrize("encode", ENCODINGS)
+def test_a_hostile_clip_leaves_its_batch_alone(encoder, encode):
+    """Flash attention multiplies what it masks by zero, and zero times NaN is NaN."""
+    clips = [noise(2.3), noise(9.1, seed=1), noise(3, seed=2)]
+    clean = encode(encoder, clips)
+    for value in HOSTILE:
+        before, hostile, after = encode(encoder, [clips[0], poisoned(clips[1], value), clips[2]])
+        assert distance(before, clean[0]) < MOST_ERROR[encoder.dtype]
+        assert distance(after, clean[2]) < MOST_ERROR[encoder.dtype]
+        assert hostile.isfinite().all() and hostile.abs().max() <= LIMIT
+
+
+def capture(encoder: Any) -> tuple[Any, Any]:
+    """The thinker without a decoder, and its graphs."""
     from vllm.distributed.parallel_state import graph_capture
     from vllm.v1.worker.encoder_cudagraph import EncoderCudaGraphManager
 
@@ -128,6 +147,32 @@ def test_replayed_graphs_equal_eager(encoder):
     manager = EncoderCudaGraphManager(vllm_config(), DEVICE, encoder.dtype, model)
     with graph_capture(device=DEVICE):
         manager.capture(graph_pool=torch.cuda.graph_pool_handle())
+    return model, manager
+
+
+@torch.inference_mode()
+def test_graphs_forget_hostile_clips(encoder):
+    """A replay bounds its tokens and leaves nothing behind for the next one."""
+    model, manager = capture(encoder)
+    frames = [300, 100, 420]
+    chunks = samples_of(frames, encoder.geometry).to(DEVICE)
+    batch = {"audio_chunks": chunks, "audio_feature_lengths": torch.tensor(frames)}
+    clean = [tokens.clone() for tokens in manager.execute(batch)]
+    for value in HOSTILE:
+        hostile = chunks.clone()
+        hostile[3, 8_000] = value  # the second clip
+        ours = [tokens.clone() for tokens in manager.execute(batch | {"audio_chunks": hostile})]
+        assert ours[1].isfinite().all() and ours[1].abs().max() <= LIMIT
+        for neighbour in (0, 2):
+            assert distance(ours[neighbour], clean[neighbour]) < MOST_ERROR[encoder.dtype]
+        for again, before in zip(manager.execute(batch), clean, strict=True):
+            assert distance(again, before) < MOST_ERROR[encoder.dtype]
+    assert manager.graph_misses == 0
+
+
+@torch.inference_mode()
+def test_replayed_graphs_equal_eager(encoder):
+    model, manager = capture(encoder)
     for seed, frames in enumerate([[50], [3200], [300, 1, 100, 420, 850], [77] * 20, [99]]):
         chunks = samples_of(frames, encoder.geometry, seed=seed).to(DEVICE)
         batch = {"audio_chunks": chunks, "audio_feature_lengths": torch.tensor(frames)}
@@ -168,7 +213,7 @@ def model(request, monkeypatch) -> Iterator[Any]:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(int(request.param == "V2")))
     monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # for graph_hits
     options = {"dtype": "auto", "enforce_eager": False, "max_model_len": 4096, "max_num_seqs": 64}
-    with engine(CHECKPOINT, start=Qwen3ASR, **options, **SMALL) as made:
+    with engine(CHECKPOINT, start=Qwen3ASR, enable_mm_embeds=True, **options, **SMALL) as made:
         yield made
 
 
@@ -181,6 +226,16 @@ def test_heldout_recordings_are_transcribed(model):
     right = [t.language == row["language"] for t, row in zip(transcripts, heldout(), strict=True)]
     assert np.mean(right) >= 0.98
     assert model.llm.collective_rpc(graph_hits)[0] >= len([row for row in heldout() if row["text"]])
+
+
+def test_hostile_audio_changes_no_later_answer(model):
+    """By flash attention and captured graphs, from arrays, features and embeddings."""
+    llm, clips = model.llm, recordings()
+
+    def answers() -> list[list[list[int]]]:  # one by one: batches of other sizes round differently
+        return [generate(llm, [clip], max_tokens=24) for clip in clips]
+
+    assert_unchanged(answers, lambda value: attack(llm, value))
 
 
 def test_a_stream_ends_with_the_text_of_the_whole(model):

@@ -7,13 +7,24 @@ import base64
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import jiwer
 import numpy as np
 import openai
 import pytest
 import soundfile
-from conftest import CHECKPOINT, DATA, MOST_ERRORS, error_rate, heldout
+from conftest import (
+    CHECKPOINT,
+    DATA,
+    HOSTILE,
+    MOST_ERRORS,
+    error_rate,
+    heldout,
+    poisoned,
+    speak,
+)
 
 import qwen3_asr_vllm
 from qwen3_asr_vllm.languages import LANGUAGES
@@ -137,6 +148,52 @@ def test_bad_audio_is_a_bad_request(client, samples, message):
     soundfile.write(file, samples, 16_000, format="WAV", subtype="FLOAT")
     with pytest.raises(openai.BadRequestError, match=message):
         transcribe(client, ("audio.wav", file.getvalue()))
+
+
+def float_wav(samples):
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def chat(audio):
+    part = {"type": "input_audio", "input_audio": {"data": audio, "format": "wav"}}
+    return {"model": str(CHECKPOINT), "messages": [{"role": "user", "content": [part]}]}
+
+
+def test_hostile_samples_are_refused_and_change_no_later_answer(client, server):
+    """In forms, chats and /invocations; full scale is as loud as a realtime session can be."""
+    paths = [DATA / "heldout" / row["audio_filepath"] for row in heldout() if row["text"]][:30]
+
+    def answers():
+        with ThreadPoolExecutor(8) as pool:
+            return [answer.text for answer in pool.map(lambda p: transcribe(client, p), paths)]
+
+    before = answers()
+    speech, _ = soundfile.read(paths[0], dtype="float32")
+    for value in HOSTILE:
+        data = float_wav(poisoned(speech, value))
+        body = chat(base64.b64encode(data).decode())
+        refusals = [
+            httpx.post(f"{server.url}{route}", json=body, timeout=60)
+            for route in ("/v1/chat/completions", "/invocations")
+        ]
+        if abs(value) != 1e4:  # an integer may be as large, and is scaled
+            file = {"file": ("a.wav", data)}
+            refusals.append(httpx.post(f"{server.url}/v1/audio/transcriptions", files=file))
+        for refusal in refusals:
+            assert refusal.status_code == 400
+            assert f"{value:g} at " in refusal.json()["error"]["message"]
+    speak(client, np.sign(speech))
+    assert answers() == before
+
+
+def test_a_scaled_upload_has_a_warning(client, hello):
+    samples, _ = soundfile.read(HELLO, dtype="float32")
+    samples /= np.abs(samples).max()
+    answer = transcribe(client, ("a.wav", float_wav(32_768 * samples)))
+    assert answer.text == transcribe(client, ("a.wav", float_wav(samples))).text
+    assert "peaks at " in answer.model_extra["warnings"][0]
 
 
 def test_what_is_not_audio_is_a_bad_request(client):
