@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large samples may be: full scale is 1, and no waveform leaves [-8, 8].
+"""The range of samples: full scale is 1, and no waveform leaves [-8, 8].
 
-recording   up to 8   taken as it is: lossy decoders overshoot full scale, to 2.7 at most
-            to 2**31  integers that were stored as float: divided by its peak, with a warning
-            beyond    refused, as NaN and infinity are
-waveform    beyond 8  refused, wherever one enters without a recording
+    recording   up to 8   kept: lossy decoders overshoot full scale, to 2.7 at most
+                to 2**31  few samples: broken, and clipped to full scale, with a warning
+                          many: integers stored as float, divided by their peak, with a warning
+                beyond    refused, like NaN and infinity
+    waveform    beyond 8  refused, wherever one enters without a recording
+
+The limits protect the model: huge samples overflow its spectrogram.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from .geometry import SAMPLE_RATE
 
 MAX_PEAK = 8.0
 MAX_INTEGER_PEAK = 2.0**31
+MAX_BROKEN, MAX_BROKEN_SHARE = 200, 0.001  # samples; a resampler spreads one over its filter
 
 
 def check_waveform(waveform: np.ndarray) -> None:
@@ -54,19 +58,24 @@ def check_samples(
 
 
 def scale_to_range(waveform: np.ndarray, on_warning: Callable[[str], object]) -> np.ndarray:
-    """The waveform of a recording in range; ``on_warning`` takes a sentence where it was not.
+    """Return the waveform of a recording in range; ``on_warning`` gets a sentence if it was not.
 
-    Raises ValueError for one that is empty.
+    A few samples out of range are clipped, so that the rest keeps its level. Raises ValueError for
+    an empty waveform.
     """
     if waveform.size == 0:
         raise ValueError("audio is empty: it holds no samples.")
     value, index = _peak(waveform)
     if abs(value) <= MAX_PEAK:
         return waveform
+    num_broken = int(np.count_nonzero(np.abs(waveform) > MAX_PEAK))
+    where = f"{value:g} at {index / SAMPLE_RATE:.3f} s, where full scale is 1"
+    if num_broken <= max(MAX_BROKEN, MAX_BROKEN_SHARE * waveform.size):
+        on_warning(f"audio holds {num_broken} broken samples, such as {where}: they were clipped.")
+        return waveform.clip(-1, 1)
     on_warning(
-        f"audio peaks at {value:g} at {index / SAMPLE_RATE:.3f} s, where full scale is 1: all "
-        f"samples were divided by {abs(value):g}. If that one sample is broken, speech is too "
-        "quiet now; repair the sample and send the audio again."
+        f"audio peaks at {where}: all samples were divided by {abs(value):g}. If only a few are "
+        "broken, repair them, and send the audio again."
     )
     return waveform / np.float32(abs(value))
 

@@ -249,6 +249,18 @@ def test_integers_stored_as_float_are_scaled(full_scale):
     assert len(warnings) == 1 and f"audio peaks at {peak:g} at 0." in warnings[0]
 
 
+@pytest.mark.parametrize(("value", "rate"), [(9, 16_000), (-1e4, 48_000), (2e9, 16_000)])
+def test_a_broken_sample_leaves_the_rest_as_loud(value, rate):
+    signal, warnings = voice(1.0, rate)[:, 0], []
+    expected = load_audio((signal, rate))
+    signal = signal.copy()
+    signal[rate // 2] = value
+    waveform = load_audio(wav_bytes(signal, rate), on_warning=warnings.append)
+    assert np.abs(waveform).max() == 1
+    np.testing.assert_allclose(waveform[:7_000], expected[:7_000], atol=1e-3)
+    assert len(warnings) == 1 and "broken samples, such as" in warnings[0]
+
+
 def test_each_channel_is_scaled_with_a_warning():
     channels, warnings = voice(1.0, 16_000, channels=2) * [1, 32_768], []
     plain, scaled = load_channels(wav_bytes(channels), 2, on_warning=warnings.append)
