@@ -97,10 +97,6 @@ def test_an_aligner_that_cannot_start_ends_both(monkeypatch):
 
 SUPERVISES_STAND_INS = """
 import sys
-from starlette.applications import Starlette
-from starlette.responses import Response
-
-from qwen3_asr_vllm.server import serving as serving_state
 from qwen3_asr_vllm.server import supervisor
 
 supervisor._is_healthy = lambda url: True
