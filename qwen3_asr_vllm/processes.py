@@ -54,14 +54,17 @@ def kill_with_parent(parent: int) -> None:
 
 
 def end_group_with_supervisor() -> None:
-    """Kill the process group of this process once its supervisor, if it has one, has ended."""
+    """End the process group of this process once its supervisor, if it has one, has ended."""
     if (supervisor := os.environ.pop(SUPERVISOR, None)) is None:
         return
 
     def watch() -> None:
         while str(os.getppid()) == supervisor:
             time.sleep(POLL_S)
-        os.killpg(0, signal.SIGKILL)
+        # Not SIGKILL for all: multiprocessing's resource tracker frees shared memory at the end.
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGKILL)  # engines end with it
 
     _start(watch)
 

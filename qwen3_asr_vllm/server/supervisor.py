@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 GRACE_S = 8.0  # beyond vLLM's --shutdown-timeout, before servers are killed that are to end
-GROUP_S = 2.0  # for engines to end with their server, and shared memory to be freed
+GROUP_S = 2.0  # for engines to end with their server, and the resource tracker to free memory
 MAX_PAUSE_S = 30.0  # before an aligner that dies again and again is started once more
 STEADY_S = 60.0  # after which it counts as well again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a terminal closes
@@ -218,7 +218,7 @@ def _end(server: subprocess.Popen[bytes] | None, until: float) -> None:
             server.kill()
             server.wait()
     until = time.monotonic() + GROUP_S
-    while _signal_group(server.pid, 0) and time.monotonic() < until:
+    while _signal_group(server.pid, signal.SIGTERM) and time.monotonic() < until:
         time.sleep(0.1)
     _signal_group(server.pid, signal.SIGKILL)
 
