@@ -70,6 +70,7 @@ def made(answer=words, **options):
             self.model_config = SimpleNamespace(max_model_len=4_096)
             self._tokenizer = Bytes()
             self._slot_ids = {"None": 0, "English": 1, "German": 2, "French": 3}
+            self._control_tokens = ()
             self._parts = {
                 "tokenizer": self._tokenizer,
                 "geometry": Geometry(),
