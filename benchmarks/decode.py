@@ -228,9 +228,9 @@ def upload_rate(load: Callable[..., np.ndarray], data: bytes, files: int, at_onc
     def post(_: int) -> None:
         file = SpooledTemporaryFile(max_size=1 << 20)
         file.write(data)
-        with admission.place() as place:
+        with admission.reserve() as reservation:
             upload = UploadFile(file)
-            load_posted(upload, place, longest_s=60.0, load=load, on_warning=print)
+            load_posted(upload, reservation, longest_s=60.0, load=load, on_warning=print)
 
     with ThreadPoolExecutor(at_once) as pool:
         start = time.perf_counter()

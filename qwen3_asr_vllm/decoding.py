@@ -40,14 +40,14 @@ _LEAKED_WIDTH = 30  # columns of a short context that count as a leak when it is
 class Decoding:
     """Decoding options of one clip, as plain data.
 
-    ``slot_names``: languages, and "None" for no speech, whose log-probability is requested at the
-    token that names the language. ``wants_logprobs``: request it for every token.
+    ``scored_languages``: languages, and "None" for no speech, whose log-probability is requested
+    at the token that names the language. ``wants_logprobs``: request it for every token.
     """
 
     max_tokens: int
     repetition_penalty: float = 1.0
     wants_logprobs: bool = False
-    slot_names: tuple[str, ...] = ()
+    scored_languages: tuple[str, ...] = ()
 
 
 def max_new_tokens(clip_s: float) -> int:
@@ -178,9 +178,9 @@ def language_probability(tokens: Sequence[Token]) -> float | None:
     return None
 
 
-def likeliest_language(candidates: Sequence[str], slot: Mapping[str, float]) -> str:
+def likeliest_language(candidates: Sequence[str], language_logprobs: Mapping[str, float]) -> str:
     """Return the likeliest candidate, by the log-probability of the first token of its name."""
-    return max(candidates, key=lambda name: slot.get(name, -math.inf))
+    return max(candidates, key=lambda name: language_logprobs.get(name, -math.inf))
 
 
 def mean_logprob(tokens: Sequence[Token]) -> float | None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's engine is asked and what it answers, in the words of ``transcription.py``.
 
-    EngineRequest -> engine_prompt(), sampling_params() -> vLLM -> Answer -> EngineOutput
+    EngineRequest -> engine_prompt(), sampling_params() -> vLLM -> OutputCollector -> EngineOutput
 
 The same for ``LLM`` in this process and for the asynchronous engine of a server.
 """
@@ -101,7 +101,7 @@ def engine_prompt(request: EngineRequest | AlignmentRequest) -> dict[str, Any]:
     }
 
 
-def slot_ids(tokenizer: Any) -> dict[str, int]:
+def language_token_ids(tokenizer: Any) -> dict[str, int]:
     """The first token of each language's name, and of "None", as it follows "language"."""
     names = ("None", *LANGUAGES.values())
     return {name: tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in names}
@@ -112,8 +112,8 @@ def sampling_params(
 ) -> SamplingParams:
     """vLLM's parameters of one request; ``base`` is what a user wants of all, else greedy.
 
-    ``ids`` are those of ``slot_ids``: vLLM scores tokens, so a name at the language slot counts by
-    its first. Their scores come with every token of the answer; vLLM has no other way.
+    ``ids`` are those of ``language_token_ids``: vLLM scores tokens, so the first token of a name
+    stands for the language. vLLM scores them at every token of the output; it has no other way.
     """
     from vllm.sampling_params import RepetitionDetectionParams, SamplingParams
 
@@ -124,29 +124,29 @@ def sampling_params(
     made.repetition_detection = RepetitionDetectionParams(
         max_pattern_size=LOOP_MAX_PATTERN, min_count=LOOP_MIN_COUNT
     )
-    if decoding.slot_names:
-        made.logprob_token_ids = sorted({ids[name] for name in decoding.slot_names})
+    if decoding.scored_languages:
+        made.logprob_token_ids = sorted({ids[name] for name in decoding.scored_languages})
     elif decoding.wants_logprobs:
         made.logprobs = 0  # of the token that is written, and no other
     made.flat_logprobs = made.num_logprobs is not None
     return made
 
 
-class Answer:
+class OutputCollector:
     """The engine's answer to one request, which comes whole or in pieces."""
 
     def __init__(self, decoding: Decoding, ids: Mapping[str, int]) -> None:
-        self._slot_ids = {name: ids[name] for name in decoding.slot_names}
-        self._has_logprobs = decoding.wants_logprobs or bool(self._slot_ids)
+        self._language_token_ids = {name: ids[name] for name in decoding.scored_languages}
+        self._has_logprobs = decoding.wants_logprobs or bool(self._language_token_ids)
         self._output = EngineOutput("")
-        self._is_before_slot = True
+        self._is_before_language = True
         self.tokens: list[Token] = []
 
     def push(self, completion: CompletionOutput) -> None:
         for scores in completion.logprobs or ():
             id, chosen = next(iter(scores.items()))
-            if self._is_before_slot:
-                self._read_slot(scores)
+            if self._is_before_language:
+                self._read_language_logprobs(scores)
             self.tokens.append(Token(id, chosen.decoded_token or "", chosen.logprob))
         self._output = replace(
             self._output,
@@ -159,13 +159,14 @@ class Answer:
         tokens = tuple(self.tokens) if self._has_logprobs else None
         return replace(self._output, tokens=tokens, shown=shown)
 
-    def _read_slot(self, scores: Mapping[int, Logprob]) -> None:
+    def _read_language_logprobs(self, scores: Mapping[int, Logprob]) -> None:
         """The scores at the place where the language is named, if this is it."""
         header = "".join(token.text for token in self.tokens).strip()
         if header == "language":
-            slot = {n: scores[id].logprob for n, id in self._slot_ids.items() if id in scores}
-            self._output = replace(self._output, slot=slot)
-        self._is_before_slot = header != "language" and "language".startswith(header)
+            ids = self._language_token_ids
+            logprobs = {name: scores[ids[name]].logprob for name in ids if ids[name] in scores}
+            self._output = replace(self._output, language_logprobs=logprobs)
+        self._is_before_language = header != "language" and "language".startswith(header)
 
 
 class EngineDiedError(OSError):
@@ -173,7 +174,7 @@ class EngineDiedError(OSError):
 
 
 @contextmanager
-def death_told(engine: str = "engine") -> Iterator[None]:
+def raising_engine_died(engine: str = "engine") -> Iterator[None]:
     """Raises EngineDiedError where an engine of vLLM's dies."""
     try:
         yield

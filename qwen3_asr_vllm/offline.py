@@ -18,15 +18,15 @@ from .checks import check_number, check_string, check_strings
 from .engine import (
     ALIGNER_KV_CACHE_BYTES,
     UTILIZATION,
-    Answer,
+    OutputCollector,
     class_ms,
-    death_told,
     engine_prompt,
     gpu_bytes,
+    language_token_ids,
     load_engine,
+    raising_engine_died,
     read_times,
     sampling_params,
-    slot_ids,
     split_memory,
     stream_parts,
 )
@@ -234,7 +234,7 @@ class Qwen3ASR:
     def _steps(self, stream: Stream) -> Iterator[Update]:
         while request := stream.request():
             params = sampling_params(request.decoding, {})
-            with death_told():
+            with raising_engine_died():
                 outputs = self.llm.generate(request.engine_prompt, params, use_tqdm=False)
             result = outputs[0].outputs[0]
             stream.accept(result.text, result.finish_reason)
@@ -267,8 +267,8 @@ class _Engines:
     def __init__(self, llm: Any, aligner: ForcedAligner | None) -> None:
         self._llm, self._aligner = llm, aligner
         self.capacity: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        self._slot_ids = slot_ids(llm.get_tokenizer())
-        self._waiting: dict[str, tuple[Answer, Callable[[EngineOutput], None]]] = {}
+        self._language_token_ids = language_token_ids(llm.get_tokenizer())
+        self._waiting: dict[str, tuple[OutputCollector, Callable[[EngineOutput], None]]] = {}
         self._to_align: dict[str, tuple[AlignmentRequest, Callable[[AlignmentOutput], None]]] = {}
         self._numbers = count()
 
@@ -281,26 +281,28 @@ class _Engines:
             request_id = f"align-{next(self._numbers)}"
             self._to_align[request_id] = request, deliver
             return request_id
-        prompt, params = engine_prompt(request), sampling_params(request.decoding, self._slot_ids)
+        prompt = engine_prompt(request)
+        params = sampling_params(request.decoding, self._language_token_ids)
         try:
             (internal_id,) = self._llm.enqueue(prompt, params, use_tqdm=False)
         except VLLMValidationError as error:  # such as a clip that is longer than max_model_len
             raise ValueError(str(error)) from error
         request_id = internal_id.partition("-")[0]  # what vLLM calls it in its outputs
-        self._waiting[request_id] = Answer(request.decoding, self._slot_ids), deliver
+        collector = OutputCollector(request.decoding, self._language_token_ids)
+        self._waiting[request_id] = collector, deliver
         return request_id
 
     def step(self) -> None:
         if self._to_align:  # all at once, while the other engine goes on in its process
             self._align()
             return
-        with death_told():
+        with raising_engine_died():
             outputs = self._llm.llm_engine.step()
         for output in outputs:
             if output.finished and (waiting := self._waiting.pop(output.request_id, None)):
-                answer, deliver = waiting
-                answer.push(output.outputs[0])
-                deliver(answer.output())
+                collector, deliver = waiting
+                collector.push(output.outputs[0])
+                deliver(collector.output())
 
     def _align(self) -> None:
         assert self._aligner is not None  # transcribe() saw to it
@@ -413,7 +415,7 @@ class ForcedAligner:
 
         prompts = list(map(engine_prompt, requests))
         try:
-            with death_told("aligner"):
+            with raising_engine_died("aligner"):
                 outputs = self.llm.encode(prompts, pooling_task="token_classify", use_tqdm=False)
         except (ValueError, VLLMValidationError) as error:
             if len(requests) == 1:

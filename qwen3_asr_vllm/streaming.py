@@ -327,16 +327,16 @@ class Stream:
         finish_reason: str | None = "stop",
         *,
         tokens: Sequence[Token] = (),
-        slot: Mapping[str, float] | None = None,
+        language_logprobs: Mapping[str, float] | None = None,
     ) -> None:
         """Take the engine's output for the last request, and vLLM's finish reason.
 
-        ``tokens`` and ``slot`` are those that the request's ``decoding`` wants.
+        ``tokens`` and ``language_logprobs`` are those that the request's ``decoding`` wants.
         """
         self._is_running, is_cut_off = False, finish_reason != "stop"
         if self._is_in_another_language(output):
             self._is_closing = False
-            self._restart(likeliest_language(self._candidates, slot or {}))
+            self._restart(likeliest_language(self._candidates, language_logprobs or {}))
             return
         self._decoded = self._sent
         delta = self._draft.accept(output, is_cut_off=is_cut_off, tokens=tokens)
@@ -435,7 +435,7 @@ class Stream:
             decoding=Decoding(
                 max_new_tokens((end - since) / SAMPLE_RATE),
                 wants_logprobs=self._wants_logprobs,
-                slot_names=names if self._candidates else (),
+                scored_languages=names if self._candidates else (),
             ),
         )
 

@@ -91,16 +91,16 @@ class EngineRequest:
 class EngineOutput:
     """The engine's output for one request.
 
-    ``tokens`` and ``slot`` exist where the request's ``decoding`` asks for them: all tokens, and
-    the log-probabilities of languages, by the first token of their names, at the token that names
-    the language.
+    ``tokens`` and ``language_logprobs`` exist where the request's ``decoding`` asks for them: all
+    tokens, and the log-probabilities of languages, by the first token of their names, at the token
+    that names the language.
     """
 
     text: str
     finish_reason: str | None = None  # vLLM's: "stop", "length" for the budget, "repetition"
     shown: str = ""  # the start of the text, which a stream has sent
     tokens: tuple[Token, ...] | None = None
-    slot: Mapping[str, float] = field(default_factory=dict)
+    language_logprobs: Mapping[str, float] = field(default_factory=dict)
 
 
 # Yields EngineRequests or AlignmentRequests; is sent the outputs of the same kind.
@@ -298,7 +298,7 @@ class _Ask:
     text: str = ""
     tokens: tuple[Token, ...] = ()
     language_probability: float | None = None
-    slot: Mapping[str, float] = field(default_factory=dict)
+    language_logprobs: Mapping[str, float] = field(default_factory=dict)
 
     def request(self, index: int, span: tuple[int, int]) -> EngineRequest:
         start, end = span
@@ -311,7 +311,7 @@ class _Ask:
                 max_tokens=max_new_tokens((end - start) / SAMPLE_RATE),
                 repetition_penalty=LOOP_PENALTY if self.is_last else 1.0,
                 wants_logprobs=self.wants_logprobs,
-                slot_names=names if self.wants_logprobs or self.candidates else (),
+                scored_languages=names if self.wants_logprobs or self.candidates else (),
             ),
             context=self.context,
             language=self.language,
@@ -331,7 +331,7 @@ class _Ask:
         """Accept an output: ``parsed``, with the confidences of its tokens."""
         tokens = None if output.tokens is None else self.tokens + output.tokens
         named = language_probability(output.tokens or ())
-        no_speech = (self.slot or output.slot).get("None")
+        no_speech = (self.language_logprobs or output.language_logprobs).get("None")
         return _Part(
             request=request,
             parsed=parsed,
@@ -408,10 +408,15 @@ def _without_words(part: _Part, reason: str) -> _Part:
 
 def _force_candidate(ask: _Ask, output: EngineOutput) -> _Ask:
     """Force the likeliest candidate, by the probability of the first token of its name."""
-    name = likeliest_language(ask.candidates, output.slot)
-    probability = math.exp(output.slot[name]) if name in output.slot else None
+    name = likeliest_language(ask.candidates, output.language_logprobs)
+    logprob = output.language_logprobs.get(name)
+    probability = None if logprob is None else math.exp(logprob)
     return replace(
-        ask, language=name, candidates=(), language_probability=probability, slot=output.slot
+        ask,
+        language=name,
+        candidates=(),
+        language_probability=probability,
+        language_logprobs=output.language_logprobs,
     )
 
 
@@ -432,7 +437,7 @@ def _retry_clip(
             text=output.shown,
             tokens=tuple(token for _, token in placed),
             language_probability=language_probability(output.tokens or ()),
-            slot=output.slot,
+            language_logprobs=output.language_logprobs,
         )
     elif not ask.is_half and end - start >= _SHORTEST_CUT_S * SAMPLE_RATE:
         middle = start + halve_at_silence(ask.waveform[start:end])

@@ -16,22 +16,22 @@ from qwen3_asr_vllm.server.admission import Admission, Busy
 
 def test_no_more_recordings_than_places():
     admission = Admission(max_recordings=2)
-    with admission.place(), admission.place():
-        with pytest.raises(Busy, match="2 recordings; try again in"), admission.place():
+    with admission.reserve(), admission.reserve():
+        with pytest.raises(Busy, match="2 recordings; try again in"), admission.reserve():
             pass
-    with admission.place():
+    with admission.reserve():
         assert admission.num_recordings == 1
 
 
 def test_audio_that_would_be_too_much_is_refused_and_the_rest_stays():
     admission = Admission(max_audio_s=100)
-    with admission.place() as first, ExitStack() as stack:
+    with admission.reserve() as first, ExitStack() as stack:
         first.hold(60)
-        second = stack.enter_context(admission.place())
+        second = stack.enter_context(admission.reserve())
         second.hold(40)
         with pytest.raises(Busy, match="100 s of audio"):
             second.hold(41)
-        with pytest.raises(Busy, match="100 s of audio"), admission.place():
+        with pytest.raises(Busy, match="100 s of audio"), admission.reserve():
             pass
         first.hold(10)  # a recording may shrink at any time
         second.hold(90)
@@ -40,10 +40,10 @@ def test_audio_that_would_be_too_much_is_refused_and_the_rest_stays():
 
 def test_a_thread_that_goes_on_decoding_holds_nothing():
     admission = Admission()
-    with admission.place() as place:
-        place.hold(90)
+    with admission.reserve() as reservation:
+        reservation.hold(90)
     with pytest.raises(RuntimeError, match="given up"):
-        place.hold(120)
+        reservation.hold(120)
     assert (admission.num_recordings, admission.audio_s) == (0, 0)
 
 
@@ -57,11 +57,11 @@ def test_threads_never_hold_more_than_the_limits_and_leave_nothing():
         try:
             with ExitStack() as stack:
                 try:
-                    place = stack.enter_context(admission.place())
+                    reservation = stack.enter_context(admission.reserve())
                 finally:
                     all_have_asked.wait()
                 for _ in range(20):
-                    place.hold(rng.uniform(0, 30))
+                    reservation.hold(rng.uniform(0, 30))
                     time.sleep(1e-4)  # lets another thread in
                     seen.append((admission.num_recordings, admission.audio_s))
         except Busy:

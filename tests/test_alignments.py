@@ -225,7 +225,7 @@ def test_times_reserve_their_audio(app, client):
     admission.max_audio_s = 2.5
     samples = noise(2).tobytes()
     assert times(client, samples).json() == {"times": [160, 400, 400, 640]}
-    with admission.place() as other:
+    with admission.reserve() as other:
         other.hold(1.0)
         response = times(client, samples)
         assert response.status_code == 503 and response.headers["Retry-After"] == "5"

@@ -40,8 +40,8 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 class FakeModel:
     """Says how long each recording is, and notes what else it was told."""
 
-    def transcribe(self, recordings, *, in_order, progress, **wishes):
-        self.wishes, self.heard = wishes, []
+    def transcribe(self, recordings, *, in_order, progress, **options):
+        self.options, self.heard = options, []
         for index, recording in enumerate(recordings):
             self.heard.append(recording.source)
             try:
@@ -178,9 +178,9 @@ def test_texts_go_to_stdout_and_the_rest_to_stderr(model, files, capsys):
         "--languages=Chinese,Cantonese --audio-track=2",
     ],
 )
-def test_wishes_reach_the_model_under_the_names_that_fingers_know(model, files, line):
+def test_options_reach_the_model(model, files, line):
     cli.main(["transcribe", files[0], *line.split(" ")])
-    assert model.wishes == {
+    assert model.options == {
         "language": "Chinese",
         "languages": ["Chinese", "Cantonese"],
         "context": "Anna",
@@ -295,7 +295,7 @@ def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(model, files, tmp_pa
 class FakeStream:
     """Says how much it has heard, at the end."""
 
-    def stream(self, samples, **wishes):
+    def stream(self, samples, **options):
         heard = sum(map(len, samples))
         yield Update(f"{heard} samples", "")
 
@@ -702,7 +702,7 @@ def test_doctor_finds_our_model_without_a_checkpoint():
         ("align a.wav a.txt -o a.txt/b.json", "a.txt is not a folder"),
     ],
 )
-def test_wishes_for_words_that_do_not_fit_exit_2(
+def test_options_for_words_that_do_not_fit_exit_2(
     line, message, files, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -715,7 +715,7 @@ def test_word_timestamps_load_an_aligner_and_ask_for_words(model, files, monkeyp
     given = {}
     monkeypatch.setattr(models, "load_model", lambda name, options: given.update(options) or model)
     assert cli.main(["transcribe", files[0], "--word_timestamps", "-f", "vtt"]) == 0
-    assert model.wishes["word_timestamps"] is True
+    assert model.options["word_timestamps"] is True
     assert given == {"aligner": "Qwen/Qwen3-ForcedAligner-0.6B"}
     assert cli.main(["transcribe", files[0], "--word_timestamps", "--align_model", "mine"]) == 0
     assert given == {"aligner": "mine"}

@@ -187,10 +187,10 @@ def test_warnings_cross(decoders):
 
 
 def test_a_full_server_ends_the_decoding(decoders):
-    with Admission(max_recordings=1, max_audio_s=30).place() as place:
+    with Admission(max_recordings=1, max_audio_s=30).reserve() as reservation:
         file = written(np.zeros(3_600 * 16_000, np.int16), container="FLAC")
         with pytest.raises(Busy, match="the server is busy"):
-            decoders.load_audio(file, on_progress=place.hold)
+            decoders.load_audio(file, on_progress=reservation.hold)
     wait_for(lambda: not children())
 
 

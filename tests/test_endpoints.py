@@ -182,7 +182,7 @@ def test_a_full_server_refuses_before_it_reads(serve, monkeypatch):
     for fields in ({}, {"stream": True}, {"language": "tlh"}, {"file": ("a", b"words")}):
         assert post(**fields).status_code in (200, 400)
         assert (admission.num_recordings, admission.audio_s) == (0, 0)
-    with admission.place():
+    with admission.reserve():
         response = post(file=("endless.wav", b"RIFF"))
     assert error(response, 503)["code"] == "busy"
     assert response.headers["Retry-After"] == "5"
@@ -225,7 +225,7 @@ def test_a_server_that_stops_says_so_and_not_half_of_the_text(serve, monkeypatch
 def test_audio_beside_others_must_find_room(serve, monkeypatch):
     monkeypatch.setenv("QWEN3_ASR_MAX_AUDIO_S", "10")
     post = serve(Engine("language English<asr_text>Good morning."))
-    with post.client.app.state.qwen3_asr.admission.place() as other:
+    with post.client.app.state.qwen3_asr.admission.reserve() as other:
         other.hold(9.5)
         assert error(post(), 503)["code"] == "busy"
         other.hold(8.5)
@@ -312,7 +312,7 @@ def test_a_stream_has_fewer_and_longer_events_in_a_full_server(serve):
     with ExitStack() as others:
         for number in (0, 31, 480):  # more of them
             for _ in range(number):
-                others.enter_context(post.client.app.state.qwen3_asr.admission.place())
+                others.enter_context(post.client.app.state.qwen3_asr.admission.reserve())
             assert events(post(stream=True))[-1]["text"] == "Hi."
     assert [params.stream_interval for _, params, _ in engine.asked] == [1, 3, 16]
 

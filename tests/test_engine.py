@@ -10,7 +10,7 @@ import pytest
 from conftest import CHECKPOINT
 
 from qwen3_asr_vllm.decoding import LOOP_PENALTY, Decoding
-from qwen3_asr_vllm.engine import Answer, sampling_params, slot_ids
+from qwen3_asr_vllm.engine import OutputCollector, language_token_ids, sampling_params
 from qwen3_asr_vllm.languages import LANGUAGES
 
 pytestmark = pytest.mark.vllm
@@ -36,7 +36,7 @@ def verify(tokenizer):
 
 
 def completions(tokenizer, params, text):
-    """What vLLM makes of an answer, token by token; a token scores a thousandth of its id."""
+    """The completions of vLLM, token by token; a token scores a thousandth of its id."""
     from vllm.v1.engine.logprobs import LogprobsProcessor
     from vllm.v1.outputs import LogprobsLists
 
@@ -55,17 +55,17 @@ def completions(tokenizer, params, text):
 
 
 def test_vllm_takes_the_parameters_of_every_request(tokenizer, verify):
-    ids = slot_ids(tokenizer)
+    ids = language_token_ids(tokenizer)
     for decoding in (
         Decoding(100),
         Decoding(100, LOOP_PENALTY),
         Decoding(100, wants_logprobs=True),
-        Decoding(100, wants_logprobs=True, slot_names=("None", *LANGUAGES.values())),
+        Decoding(100, wants_logprobs=True, scored_languages=("None", *LANGUAGES.values())),
     ):
         verify(sampling_params(decoding, ids))
 
 
-def test_wishes_of_a_user_stay_within_those_of_the_policy():
+def test_user_options_stay_within_the_policy():
     from vllm import SamplingParams
 
     base = SamplingParams(temperature=0.5, max_tokens=50, repetition_penalty=0.9, seed=1)
@@ -77,24 +77,24 @@ def test_wishes_of_a_user_stay_within_those_of_the_policy():
     assert (base.max_tokens, base.repetition_detection) == (50, None)
 
 
-@pytest.mark.parametrize("slot_names", [(), NAMES])
-def test_tokens_and_the_language_slot_are_read(tokenizer, slot_names):
+@pytest.mark.parametrize("scored_languages", [(), NAMES])
+def test_tokens_and_language_logprobs_are_read(tokenizer, scored_languages):
     raw = "language German<asr_text>Hallo 你好."
-    ids = slot_ids(tokenizer)
-    decoding = Decoding(100, wants_logprobs=True, slot_names=slot_names)
+    ids = language_token_ids(tokenizer)
+    decoding = Decoding(100, wants_logprobs=True, scored_languages=scored_languages)
     params = sampling_params(decoding, ids)
-    answer = Answer(decoding, ids)
+    collector = OutputCollector(decoding, ids)
     for completion in completions(tokenizer, params, raw):
-        answer.push(completion)
-    output = answer.output(shown="Ha")
+        collector.push(completion)
+    output = collector.output(shown="Ha")
     assert (output.text, output.shown) == (raw, "Ha")
     assert "".join(token.text for token in output.tokens) == raw + "<|im_end|>"
     assert [token.logprob for token in output.tokens] == [-t.id / 1000 for t in output.tokens]
-    assert output.slot == {name: -ids[name] / 1000 for name in slot_names}
+    assert output.language_logprobs == {name: -ids[name] / 1000 for name in scored_languages}
 
 
 def test_no_scores_are_read_where_none_are_wanted(tokenizer):
-    answer = Answer(Decoding(100), slot_ids(tokenizer))
-    answer.push(SimpleNamespace(text="Hi.", finish_reason="stop", logprobs=None))
-    output = answer.output()
+    collector = OutputCollector(Decoding(100), language_token_ids(tokenizer))
+    collector.push(SimpleNamespace(text="Hi.", finish_reason="stop", logprobs=None))
+    output = collector.output()
     assert (output.text, output.finish_reason, output.tokens) == ("Hi.", "stop", None)

@@ -85,7 +85,7 @@ def test_what_the_engine_has_dropped_is_sent_again_once(reasons):
         yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason=reason)])
 
     made, left = object.__new__(Realtime), list(reasons)
-    made._slot_ids = {}
+    made._language_token_ids = {}
     made.render = made._get_trace_headers = nothing
     made.models = SimpleNamespace(lora_requests={})
     made.engine_client = SimpleNamespace(generate=generate)
@@ -142,7 +142,7 @@ def test_without_the_key_there_is_no_session():
 
 def test_a_session_has_a_place_or_is_told_to_come_again():
     app, shared = app_with()
-    with shared.admission.place(), pytest.raises(WebSocketDenialResponse) as denied:
+    with shared.admission.reserve(), pytest.raises(WebSocketDenialResponse) as denied:
         TestClient(app).websocket_connect("/v1/realtime").__enter__()
     assert (denied.value.status_code, denied.value.headers["Retry-After"]) == (503, "5")
     assert denied.value.json()["error"]["code"] == "busy"

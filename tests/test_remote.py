@@ -90,8 +90,8 @@ def echo(monkeypatch):
 def test_a_form_has_what_was_wished_for_and_the_file_as_it_is(echo, tmp_path):
     (tmp_path / 'a"b.mp3').write_bytes(b"\x00sound\r\n")
     server = Server(echo.url + "/v1", api_key="secret")
-    wishes = {"language": "German", "context": "Ämter", "keywords": ["Ulm", "Maier"]}
-    (result,) = server.transcribe([Recording(str(tmp_path / 'a"b.mp3'), "a")], **wishes)
+    options = {"language": "German", "context": "Ämter", "keywords": ["Ulm", "Maier"]}
+    (result,) = server.transcribe([Recording(str(tmp_path / 'a"b.mp3'), "a")], **options)
     assert result.transcript == SAID
     ((headers, form),) = echo.forms
     assert headers["Authorization"] == "Bearer secret"

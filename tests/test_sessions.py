@@ -69,7 +69,7 @@ def made(answer=words, **options):
             self.models = SimpleNamespace(model_name=lambda: "asr", lora_requests={})
             self.model_config = SimpleNamespace(max_model_len=4_096)
             self._tokenizer = Bytes()
-            self._slot_ids = {"None": 0, "English": 1, "German": 2, "French": 3}
+            self._language_token_ids = {"None": 0, "English": 1, "German": 2, "French": 3}
             self._control_tokens = ()
             self._parts = {
                 "tokenizer": self._tokenizer,

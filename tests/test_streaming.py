@@ -336,11 +336,13 @@ def test_an_output_in_no_candidate_language_is_decoded_in_the_likeliest():
     stream.push(speech()[: 2 * SAMPLE_RATE])
     stream.finish()
     request = stream.request()
-    assert request.decoding.slot_names == ("None", "German", "French")
-    stream.accept("language English<asr_text>Hi.", slot={"German": -3.0, "French": -2.0})
+    assert request.decoding.scored_languages == ("None", "German", "French")
+    stream.accept(
+        "language English<asr_text>Hi.", language_logprobs={"German": -3.0, "French": -2.0}
+    )
     request = stream.request()
     assert request.prompt.endswith("language French<asr_text>")
-    assert request.decoding.slot_names == ()
+    assert request.decoding.scored_languages == ()
     stream.accept("Salut.")
     assert (stream.text, stream.languages) == ("Salut.", ["French"])
 

@@ -195,7 +195,7 @@ def test_half_an_upload_delays_no_end(monkeypatch):
     app.state.server = server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
 
     async def serve(listener):
-        watch = serving_state.end_what_waits(SimpleNamespace(errored=False), app.state)
+        watch = serving_state.fail_pending_requests(SimpleNamespace(errored=False), app.state)
         watching = asyncio.create_task(watch)
         await server.serve(sockets=[listener])
         watching.cancel()

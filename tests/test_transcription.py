@@ -162,9 +162,9 @@ def loop(text, **fields):
 ROUND = "language English<asr_text>Round" + " and round" * 12
 
 
-def drive(answer, waveform=TWO_CLIPS, max_clip_s=20, **wishes):
+def drive(answer, waveform=TWO_CLIPS, max_clip_s=20, **options):
     script = Script(answer)
-    (transcript,) = run_together([transcribe(waveform, max_clip_s=max_clip_s, **wishes)], script)
+    (transcript,) = run_together([transcribe(waveform, max_clip_s=max_clip_s, **options)], script)
     return script.asked, transcript
 
 
@@ -236,13 +236,13 @@ def test_text_that_was_shown_stays_and_the_answer_goes_on_from_it():
 
 
 def test_a_language_that_is_no_candidate_gives_way_to_the_likeliest_that_is():
-    slot = {"None": -3.0, "English": -2.0, "German": -1.0}
+    logprobs = {"None": -3.0, "English": -2.0, "German": -1.0}
 
     def answer(request, seconds):
         if request.language:
             return EngineOutput("Hallo.")
-        assert request.decoding.slot_names == tuple(slot)
-        return EngineOutput("language Dutch<asr_text>Hallo.", slot=slot, tokens=())
+        assert request.decoding.scored_languages == tuple(logprobs)
+        return EngineOutput("language Dutch<asr_text>Hallo.", language_logprobs=logprobs, tokens=())
 
     (_, (again,)), transcript = drive(answer, languages=["en", "German"])
     assert again.prompt.endswith("language German<asr_text>")
@@ -322,9 +322,9 @@ def test_what_is_shown_live_is_the_beginning_of_the_text(answers, sizes, context
 def test_segments_have_the_confidence_of_their_tokens():
     raw = ["language", " English", "<asr_text>", "One.", " Two", " three."]
     tokens = tuple(Token(i, text, -float(i)) for i, text in enumerate(raw))
-    output = EngineOutput("".join(raw), "stop", tokens=tokens, slot={"None": -6.0})
+    output = EngineOutput("".join(raw), "stop", tokens=tokens, language_logprobs={"None": -6.0})
     ((request,),), transcript = drive(lambda *_: output, confidences=True)
-    assert request.decoding.wants_logprobs and request.decoding.slot_names == ("None",)
+    assert request.decoding.wants_logprobs and request.decoding.scored_languages == ("None",)
     one, two = transcript.segments
     assert [t.id for t in one.tokens] == [3] and [t.id for t in two.tokens] == [4, 5]
     assert (one.avg_logprob, two.avg_logprob) == (-3, -4.5)
@@ -334,7 +334,7 @@ def test_segments_have_the_confidence_of_their_tokens():
 
 def test_no_confidence_is_asked_for_where_none_is_wanted():
     ((request,),), transcript = drive(lambda *_: EngineOutput("Hi."))
-    assert not request.decoding.wants_logprobs and not request.decoding.slot_names
+    assert not request.decoding.wants_logprobs and not request.decoding.scored_languages
     assert transcript.segments[0].avg_logprob is transcript.segments[0].tokens is None
 
 

@@ -273,7 +273,7 @@ def test_json_ends_at_its_limit(client, admission):
 def test_uploads_share_a_budget_of_bytes(send, admission):
     admission.max_bytes = 2 << 20
     body, kind = form(part("file", bytes(1 << 20)))
-    with admission.place() as other:
+    with admission.reserve() as other:
         other.hold_bytes(1 << 20)
         response = send(body, kind)
         assert error(response, 503)["code"] == "busy" and response.headers["Retry-After"] == "5"
@@ -283,7 +283,7 @@ def test_uploads_share_a_budget_of_bytes(send, admission):
 
 def test_a_full_budget_refuses_before_reading(client, admission):
     admission.max_bytes = 2 << 20
-    with admission.place() as other:
+    with admission.reserve() as other:
         other.hold_bytes(2 << 20)
         pieces = iter(form(FILE)[0][i : i + 1000] for i in range(0, 9_000, 1000))
         assert asyncio.run(asgi(client.app, "/read", pieces, form()[1])) == 503
@@ -300,7 +300,7 @@ def test_json_takes_the_memory_of_its_copies(send, admission):
     admission.max_bytes = 2 << 20
     body = json.dumps({"file": base64.b64encode(bytes(300_000)).decode()})
     assert read(send(body, "application/json"))
-    with admission.place() as other:
+    with admission.reserve() as other:
         other.hold_bytes(1 << 20)
         assert error(send(body, "application/json"), 503)["code"] == "busy"
 

@@ -53,15 +53,15 @@ def transcribe_on_ray(
     engine_options: dict[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     report: Report = _logger.warning,
-    **wishes: Any,
+    **options: Any,
 ) -> Summary:
     """Transcribe a corpus into JSONL shards in ``folder``, with ``num_workers`` engines.
 
     ``sources`` are those of ``find_recordings``; each row of a shard is that of the manifest with
     pred_text. ``num_gpus`` is how many an engine has, 0 for a CPU engine; ``engine_options`` are
-    those of ``vllm.LLM``, ``wishes`` those of ``Qwen3ASR.transcribe``. ``progress`` is called after
-    each batch, of which all is read and done. Joins the cluster that ``ray.init`` or $RAY_ADDRESS
-    named, else starts Ray on this machine.
+    those of ``vllm.LLM``, ``options`` those of ``Qwen3ASR.transcribe``. ``progress`` is called
+    after each batch, of which all is read and done. Joins the cluster that ``ray.init`` or
+    $RAY_ADDRESS named, else starts Ray on this machine.
 
     Raises ImportError where Ray is not installed, ValueError for sources without recordings,
     OutputInUseError where another run writes there.
@@ -79,7 +79,7 @@ def transcribe_on_ray(
             batch_size=batch_size,
             num_workers=min(num_workers, -(-len(todo) // batch_size)),
             num_gpus=num_gpus,
-            worker={"folder": str(folder.absolute()), "model": model_path, "wishes": wishes}
+            worker={"folder": str(folder.absolute()), "model": model_path, "options": options}
             | {"engine_options": engine_options or {}},
         ):
             failed |= {a["source"]: a["error"] for a in answers if a["error"]}
@@ -145,12 +145,12 @@ class Worker:
     """One actor: an engine, which Ray gives batches."""
 
     def __init__(
-        self, *, model: str, folder: str, engine_options: dict[str, Any], wishes: dict[str, Any]
+        self, *, model: str, folder: str, engine_options: dict[str, Any], options: dict[str, Any]
     ) -> None:
         from ..offline import Qwen3ASR
 
         self._model = Qwen3ASR(model, **engine_options)
-        self._folder, self._wishes = Path(folder), wishes
+        self._folder, self._options = Path(folder), options
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[str]]:
         return {"answers": [json.dumps(self._transcribe(batch)) for batch in rows["batch"]]}
@@ -158,7 +158,7 @@ class Worker:
     def _transcribe(self, batch: str) -> list[dict[str, Any]]:
         recordings = [Recording(**fields) for fields in json.loads(batch)]
         try:
-            results = list(self._model.transcribe(recordings, **self._wishes))
+            results = list(self._model.transcribe(recordings, **self._options))
         except EngineDiedError:
             os._exit(1)  # Ray starts another worker, which gets the batch
         lines, answers = zip(*map(_line_and_answer, results), strict=True)

@@ -40,7 +40,7 @@ class Admission:
         self._lock = Lock()
 
     @contextmanager
-    def place(self, num_bytes: int = 0) -> Iterator[Place]:
+    def reserve(self, num_bytes: int = 0) -> Iterator[Reservation]:
         """A place for one recording of ``num_bytes``, if that is known, until the block ends.
 
         Raises Busy where there is none, where the audio of the others is the most already, or
@@ -53,11 +53,11 @@ class Admission:
                 raise Busy(_busy_with(f"{self.audio_s:.0f} s of audio"))
             self._check_bytes(num_bytes)
             self.num_recordings += 1
-        place = Place(self)
+        reservation = Reservation(self)
         try:
-            yield place
+            yield reservation
         finally:
-            place.give_back()
+            reservation.release()
             with self._lock:
                 self.num_recordings -= 1
 
@@ -75,13 +75,13 @@ class Admission:
             raise Busy(_busy_with(f"{self.num_bytes / 2**20:.0f} MiB of uploads"))
 
 
-class Place:
+class Reservation:
     """What one recording holds of an ``Admission``."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._seconds, self._num_bytes = 0.0, 0
-        self._is_given_back = False
+        self._is_released = False
         self._lock = Lock()
 
     def hold(self, seconds: float) -> None:
@@ -102,13 +102,13 @@ class Place:
             self._admission.change(num_bytes=num_bytes - self._num_bytes)
             self._num_bytes = num_bytes
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         with self._lock:
             self._admission.change(seconds=-self._seconds, num_bytes=-self._num_bytes)
-            self._is_given_back = True
+            self._is_released = True
 
     def _check(self) -> None:
-        if self._is_given_back:
+        if self._is_released:
             raise RuntimeError("the recording was given up.")
 
 

@@ -31,7 +31,7 @@ from ..peaks import check_waveform
 from ..transcript import Transcript
 from ..transcription import Steps, with_warnings
 from ..units import AlignmentError
-from .admission import Place
+from .admission import Reservation
 from .aligner_client import ALIGNMENTS, TIMES
 from .errors import ApiError, engine_dead_as_503
 from .fields import MAX_TEXT_BYTES
@@ -65,16 +65,17 @@ class TimesForm(BaseModel):
     units: Json[list[str]]
     model: str | None = None
 
-    _place: Place
+    _reservation: Reservation
 
 
 async def read_alignment_form(raw_request: Request) -> AsyncIterator[AlignmentForm]:
     admission = _serving(raw_request).admission
-    async with posted(raw_request, admission, max_field_bytes=MAX_TEXT_BYTES) as (fields, place):
+    options: Any = {"max_field_bytes": MAX_TEXT_BYTES}
+    async with posted(raw_request, admission, **options) as (fields, reservation):
         given = gather(fields)
         form = read(AlignmentForm, given)
         form._ignored = [name for name in given if name not in AlignmentForm.model_fields]
-        form._place = place
+        form._reservation = reservation
         if form.highlight_words and form.response_format not in KARAOKE:
             advice = f"{form.response_format} has the times of all words; use srt, vtt or lrc."
             raise ApiError(400, f"highlight_words: {advice}", param="highlight_words")
@@ -84,9 +85,9 @@ async def read_alignment_form(raw_request: Request) -> AsyncIterator[AlignmentFo
 async def read_times_form(raw_request: Request) -> AsyncIterator[TimesForm]:
     admission = _serving(raw_request).admission
     options: Any = {"recording": "samples", "max_field_bytes": MAX_TEXT_BYTES}
-    async with posted(raw_request, admission, **options) as (fields, place):
+    async with posted(raw_request, admission, **options) as (fields, reservation):
         form = read(TimesForm, gather(fields))
-        form._place = place
+        form._reservation = reservation
         yield form
 
 
@@ -134,7 +135,7 @@ class AlignerServing(AudioServing):
         warnings: list[str] = []
         waveform = load_posted(
             form.file,
-            form._place,
+            form._reservation,
             longest_s=self.admission.max_audio_s,
             audio_track=form.audio_track,
             on_warning=warnings.append,
@@ -179,7 +180,7 @@ async def create_times(
         message = f"samples has {len(samples)} bytes; float32 takes 4 for each sample."
         raise ApiError(400, message, param="samples")
     waveform = np.frombuffer(samples, "<f4")
-    form._place.hold(len(waveform) / SAMPLE_RATE)
+    form._reservation.hold(len(waveform) / SAMPLE_RATE)
     try:
         check_waveform(waveform)
     except ValueError as error:

@@ -157,7 +157,7 @@ class Form(RecordingForm):
         return "logprobs" in self.include
 
     @property
-    def wishes(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """What ``transcribe`` is to do."""
         return {
             "language": self.language,
@@ -301,7 +301,7 @@ async def read_form(raw_request: Request) -> AsyncIterator[Form]:
     transcriber = getattr(raw_request.app.state, "qwen3_asr", None)
     if transcriber is None:
         raise ApiError(404, "this server's model is a forced aligner; ask /v1/audio/alignments.")
-    async with posted(raw_request, transcriber.admission) as (fields, place):
+    async with posted(raw_request, transcriber.admission) as (fields, reservation):
         form = parse_form(fields)
-        form._place = place
+        form._reservation = reservation
         yield form

@@ -26,7 +26,7 @@ from .errors import ApiError, busy
 from .metrics import add_counted_route
 from .protocol import bound_heads
 from .realtime import Realtime, realtime
-from .serving import end_what_waits
+from .serving import fail_pending_requests
 from .settings import check_settings
 from .transcriptions import Transcriber, create_transcription
 
@@ -83,7 +83,7 @@ class EndpointPlugin:
             keys=[key for key in args.api_key or [envs.VLLM_API_KEY] if key],
             num_ranks=engine_client.vllm_config.parallel_config.data_parallel_size,
         )
-        state.qwen3_asr_watch = asyncio.create_task(end_what_waits(engine_client, state))
+        state.qwen3_asr_watch = asyncio.create_task(fail_pending_requests(engine_client, state))
         if engine_client.model_config.hf_config.is_aligner:
             state.qwen3_asr_aligner = AlignerServing(engine_client, state.openai_serving_models)
             logger.info("Aligning at %s.", ALIGNMENTS)

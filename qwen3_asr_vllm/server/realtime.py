@@ -26,11 +26,11 @@ from vllm.exceptions import GenerationError
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind
 
-from ..engine import Answer, sampling_params, slot_ids, stream_parts
+from ..engine import OutputCollector, language_token_ids, sampling_params, stream_parts
 from ..geometry import SAMPLE_RATE
 from ..prompt import control_tokens, sanitize_context
 from ..streaming import Stream, StreamRequest, Update
-from .admission import Admission, Busy, Place
+from .admission import Admission, Busy, Reservation
 from .connection import Connection
 from .dialects import VLLM, Events, opened_with, read_audio, read_event
 from .errors import busy, engine_dead_as_503
@@ -85,7 +85,7 @@ class Realtime(EngineServing):
         thinker = self.model_config.hf_config.thinker_config
         self._tokenizer = self.renderer.get_tokenizer()
         self._parts = stream_parts(thinker, self._tokenizer)
-        self._slot_ids = slot_ids(self._tokenizer)
+        self._language_token_ids = language_token_ids(self._tokenizer)
         self._control_tokens = control_tokens(self._tokenizer)
 
     def allows(self, origin: str | None, host: str) -> bool:
@@ -145,7 +145,7 @@ class Realtime(EngineServing):
     async def _decode(
         self, request: StreamRequest, model: str | None, headers: Mapping[str, str]
     ) -> RequestOutput:
-        params = sampling_params(request.decoding, self._slot_ids)
+        params = sampling_params(request.decoding, self._language_token_ids)
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = f"realtime-{uuid4().hex}"
         options = {
@@ -164,9 +164,9 @@ class Realtime(EngineServing):
 
     def read(self, request: StreamRequest, output: RequestOutput) -> EngineOutput:
         """An output of vLLM's, with the log-probabilities that the request wants."""
-        answer = Answer(request.decoding, self._slot_ids)
-        answer.push(output.outputs[0])
-        return answer.output()
+        collector = OutputCollector(request.decoding, self._language_token_ids)
+        collector.push(output.outputs[0])
+        return collector.output()
 
 
 # the session --------------------------------------------------------------------------------
@@ -184,15 +184,15 @@ async def _serve(connection: Connection, websocket: WebSocket) -> None:
     if not shared.allows(headers.get("origin"), headers.get("host", "")):
         await connection.close(1008, "origin not allowed")  # before accept: 403
         return
-    with ExitStack() as places:
+    with ExitStack() as reservations:
         try:
-            place = places.enter_context(shared.admission.place())
+            reservation = reservations.enter_context(shared.admission.reserve())
         except Busy as error:
             await connection.refuse(busy(error))
             return
         await connection.accept()
         with SESSIONS.labels(shared.models.model_name()).track_inprogress():
-            await Session(connection, shared, place).run()
+            await Session(connection, shared, reservation).run()
 
 
 class SessionEnd(EventError):
@@ -202,9 +202,9 @@ class SessionEnd(EventError):
 class Backlog:
     """The items without a transcript, and their audio that waits for the engine."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, reservation: Reservation) -> None:
         self.items: list[Item] = []
-        self._place = place
+        self._reservation = reservation
         self._room = asyncio.Event()
 
     @property
@@ -238,7 +238,7 @@ class Backlog:
         """Whether what waits is little enough for a session, and for the server with all others."""
         waiting_s = sum(item.num_waiting for item in self.items) / SAMPLE_RATE
         try:
-            self._place.hold(max(0.0, waiting_s - FREE_BACKLOG_S))
+            self._reservation.hold(max(0.0, waiting_s - FREE_BACKLOG_S))
         except Busy:
             return False
         return waiting_s <= MAX_BACKLOG_S
@@ -247,7 +247,7 @@ class Backlog:
 class Session:
     """One connection: its config, its turns, its open item, its reader and its worker."""
 
-    def __init__(self, connection: Connection, shared: Realtime, place: Place) -> None:
+    def __init__(self, connection: Connection, shared: Realtime, reservation: Reservation) -> None:
         self.connection, self.shared = connection, shared
         websocket = connection.websocket
         self.headers = websocket.headers
@@ -263,7 +263,7 @@ class Session:
         self.items: asyncio.Queue[Item] = asyncio.Queue()
         self.item: Item | None = None  # open: not committed
         self.last_id: str | None = None  # of the last committed item
-        self.backlog = Backlog(place)
+        self.backlog = Backlog(reservation)
 
     async def run(self) -> None:
         """Until the client goes away, stays idle, or the server stops."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..alignment import AlignmentOutput, AlignmentRequest
 from ..decoding import place_tokens
-from ..engine import Answer
+from ..engine import OutputCollector
 from ..languages import separator
 from ..transcript import Token, Transcript
 from ..transcription import CUT_OFF, EngineOutput, EngineRequest, LiveText, Steps
@@ -41,7 +41,7 @@ class ClipOutput:
     def __init__(self, request: EngineRequest, ids: Mapping[str, int]) -> None:
         self.inbox: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
         self._request = request
-        self._answer = Answer(request.decoding, ids)
+        self._collector = OutputCollector(request.decoding, ids)
         self._live = LiveText(request)
         self._num_told = 0  # tokens
 
@@ -58,7 +58,7 @@ class ClipOutput:
 
     @property
     def output(self) -> EngineOutput:
-        return self._answer.output(shown=self._live.shown)
+        return self._collector.output(shown=self._live.shown)
 
     @property
     def is_settled(self) -> bool:
@@ -76,10 +76,10 @@ class ClipOutput:
 
     def _new_tokens(self) -> list[Token]:
         """Those that wrote what was shown since the last call, where they are wanted."""
-        if not self._answer.tokens:
+        if not self._collector.tokens:
             return []
         language = self._request.language
-        placed = place_tokens(self._answer.tokens, self._live.shown, language=language)
+        placed = place_tokens(self._collector.tokens, self._live.shown, language=language)
         new = [token for _, token in placed[self._num_told :]]
         self._num_told = len(placed)
         return new
@@ -88,7 +88,7 @@ class ClipOutput:
         while (message := await self.inbox.get()) is not None:
             if isinstance(message, Exception):
                 raise message
-            self._answer.push(message.outputs[0])
+            self._collector.push(message.outputs[0])
             yield message.outputs[0]
 
 
@@ -101,9 +101,9 @@ class Run:
     steps: Steps[Transcript]
     generate: Callable[..., AsyncIterator[RequestOutput]]
     align: Callable[[AlignmentRequest], Awaitable[AlignmentOutput]]
-    slot_ids: Mapping[str, int]
+    language_token_ids: Mapping[str, int]
     in_pool: Callable[..., Awaitable[Any]]  # runs a function beside the event loop
-    seats: asyncio.Semaphore  # held by a clip while the engine decodes it
+    parallel_clips: asyncio.Semaphore  # held by a clip while the engine decodes it
     on_end: Callable[..., None]  # is told the transcript, and of how many clips it was made
     numbers: Iterator[int] = field(default_factory=count)  # of the engine's requests
     is_live: bool = False  # somebody reads along
@@ -124,7 +124,7 @@ class Run:
         while requests := self.steps.requests:
             to_align = [r for r in requests if isinstance(r, AlignmentRequest)]
             to_hear = [r for r in requests if not isinstance(r, AlignmentRequest)]
-            clips = [ClipOutput(request, self.slot_ids) for request in to_hear]
+            clips = [ClipOutput(request, self.language_token_ids) for request in to_hear]
             tasks = list(map(asyncio.create_task, map(self._decode, to_hear, clips)))
             timing = list(map(asyncio.create_task, map(self._align, to_align)))
             try:
@@ -154,14 +154,14 @@ class Run:
             yield Delta(rest, written_tokens(self.steps.result)[num_tokens:])
 
     async def _align(self, request: AlignmentRequest) -> AlignmentOutput:
-        async with self.seats:
+        async with self.parallel_clips:
             return await self.align(request)
 
     async def _decode(self, request: EngineRequest, clip: ClipOutput) -> None:
         end: Exception | None = None
         prompt_tokens = 0
         try:
-            async with self.seats:
+            async with self.parallel_clips:
                 request_id = f"{self.request_id}-{next(self.numbers)}"
                 async for output in self.generate(request, request_id=request_id):
                     prompt_tokens = len(output.prompt_token_ids or ()) or prompt_tokens

@@ -26,7 +26,7 @@ POLL_S = 0.5  # seconds between two looks at whether the engine is there
 CLOSE_S = 5  # for clients to close their connections, and uploads to end, once the server stops
 
 
-async def end_what_waits(engine_client: Any, state: State) -> None:
+async def fail_pending_requests(engine_client: Any, state: State) -> None:
     """Bound how long the server stops, and fail requests that wait for an engine that is dead.
 
     vLLM stops its engine first and then waits for its clients without limit. Those whose requests

@@ -38,7 +38,7 @@ from ..audio import (
     decoders,
 )
 from ..blocks import ChannelError
-from ..engine import engine_prompt, sampling_params, slot_ids
+from ..engine import engine_prompt, language_token_ids, sampling_params
 from ..pauses import SILENT_PEAK
 from ..prompt import control_tokens, sanitize_context
 from ..transcript import Transcript
@@ -70,7 +70,7 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 RECORDINGS_PER_TOKEN = 16  # in the server, for each token more that an event of a stream has
 MOST_TOKENS = 16  # of an event
 OF_THE_ENGINE = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")  # not clients'
-CLIP_SHARE = 8  # one recording takes at most this part of the engine's seats: 1/8 of max_num_seqs
+CLIP_SHARE = 8  # one recording has at most max_num_seqs / 8 clips in the engine
 
 
 # the engine ---------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Transcriber(AudioServing):
         scheduler = engine_client.vllm_config.scheduler_config
         self.max_parallel_clips = max(1, scheduler.max_num_seqs // CLIP_SHARE)
         tokenizer = self.renderer.get_tokenizer()
-        self.slot_ids = slot_ids(tokenizer)
+        self.language_token_ids = language_token_ids(tokenizer)
         self.control_tokens = control_tokens(tokenizer)
         self.aligner = remote_aligner()
         self.has_priorities = scheduler.policy == "priority"
@@ -137,9 +137,9 @@ class Transcriber(AudioServing):
             steps=steps,
             generate=generate,
             align=partial(self._align, is_needed=form.needs_words, headers=trace_headers),
-            slot_ids=self.slot_ids,
+            language_token_ids=self.language_token_ids,
             in_pool=self.in_pool,
-            seats=asyncio.Semaphore(self.max_parallel_clips),
+            parallel_clips=asyncio.Semaphore(self.max_parallel_clips),
             on_end=partial(count_transcript, model=model, started=started, request_id=request_id),
             is_live=form.stream,
         )
@@ -165,7 +165,7 @@ class Transcriber(AudioServing):
     async def _generate(
         self, request: EngineRequest, *, request_id: str, params: SamplingParams, **options: Any
     ) -> AsyncIterator[RequestOutput]:
-        params = sampling_params(request.decoding, self.slot_ids, params)
+        params = sampling_params(request.decoding, self.language_token_ids, params)
         with engine_dead_as_503():
             prompt = await self.render(engine_prompt(request))
             outputs = self.engine_client.generate(prompt, params, request_id, **options)
@@ -205,16 +205,16 @@ class Transcriber(AudioServing):
 
     def _steps(self, form: Form, times_words: bool) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""
-        wishes = form.wishes | {"max_clip_s": self.max_clip_s, "word_timestamps": times_words}
-        wishes["context"] = sanitize_context(wishes["context"], self.control_tokens)
+        options = form.options | {"max_clip_s": self.max_clip_s, "word_timestamps": times_words}
+        options["context"] = sanitize_context(options["context"], self.control_tokens)
         warnings: list[str] = []
         if form.speakers:
             channels = self._load(form, warnings, self.decoders.load_channels, len(form.speakers))
             _check_channels(channels)
-            transcription = transcribe_channels(channels, form.speakers, **wishes)
+            transcription = transcribe_channels(channels, form.speakers, **options)
         else:
             transcription = transcribe(
-                self._load(form, warnings, self.decoders.load_audio), **wishes
+                self._load(form, warnings, self.decoders.load_audio), **options
             )
         return Steps(with_warnings(transcription, warnings))
 
@@ -226,7 +226,7 @@ class Transcriber(AudioServing):
         try:
             return load_posted(
                 form.file,
-                form._place,
+                form._reservation,
                 longest_s=longest_s,
                 load=load,
                 options=options,

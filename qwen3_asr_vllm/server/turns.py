@@ -206,6 +206,9 @@ class Item:
     def accept(self, output: EngineOutput) -> Update:
         """The text that an engine output made final."""
         self.stream.accept(
-            output.text, output.finish_reason, tokens=output.tokens or (), slot=output.slot
+            output.text,
+            output.finish_reason,
+            tokens=output.tokens or (),
+            language_logprobs=output.language_logprobs,
         )
         return self.stream.update()

@@ -25,7 +25,7 @@ from vllm.logger import init_logger
 from ..containers import raw_audio, raw_audio_of_name
 from ..languages import resolve_language
 from ..printable import header_list
-from .admission import RETRY_AFTER_S, Admission, Place
+from .admission import RETRY_AFTER_S, Admission, Reservation
 from .bodies import WAYS, body_of
 from .errors import CLIENT_CLOSED, ApiError, shown
 from .fields import MAX_FIELD_BYTES, Fields
@@ -50,7 +50,7 @@ class RecordingForm(BaseModel):
     audio_track: int | None = Field(None, ge=1)  # of a video with several; None: the default one
 
     _ignored: list[str] = []  # the names of fields that change nothing
-    _place: Place
+    _reservation: Reservation
 
     @field_validator("language")
     @classmethod
@@ -71,7 +71,7 @@ async def posted(
     *,
     recording: str = "file",
     max_field_bytes: int = MAX_FIELD_BYTES,
-) -> AsyncIterator[tuple[FormData, Place]]:
+) -> AsyncIterator[tuple[FormData, Reservation]]:
     """The fields of a request, those of its query string first; files are closed at the end.
 
     It holds a place from before the first byte is read until the response has been sent.
@@ -82,17 +82,17 @@ async def posted(
     _check_size(num_bytes, admission.max_bytes)
     fields = Fields(max_field_bytes)
     try:
-        with admission.place(num_bytes) as place:
-            await _read(raw_request, fields, place, admission.max_bytes)
+        with admission.reserve(num_bytes) as reservation:
+            await _read(raw_request, fields, reservation, admission.max_bytes)
             _check_recording(fields.form, recording)
-            yield fields.form, place
+            yield fields.form, reservation
     finally:
         await fields.form.close()
 
 
 def load_posted(
     file: UploadFile,
-    place: Place,
+    reservation: Reservation,
     *,
     longest_s: float,
     load: Callable[..., Any],
@@ -116,7 +116,7 @@ def load_posted(
             file.file,
             *options,
             max_duration_s=limits[lower],
-            on_progress=place.hold,
+            on_progress=reservation.hold,
             on_warning=on_warning,
             audio_track=audio_track,
             raw=raw_audio(file.content_type) or raw_audio_of_name(file.filename or ""),
@@ -127,11 +127,11 @@ def load_posted(
         message = str(error).replace("max_duration_s", f"{lower} on the server")
         raise ApiError(400, message, param="file") from error
     file.file.close()
-    place.hold_bytes(0)
+    reservation.hold_bytes(0)
     return loaded
 
 
-async def _read(request: Request, fields: Fields, place: Place, max_bytes: int) -> None:
+async def _read(request: Request, fields: Fields, reservation: Reservation, max_bytes: int) -> None:
     num_bytes = 0
     try:
         fields.add_query(request.scope["query_string"])
@@ -139,7 +139,7 @@ async def _read(request: Request, fields: Fields, place: Place, max_bytes: int) 
         async for piece in _decompressed(request):
             num_bytes += len(piece)
             _check_size(num_bytes, max_bytes / body.held_per_byte)
-            place.hold_bytes(num_bytes * body.held_per_byte)
+            reservation.hold_bytes(num_bytes * body.held_per_byte)
             await body.write(piece)
         await body.finish()
     except ClientDisconnect as error:
