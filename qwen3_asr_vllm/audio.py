@@ -4,7 +4,7 @@
     path, bytes, file, array -> decode -> downmix -> resample -> check -> waveform
 
 A waveform is float32, mono, in [-1, 1] (lossy decoders overshoot a little), at 16 kHz. Files are
-read in ``reading.py``, block by block: a small file that expands into days of samples costs no more
+read by ``media/``, block by block: a small file that expands into days of samples costs no more
 memory than the limit allows. Nothing here knows of models or engines.
 """
 
@@ -20,17 +20,17 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from .blocks import (
+from .geometry import SAMPLE_RATE
+from .media.blocks import (
     Block,
     check_rate,
     installed,
     resampler_from,
     to_waveform,
 )
-from .containers import CONTAINERS, RawAudio, raw_audio_of_name
-from .geometry import SAMPLE_RATE
+from .media.containers import CONTAINERS, RawAudio, raw_audio_of_name
+from .media.reading import Reader
 from .peaks import scale_to_range
-from .reading import Reader
 
 AudioSource: TypeAlias = (
     str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | tuple[np.ndarray, int]

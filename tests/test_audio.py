@@ -16,9 +16,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qwen3_asr_vllm import audio, blocks, sndfile
+from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.audio import PcmStream, load_audio, load_channels
-from qwen3_asr_vllm.containers import RawAudio
+from qwen3_asr_vllm.media import blocks, sndfile
+from qwen3_asr_vllm.media.containers import RawAudio
 from qwen3_asr_vllm.pauses import (
     Pauses,
     halve_at_silence,

@@ -3,7 +3,7 @@
 
 import pytest
 
-from qwen3_asr_vllm.containers import RawAudio, raw_audio, raw_audio_of_name
+from qwen3_asr_vllm.media.containers import RawAudio, raw_audio, raw_audio_of_name
 
 
 @pytest.mark.parametrize(

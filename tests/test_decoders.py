@@ -21,8 +21,8 @@ import pytest
 import soundfile
 
 from qwen3_asr_vllm.audio import load_audio, load_channels
-from qwen3_asr_vllm.blocks import ChannelError
-from qwen3_asr_vllm.containers import RawAudio
+from qwen3_asr_vllm.media.blocks import ChannelError
+from qwen3_asr_vllm.media.containers import RawAudio
 from qwen3_asr_vllm.server.admission import Admission, Busy
 from qwen3_asr_vllm.server.decode_worker import Limits
 from qwen3_asr_vllm.server.decoders import _TEMPLATE, DecodeError, Decoders, is_plain_pcm

@@ -631,7 +631,7 @@ def test_an_upload_of_unknown_size_ends_at_the_limit(serve, monkeypatch):
 
 
 def test_a_missing_decoder_is_named_and_not_the_clients_mistake(serve, monkeypatch):
-    from qwen3_asr_vllm import blocks
+    from qwen3_asr_vllm.media import blocks
 
     def import_module(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3_asr_vllm import audio, sndfile
+from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.audio import load_audio
+from qwen3_asr_vllm.media import sndfile
 
 
 def test_damaged_recordings_are_decoded_or_refused():

@@ -16,8 +16,8 @@ import soundfile
 from conftest import DATA
 
 from qwen3_asr_vllm.audio import load_audio, load_channels
-from qwen3_asr_vllm.containers import RawAudio
-from qwen3_asr_vllm.parts import find_parts
+from qwen3_asr_vllm.media.containers import RawAudio
+from qwen3_asr_vllm.media.parts import find_parts
 
 FIELD = DATA / "field"
 RATE = 16_000

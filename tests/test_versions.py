@@ -49,6 +49,7 @@ WATCHED = {
     "vllm.v1.engine.exceptions": "test_weather.py",
     "vllm.v1.outputs": "test_aligner.py",
     "vllm.v1.pool": "test_aligner.py",
+    "vllm.v1.sample.logits_processor": "test_endpoints.py",
     "vllm.v1.worker.encoder_cudagraph_defs": "test_encoder_graph.py",
 }
 

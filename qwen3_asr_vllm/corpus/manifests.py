@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
-from ..containers import AUDIO_SUFFIXES
+from ..media.containers import AUDIO_SUFFIXES
 
 PATH_FIELDS = ("audio_filepath", "file_name", "audio", "path")  # of a row, in this order
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
-from ..containers import AUDIO_SUFFIXES
+from ..media.containers import AUDIO_SUFFIXES
 from ..recordings import Recording, is_url
 from .manifests import MANIFEST_SUFFIXES, PATH_FIELDS, read_rows
 

@@ -30,10 +30,10 @@ from importlib import import_module
 from typing import Any
 
 from ..audio import load_audio, load_channels
-from ..blocks import ChannelError
-from ..containers import RawAudio
-from ..ffmpeg import audio_decoders
 from ..geometry import SAMPLE_RATE
+from ..media.blocks import ChannelError
+from ..media.containers import RawAudio
+from ..media.ffmpeg import audio_decoders
 from ..processes import kill_with_parent
 
 LOADERS: dict[str, Callable[..., Any]] = {

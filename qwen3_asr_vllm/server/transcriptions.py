@@ -37,8 +37,8 @@ from ..audio import (
     decodable_formats,
     decoders,
 )
-from ..blocks import ChannelError
 from ..engine import engine_prompt, language_token_ids, sampling_params
+from ..media.blocks import ChannelError
 from ..pauses import SILENT_PEAK
 from ..prompt import control_tokens, sanitize_context
 from ..transcript import Transcript

@@ -22,8 +22,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 from vllm.logger import init_logger
 
-from ..containers import raw_audio, raw_audio_of_name
 from ..languages import resolve_language
+from ..media.containers import raw_audio, raw_audio_of_name
 from ..printable import header_list
 from .admission import RETRY_AFTER_S, Admission, Reservation
 from .bodies import WAYS, body_of

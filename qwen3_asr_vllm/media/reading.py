@@ -16,12 +16,12 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from ..geometry import SAMPLE_RATE
+from ..pauses import is_silent
 from .blocks import Block, Unreadable, check_duration, to_waveform
 from .containers import SIGNATURES, RawAudio
 from .ffmpeg import Track, open_track
-from .geometry import SAMPLE_RATE
 from .parts import Part, find_parts
-from .pauses import is_silent
 from .sndfile import read_raw, read_soundfile
 from .timeline import clock
 from .views import View, read_at, size_of

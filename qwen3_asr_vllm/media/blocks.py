@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .geometry import SAMPLE_RATE
-from .peaks import MAX_INTEGER_PEAK, check_samples
+from ..geometry import SAMPLE_RATE
+from ..peaks import MAX_INTEGER_PEAK, check_samples
 
 SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
 # On average over the longest recording; more would keep a CPU busy for longer than an engine.
