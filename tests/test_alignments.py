@@ -59,11 +59,12 @@ def app():
 
     from qwen3_asr_vllm.server.alignments import AlignerServing
     from qwen3_asr_vllm.server.plugin import EndpointPlugin
+    from qwen3_asr_vllm.server.state import ServerState
 
     app, engine = FastAPI(), Engine()
     EndpointPlugin().attach_router(app)
     models = OpenAIServingModels(engine, [BaseModelPath("aligner", "aligner")])
-    app.state.qwen3_asr_aligner = AlignerServing(engine, models)
+    app.state.qwen3_asr = ServerState(aligner=AlignerServing(engine, models))
     app.state.engine = engine
     app.add_api_route("/health", lambda: "ok")
     return app
@@ -207,8 +208,18 @@ def test_an_aligner_transcribes_nothing(client, post):
         assert response.status_code == 404 and "aligner" in response.text
 
 
+def test_an_aligner_opens_no_session(client):
+    from starlette.testclient import WebSocketDenialResponse
+
+    with pytest.raises(WebSocketDenialResponse) as denied:
+        client.websocket_connect("/v1/realtime").__enter__()
+    assert denied.value.status_code == 404 and "aligner" in denied.value.text
+
+
 def test_a_transcriber_aligns_nothing(app, post):
-    del app.state.qwen3_asr_aligner
+    from qwen3_asr_vllm.server.state import ServerState
+
+    app.state.qwen3_asr = ServerState(transcriber=app.state.qwen3_asr.aligner)
     response = post(text=TEXT)
     assert response.status_code == 404 and "ForcedAligner" in response.text
 
@@ -221,7 +232,7 @@ def times(client, samples, **fields):
 
 def test_times_reserve_their_audio(app, client):
     """And give it back."""
-    admission = app.state.qwen3_asr_aligner.admission
+    admission = app.state.qwen3_asr.aligner.admission
     admission.max_audio_s = 2.5
     samples = noise(2).tobytes()
     assert times(client, samples).json() == {"times": [160, 400, 400, 640]}

@@ -128,13 +128,15 @@ def serve():
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
     from qwen3_asr_vllm.server.plugin import EndpointPlugin
+    from qwen3_asr_vllm.server.state import ServerState
     from qwen3_asr_vllm.server.transcriptions import Transcriber
 
     def start(engine, *, max_clip_s=60.0):
         app = FastAPI()
         EndpointPlugin().attach_router(app)
         models = OpenAIServingModels(engine, [BaseModelPath("asr", "asr"), BaseModelPath("b", "b")])
-        app.state.qwen3_asr = Transcriber(engine, models, max_clip_s=max_clip_s)
+        transcriber = Transcriber(engine, models, max_clip_s=max_clip_s)
+        app.state.qwen3_asr = ServerState(transcriber)
         client = TestClient(app, raise_server_exceptions=False)
 
         def post(file=SECOND, **fields):
@@ -178,7 +180,7 @@ def test_a_full_server_refuses_before_it_reads(serve, monkeypatch):
     """And each way to end gives the place back: an answer, a stream, a refusal, an error."""
     monkeypatch.setenv("QWEN3_ASR_MAX_RECORDINGS", "1")
     post = serve(Engine("language English<asr_text>Good morning."))
-    admission = post.client.app.state.qwen3_asr.admission
+    admission = post.client.app.state.qwen3_asr.transcriber.admission
     for fields in ({}, {"stream": True}, {"language": "tlh"}, {"file": ("a", b"words")}):
         assert post(**fields).status_code in (200, 400)
         assert (admission.num_recordings, admission.audio_s) == (0, 0)
@@ -225,7 +227,7 @@ def test_a_server_that_stops_says_so_and_not_half_of_the_text(serve, monkeypatch
 def test_audio_beside_others_must_find_room(serve, monkeypatch):
     monkeypatch.setenv("QWEN3_ASR_MAX_AUDIO_S", "10")
     post = serve(Engine("language English<asr_text>Good morning."))
-    with post.client.app.state.qwen3_asr.admission.reserve() as other:
+    with post.client.app.state.qwen3_asr.transcriber.admission.reserve() as other:
         other.hold(9.5)
         assert error(post(), 503)["code"] == "busy"
         other.hold(8.5)
@@ -312,7 +314,9 @@ def test_a_stream_has_fewer_and_longer_events_in_a_full_server(serve):
     with ExitStack() as others:
         for number in (0, 31, 480):  # more of them
             for _ in range(number):
-                others.enter_context(post.client.app.state.qwen3_asr.admission.reserve())
+                others.enter_context(
+                    post.client.app.state.qwen3_asr.transcriber.admission.reserve()
+                )
             assert events(post(stream=True))[-1]["text"] == "Hi."
     assert [params.stream_interval for _, params, _ in engine.asked] == [1, 3, 16]
 
@@ -849,7 +853,7 @@ def words_of(serve, output, text="language English<asr_text>Hi.", granularity="w
 
     post = serve(Engine(text))
     aligner = SimpleNamespace(url="http://aligner", is_up=is_up, answer=answer)
-    post.client.app.state.qwen3_asr.aligner = aligner
+    post.client.app.state.qwen3_asr.transcriber.aligner = aligner
     return post(response_format="verbose_json", **{"timestamp_granularities[]": granularity})
 
 
@@ -1100,7 +1104,7 @@ def test_aliases_are_served(app, model):
 
 
 def test_pages_of_other_origins_open_no_session_unless_vllm_is_told(app):
-    assert not app.client.app.state.qwen3_asr_realtime.allows("https://evil.test", "localhost")
+    assert not app.client.app.state.qwen3_asr.realtime.allows("https://evil.test", "localhost")
 
 
 def without_key(app, method, path, **options):

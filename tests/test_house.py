@@ -35,7 +35,11 @@ CORE = (
 # A wing imports the core and never another wing, but for the command line.
 WINGS = {"model": set(), "server": set(), "corpus": set(), "cli": {"server", "corpus"}}
 CORE_THAT_LOADS_A_MODEL = {"engine"}  # inside of a function
-UPWARD = {"transcript": {"formats"}}  # a transcript writes itself: inside of a method
+UPWARD = {
+    "transcript": {"formats"},  # a transcript writes itself: inside of a method
+    # types of its fields only
+    "server.state": {f"server.{x}" for x in ("alignments", "page", "realtime", "transcriptions")},
+}
 ROW = {module: row for row, modules in enumerate(CORE) for module in modules}
 
 

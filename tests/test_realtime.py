@@ -103,17 +103,19 @@ def app_with(allowed_origins=("*",), tokens=()):
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
     from qwen3_asr_vllm.server.realtime import Realtime, realtime
+    from qwen3_asr_vllm.server.state import ServerState
 
     app = Starlette(routes=[WebSocketRoute("/v1/realtime", realtime)])
-    app.state.qwen3_asr_realtime = object.__new__(Realtime)
-    app.state.qwen3_asr_realtime.allowed_origins = list(allowed_origins)
-    app.state.qwen3_asr_realtime.admission = Admission(max_recordings=1)
+    shared = object.__new__(Realtime)
+    shared.allowed_origins = list(allowed_origins)
+    shared.admission = Admission(max_recordings=1)
+    app.state.qwen3_asr = ServerState(realtime=shared)
     guarded = AuthenticationMiddleware(app, list(tokens)) if tokens else app
 
     async def served(scope, receive, send):
         await guarded(scope, receive, send)
 
-    return served, app.state.qwen3_asr_realtime
+    return served, shared
 
 
 def refusal(app, **headers):

@@ -96,12 +96,12 @@ def made(answer=words, **options):
 
 def app_of(shared):
     from qwen3_asr_vllm.server.realtime import realtime
+    from qwen3_asr_vllm.server.state import ServerState
 
     app = FastAPI()
     app.add_api_websocket_route(PATH, realtime)
     connection.refuse_compression(app)
-    if shared is not None:
-        app.state.qwen3_asr_realtime = shared
+    app.state.qwen3_asr = ServerState(realtime=shared)
     return app
 
 
@@ -666,7 +666,7 @@ def test_an_override_that_is_not_needed_is_named(monkeypatch, architecture, is_n
         made.attach_router(FastAPI())
         args = SimpleNamespace(api_key=["key"], allowed_origins=["*"])
         await made.init_state(Mock(model_config=model_config, errored=False), state, args)
-        state.qwen3_asr_watch.cancel()
+        state.qwen3_asr.watch.cancel()
 
     asyncio.run(start())
     assert any("needs no override" in text for text in told) == is_named

@@ -33,17 +33,16 @@ def app():
     from fastapi import FastAPI
 
     from qwen3_asr_vllm.server.admission import Admission
-    from qwen3_asr_vllm.server.alignments import AlignerServing
     from qwen3_asr_vllm.server.plugin import EndpointPlugin
+    from qwen3_asr_vllm.server.state import ServerState
     from qwen3_asr_vllm.server.uploads import posted
 
     app = FastAPI()
     EndpointPlugin().attach_router(app)
     state = {"admission": Admission(max_bytes=64 << 20)}
     state["models"] = SimpleNamespace(model_name=lambda: "uploads")
-    app.state.qwen3_asr = SimpleNamespace(**state)
-    app.state.qwen3_asr_aligner = object.__new__(AlignerServing)
-    vars(app.state.qwen3_asr_aligner).update(state)
+    serving = SimpleNamespace(**state)
+    app.state.qwen3_asr = ServerState(transcriber=serving, aligner=serving)
 
     async def read(request: Any) -> JSONResponse:
         fields: dict[str, list[Any]] = {}
@@ -71,8 +70,8 @@ def client(app):
 
 @pytest.fixture
 def admission(app):
-    yield app.state.qwen3_asr.admission
-    left = app.state.qwen3_asr.admission
+    yield app.state.qwen3_asr.transcriber.admission
+    left = app.state.qwen3_asr.transcriber.admission
     assert (left.num_recordings, left.audio_s, left.num_bytes) == (0, 0, 0)
 
 

@@ -39,6 +39,7 @@ from .form import gather, read
 from .metrics import add_counted_route
 from .responses import warning_headers
 from .serving import AudioServing
+from .state import server_state
 from .uploads import RecordingForm, load_posted, posted
 
 if TYPE_CHECKING:
@@ -214,12 +215,10 @@ def summary(transcript: Transcript) -> dict[str, Any]:
 
 def _serving(raw_request: Request) -> AlignerServing:
     """Raises ApiError where the server's model is no aligner."""
-    serving = getattr(raw_request.app.state, "qwen3_asr_aligner", None)
-    if serving is None:
+    if (serving := server_state(raw_request.app).aligner) is None:
         raise ApiError(
             404,
             "this server transcribes; alignments are made by one that serves a forced aligner, "
             "such as Qwen/Qwen3-ForcedAligner-0.6B.",
         )
-    assert isinstance(serving, AlignerServing)
     return serving

@@ -17,6 +17,7 @@ from .admission import RETRY_AFTER_S, Busy
 
 CLIENT_CLOSED = 499  # nginx's status for a client that hung up before its response was complete
 MAX_SHOWN = 80  # characters of a value in a message
+IS_ALIGNER = "this server's model is a forced aligner; use /v1/audio/alignments."
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -25,7 +25,8 @@ from ..formats import RESPONSE_FORMATS
 from ..languages import resolve_language
 from ..pauses import Pauses
 from ..prompt import NO_TRANSLATION, join_context
-from .errors import ApiError, shown, validate
+from .errors import IS_ALIGNER, ApiError, shown, validate
+from .state import server_state
 from .uploads import RecordingForm, posted
 
 UNTIMED_FORMATS = tuple(name for name, row in RESPONSE_FORMATS.items() if not row.is_timed)
@@ -298,9 +299,8 @@ def _check(form: Form) -> None:
 
 async def read_form(raw_request: Request) -> AsyncIterator[Form]:
     """The form of a request for a transcription. Its file is closed after."""
-    transcriber = getattr(raw_request.app.state, "qwen3_asr", None)
-    if transcriber is None:
-        raise ApiError(404, "this server's model is a forced aligner; ask /v1/audio/alignments.")
+    if (transcriber := server_state(raw_request.app).transcriber) is None:
+        raise ApiError(404, IS_ALIGNER)
     async with posted(raw_request, transcriber.admission) as (fields, reservation):
         form = parse_form(fields)
         form._reservation = reservation

@@ -20,6 +20,7 @@ from vllm.logger import init_logger
 
 from ..transcript import Transcript
 from .errors import CLIENT_CLOSED
+from .state import server_state
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
@@ -124,6 +125,5 @@ class CountedRoute(APIRoute):
             raise
         finally:
             status = scope["state"].get("failed_with", status)
-            state = scope["app"].state
-            serving = getattr(state, "qwen3_asr", None) or state.qwen3_asr_aligner
-            REQUESTS.labels(serving.models.model_name(), self.path, str(status)).inc()
+            model = server_state(scope["app"]).model_name
+            REQUESTS.labels(model, self.path, str(status)).inc()

@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from .. import __version__
 from ..languages import LANGUAGES
 from .errors import ApiError
+from .state import server_state
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class About:
 
 
 def attach(app: FastAPI) -> None:
-    """The routes of this module. ``app.state.qwen3_asr_about`` is an ``About``."""
+    """Add the routes of this module."""
     app.add_api_route("/", show_page, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_api_route("/about", show_about, methods=["GET"])
 
@@ -58,8 +59,7 @@ async def show_page() -> Response:
 
 async def show_about(request: Request) -> JSONResponse:
     """The languages, limits and models of this server."""
-    about: About | None = getattr(request.app.state, "qwen3_asr_about", None)
-    if about is None:
+    if (about := server_state(request.app).about) is None:
         raise ApiError(404, "this server's model is a forced aligner; it transcribes nothing.")
     return JSONResponse({"version": __version__, "languages": LANGUAGES} | asdict(about))
 

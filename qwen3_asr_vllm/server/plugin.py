@@ -11,7 +11,6 @@ import aiohttp
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.websockets import WebSocket
 from vllm import envs
 from vllm.logger import init_logger
 
@@ -28,6 +27,7 @@ from .protocol import bound_heads
 from .realtime import Realtime, realtime
 from .serving import fail_pending_requests
 from .settings import check_settings
+from .state import ServerState
 from .transcriptions import Transcriber, create_transcription
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class EndpointPlugin:
         add_counted_route(app, "/v1/audio/transcriptions", create_transcription)
         add_counted_route(app, "/v1/audio/translations", refuse_translation)
         app.add_api_route("/v1/models/{model:path}", show_model, methods=["GET"])
-        app.add_api_websocket_route("/v1/realtime", open_session)
+        app.add_api_websocket_route("/v1/realtime", realtime)
         refuse_compression(app)
         alignments.attach(app)
 
@@ -83,24 +83,26 @@ class EndpointPlugin:
             keys=[key for key in args.api_key or [envs.VLLM_API_KEY] if key],
             num_ranks=engine_client.vllm_config.parallel_config.data_parallel_size,
         )
-        state.qwen3_asr_watch = asyncio.create_task(fail_pending_requests(engine_client, state))
+        watch = asyncio.create_task(fail_pending_requests(engine_client, state))
+        models = state.openai_serving_models
         if engine_client.model_config.hf_config.is_aligner:
-            state.qwen3_asr_aligner = AlignerServing(engine_client, state.openai_serving_models)
+            aligner = AlignerServing(engine_client, models)
+            state.qwen3_asr = ServerState(aligner=aligner, watch=watch)
             logger.info("Aligning at %s.", ALIGNMENTS)
             return
-        core = state.openai_serving_transcription
-        models, max_clip_s = state.openai_serving_models, core.asr_config.max_audio_clip_s
-        state.qwen3_asr = transcriber = Transcriber(engine_client, models, max_clip_s=max_clip_s)
-        state.qwen3_asr_realtime = Realtime(
+        max_clip_s = state.openai_serving_transcription.asr_config.max_audio_clip_s
+        transcriber = Transcriber(engine_client, models, max_clip_s=max_clip_s)
+        sessions = Realtime(
             engine_client,
             models,
             max_clip_s=max_clip_s,
             admission=transcriber.admission,
             allowed_origins=args.allowed_origins,
         )
+        about = transcriber.about(args)
+        state.qwen3_asr = ServerState(transcriber, sessions, about, watch=watch)
         if NOT_NEEDED in engine_client.model_config.architectures:
             logger.warning(NEEDS_NO_OVERRIDE)
-        state.qwen3_asr_about = about = transcriber.about(args)
         logger.info("Transcribing at /v1/audio/transcriptions and on the page at /: %s.", about)
 
 
@@ -117,15 +119,6 @@ async def show_model(raw_request: Request, model: str) -> JSONResponse:
     ids = ", ".join(card.id for card in served.data)
     message = f"The model '{printable(model)}' does not exist; this server has {ids}."
     raise ApiError(404, message, param="model", code="model_not_found")
-
-
-async def open_session(websocket: WebSocket) -> None:
-    """Refuse the handshake where there is nothing to transcribe with."""
-    if getattr(websocket.app.state, "qwen3_asr_realtime", None) is None:
-        message = "this server's model is a forced aligner; ask /v1/audio/alignments."
-        await websocket.send_denial_response(ApiError(404, message).response())
-        return
-    await realtime(websocket)
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

@@ -33,11 +33,12 @@ from ..streaming import Stream, StreamRequest, Update
 from .admission import Admission, Busy, Reservation
 from .connection import Connection
 from .dialects import VLLM, Events, opened_with, read_audio, read_event
-from .errors import busy, engine_dead_as_503
+from .errors import IS_ALIGNER, ApiError, busy, engine_dead_as_503
 from .metrics import SESSIONS, count_utterance
 from .serving import EngineServing
 from .session_config import Audio, Config, EventError, Input, Transcription
 from .settings import setting
+from .state import server_state
 from .turns import Item, Speech, Started, Stopped, Turns
 
 if TYPE_CHECKING:
@@ -174,13 +175,16 @@ class Realtime(EngineServing):
 
 async def realtime(websocket: WebSocket) -> None:
     """One session, from its handshake to its end."""
+    shared, connection = server_state(websocket.app).realtime, Connection(websocket)
     with suppress(WebSocketDisconnect):
-        await _serve(Connection(websocket), websocket)
+        if shared is None:
+            await connection.refuse(ApiError(404, IS_ALIGNER))
+        else:
+            await _serve(connection, shared)
 
 
-async def _serve(connection: Connection, websocket: WebSocket) -> None:
-    shared: Realtime = websocket.app.state.qwen3_asr_realtime
-    headers = websocket.headers
+async def _serve(connection: Connection, shared: Realtime) -> None:
+    headers = connection.websocket.headers
     if not shared.allows(headers.get("origin"), headers.get("host", "")):
         await connection.close(1008, "origin not allowed")  # before accept: 403
         return

@@ -59,6 +59,7 @@ from .responses import events, respond
 from .run import Run
 from .serving import AudioServing
 from .settings import setting
+from .state import server_state
 from .uploads import load_posted
 
 if TYPE_CHECKING:
@@ -280,7 +281,8 @@ async def create_transcription(
     raw_request: Request, form: Annotated[Form, Depends(read_form)]
 ) -> Response:
     """Transcribe a recording."""
-    transcriber: Transcriber = raw_request.app.state.qwen3_asr
+    transcriber = server_state(raw_request.app).transcriber
+    assert transcriber is not None  # checked by read_form
     with engine_dead_as_503():  # before the first request reaches it, too
         run = await transcriber.start(form, raw_request)
     if form.stream:
