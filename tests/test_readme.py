@@ -106,8 +106,9 @@ def test_files_that_the_readmes_name_exist():
     for name in READMES:
         text = (ROOT / name).read_text()
         links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-        tests = [f"/tests/{test}" for test in re.findall(r"`(?:tests/)?(test_\w+\.py)`", text)]
-        for link in links + tests:
+        for test in re.findall(r"`(?:tests/)?(?:\w+/)?(test_\w+\.py)`", text):
+            assert [*Path(__file__).parent.rglob(test)], f"{name}: {test}"
+        for link in links:
             base = ROOT if link.startswith("/") else (ROOT / name).parent
             assert (base / link.lstrip("/")).exists(), f"{name}: {link}"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What only a GPU shows: its kernels agree, graphs replay, nothing waits, engines transcribe.
 
-pytest tests/test_gpu.py            # -n 4 with pytest-xdist: engines are small and start at once
+pytest tests/model/test_gpu.py            # -n 4 with pytest-xdist: engines are small and start at once
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def test_utterances_count_and_sessions_that_ended_do_not(server):
 
 
 NAME = re.compile(r"\b(?:vllm:|qwen3_asr_)\w+")
-DOCKER = Path(__file__).parent.parent / "docker"
+DOCKER = Path(__file__).parents[2] / "docker"
 
 
 def alerts():

@@ -22,7 +22,7 @@ from qwen3_asr_vllm.prompt import build_prompt
 from qwen3_asr_vllm.transcript import Segment, Transcript
 
 HELLO = DATA / "hello.flac"
-README = Path(__file__).parent.parent / "qwen3_asr_vllm" / "server" / "README.md"
+README = Path(__file__).parents[2] / "qwen3_asr_vllm" / "server" / "README.md"
 
 
 # ---- an upload opens no file and no connection ----

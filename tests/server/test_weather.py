@@ -44,7 +44,7 @@ from websockets.exceptions import InvalidStatus
 from qwen3_asr_vllm.audio import load_audio
 from qwen3_asr_vllm.cli import entry as cli
 
-DOCKER = Path(__file__).parent.parent / "docker"
+DOCKER = Path(__file__).parents[2] / "docker"
 HELLO = DATA / "hello.flac"
 NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
 ALIAS = "whisper-1"

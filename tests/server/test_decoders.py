@@ -27,7 +27,7 @@ from qwen3_asr_vllm.server.admission import Admission, Busy
 from qwen3_asr_vllm.server.decode_worker import Limits
 from qwen3_asr_vllm.server.decoders import _TEMPLATE, DecodeError, Decoders, is_plain_pcm
 
-HELLO = Path(__file__).parent / "data" / "hello.flac"
+HELLO = Path(__file__).parents[1] / "data" / "hello.flac"
 SLOW = "tags mkv"  # takes a minute without a limit
 
 

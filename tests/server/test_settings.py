@@ -11,7 +11,7 @@ import pytest
 from qwen3_asr_vllm.cli.entry import main
 from qwen3_asr_vllm.server.settings import SETTINGS, check_settings, setting
 
-README = Path(__file__).parent.parent / "qwen3_asr_vllm" / "server" / "README.md"
+README = Path(__file__).parents[2] / "qwen3_asr_vllm" / "server" / "README.md"
 NUMBERS = [name for name, each in SETTINGS.items() if each.least is not None]
 
 
