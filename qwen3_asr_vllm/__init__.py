@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .audio import load_audio
+    from .corpus.client import Client
     from .formats import FORMATS
     from .languages import LANGUAGES
     from .offline import ForcedAligner, Qwen3ASR
+    from .options import TranscribeOptions
     from .recordings import Result
     from .transcript import Segment, Transcript, Word
 
@@ -24,10 +26,12 @@ __version__ = "0.1.0"
 __all__ = [
     "FORMATS",
     "LANGUAGES",
+    "Client",
     "ForcedAligner",
     "Qwen3ASR",
     "Result",
     "Segment",
+    "TranscribeOptions",
     "Transcript",
     "Word",
     "load_audio",
@@ -86,10 +90,12 @@ def _register() -> None:
 _MODULES = {  # of the public names, which are imported when they are first used
     "FORMATS": "formats",
     "LANGUAGES": "languages",
+    "Client": "corpus.client",
     "ForcedAligner": "offline",
     "Qwen3ASR": "offline",
     "Result": "recordings",
     "Segment": "transcript",
+    "TranscribeOptions": "options",
     "Transcript": "transcript",
     "Word": "transcript",
     "load_audio": "audio",

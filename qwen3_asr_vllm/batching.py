@@ -22,8 +22,9 @@ import numpy as np
 
 from .geometry import SAMPLE_RATE
 from .recordings import Progress, Result, SourceReader
+from .rounds import Steps, Transcription, with_warnings
 from .transcript import Transcript
-from .transcription import EngineOutput, EngineRequest, Steps, Transcription, with_warnings
+from .transcription import EngineOutput, EngineRequest
 
 LOOK_AHEAD_S = 2 * 3600  # seconds of audio that are loaded ahead of the engine: 460 MB
 MAX_OUTSTANDING = 4096  # recordings between the source and the caller

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -14,7 +13,7 @@ import numpy as np
 from .alignment import AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
 from .batching import Batcher
-from .checks import check_number, check_string, check_strings
+from .checks import check_number, check_string
 from .engine import (
     ALIGNER_KV_CACHE_BYTES,
     UTILIZATION,
@@ -30,20 +29,14 @@ from .engine import (
     split_memory,
     stream_parts,
 )
-from .geometry import DEFAULT_CLIP_S, MAX_CLIP_S, SAMPLE_RATE
-from .prompt import control_tokens, join_context, sanitize_context
-from .recordings import Loader, Progress, Recording, Result
+from .geometry import MAX_CLIP_S, SAMPLE_RATE
+from .options import TranscribeOptions, merge_options
+from .prompt import control_tokens, sanitize_context
+from .recordings import Loader, Progress, Recording, Result, is_one, only
+from .rounds import Steps, Transcription, run_together, with_warnings
 from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, Update
 from .transcript import Transcript
-from .transcription import (
-    EngineOutput,
-    EngineRequest,
-    Steps,
-    Transcription,
-    run_together,
-    transcribe,
-    with_warnings,
-)
+from .transcription import EngineOutput, EngineRequest, transcribe
 
 SHARED = ("dtype", "enforce_eager", "seed")  # options of the model that hold for its aligner too
 
@@ -89,50 +82,32 @@ class Qwen3ASR:
     def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
         self,
         audio: AudioSource | Recording,
+        options: TranscribeOptions | None = None,
         *,
-        language: str | None = None,
-        languages: Sequence[str] = (),
-        context: str = "",
-        keywords: Iterable[str] = (),
-        max_clip_s: float = DEFAULT_CLIP_S,
-        confidences: bool = False,
-        word_timestamps: bool = False,
-        audio_track: int | None = None,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
+        **fields: Any,
     ) -> Transcript: ...
 
     @overload
     def transcribe(
         self,
         audio: Iterable[AudioSource | Recording],
+        options: TranscribeOptions | None = None,
         *,
-        language: str | None = None,
-        languages: Sequence[str] = (),
-        context: str = "",
-        keywords: Iterable[str] = (),
-        max_clip_s: float = DEFAULT_CLIP_S,
-        confidences: bool = False,
-        word_timestamps: bool = False,
-        audio_track: int | None = None,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
+        **fields: Any,
     ) -> Iterator[Result]: ...
 
     def transcribe(
         self,
         audio: Any,
+        options: TranscribeOptions | None = None,
         *,
-        language: str | None = None,
-        languages: Sequence[str] = (),
-        context: str = "",
-        keywords: Iterable[str] = (),
-        max_clip_s: float = DEFAULT_CLIP_S,
-        confidences: bool = False,
-        word_timestamps: bool = False,
-        audio_track: int | None = None,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
+        **fields: Any,
     ) -> Transcript | Iterator[Result]:
         """Transcribe one recording, or any number of them together, which is much faster.
 
@@ -143,58 +118,38 @@ class Qwen3ASR:
         >>> transcript.language, transcript.duration > 5
         ('English', True)
 
-        Many, in a list or from a generator that need not end, give an iterator of results, each
-        with a transcript or the error that stands in its place. They come in order, or with
-        ``in_order=False`` as they are done, which ``index`` tells apart. Recordings are decoded
-        ahead in threads while the engine works, a few hours of audio at most, and the longest of
-        these go first.
+        Many, in a list or from an endless generator, give an iterator of results, each with a
+        transcript or an error. Results are in the order of the recordings or, with
+        ``in_order=False``, as they finish; ``index`` says which is which. Threads decode a few
+        hours of audio ahead of the engine, which takes the longest recordings first.
 
         >>> for result in model.transcribe(["tests/data/hello.flac", "README.md"]):
         ...     print(result.source, result.error or result.transcript.language)
         tests/data/hello.flac English
         README.md README.md: not audio, or cut off: neither libsndfile nor FFmpeg can read it.
 
-        ``language`` is a name or code that is forced on every clip; None lets the model tell, from
-        among ``languages`` if there are any. ``context`` is text that biases the model: what it is
-        about, what was said before; ``keywords`` are names and terms to expect; both together up
-        to 10,000 characters. ``max_clip_s`` is the most audio, 1 to 1200 s, that the model hears
-        at once. ``confidences`` fills those of the segments, and their tokens.
-        ``word_timestamps`` fills their words, and has segments last from their first word to their
-        last; a warning says which language has none. ``audio_track``, from 1, chooses one of
-        several in a video. ``progress`` is called after every clip. What of a file could not be
-        read is in the ``warnings`` of its transcript.
+        ``options`` are ``TranscribeOptions``; its fields are keywords too, which override them.
+        ``progress`` is called after every clip. The ``warnings`` of a transcript name each part
+        of a file that could not be read.
 
-        Raises ValueError at once for an unknown language, a bad ``max_clip_s``, or word times
-        without an aligner; for one recording also what is wrong with it, a ValueError or OSError
-        that names the file.
+        Raises at once TypeError for an unknown option and ValueError for an unknown language, a
+        ``max_clip_s`` out of range, or word times without an aligner. For one recording, raises
+        its ValueError or OSError, which names the file.
         """
-        if word_timestamps:
+        options = merge_options(options, fields).sanitized(self._control_tokens)
+        if options.word_timestamps:
             self._require_aligner()
-        begin = partial(
-            transcribe,
-            language=language,
-            languages=tuple(check_strings("languages", languages)),
-            context=sanitize_context(join_context(context, keywords), self._control_tokens),
-            max_clip_s=check_number("max_clip_s", max_clip_s, 1, MAX_CLIP_S),
-            confidences=confidences,
-            word_timestamps=word_timestamps,
-        )
-        Steps(begin(np.zeros(SAMPLE_RATE, np.float32)))  # silence: only a wrong wish raises
-        pipeline = Batcher(
+        begin = partial(transcribe, options=options)
+        Steps(begin(np.zeros(SAMPLE_RATE, np.float32)))  # silence: raises for bad options only
+        results = Batcher(
             [audio] if is_one(audio) else audio,
             self._engine,
-            load=Loader(audio_track=audio_track),
+            load=Loader(audio_track=options.audio_track),
             begin=begin,
             in_order=in_order,
             progress=progress,
-        )
-        if not is_one(audio):
-            return pipeline.results()
-        (result,) = pipeline.results()
-        if result.error is not None:
-            raise result.error
-        assert result.transcript is not None
-        return result.transcript
+        ).results()
+        return only(results) if is_one(audio) else results
 
     def stream(
         self,
@@ -318,14 +273,6 @@ class _Engines:
         for request_id in to_abort:
             del self._waiting[request_id]
         self._llm.llm_engine.abort_request(to_abort)
-
-
-def is_one(audio: Any) -> bool:
-    """Whether this is one recording rather than many."""
-    if isinstance(audio, tuple):
-        return len(audio) == 2 and isinstance(audio[0], np.ndarray) and np.isscalar(audio[1])
-    one = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, Recording)
-    return isinstance(audio, one) or hasattr(audio, "read")
 
 
 class ForcedAligner:

@@ -126,6 +126,15 @@ class Result:
     error: Exception | None = None
 
 
+def only(results: Iterable[Result]) -> Transcript:
+    """Return the transcript of the only result. Raises the error of a recording that failed."""
+    (result,) = results
+    if result.error is not None:
+        raise result.error
+    assert result.transcript is not None
+    return result.transcript
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is. Recordings that failed are done; their seconds do not count."""
@@ -247,6 +256,16 @@ class SourceReader:
                 future.set_result(None if self.is_at_end else next(self._sources, None))
             except BaseException as error:  # who takes it is told
                 future.set_exception(error)
+
+
+def is_one(audio: Any) -> bool:
+    """Return whether this is one recording rather than many."""
+    import numpy as np
+
+    if isinstance(audio, tuple):
+        return len(audio) == 2 and isinstance(audio[0], np.ndarray) and np.isscalar(audio[1])
+    one = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, Recording)
+    return isinstance(audio, one) or hasattr(audio, "read")
 
 
 def is_url(source: str) -> bool:

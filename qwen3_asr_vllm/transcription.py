@@ -15,10 +15,8 @@ aligner's engine.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -38,8 +36,8 @@ from .decoding import (
 )
 from .geometry import DEFAULT_CLIP_S, SAMPLE_RATE
 from .languages import ALIGNER_LANGUAGES, display_width, resolve_language, separator
+from .options import TranscribeOptions
 from .pauses import (
-    Pauses,
     halve_at_silence,
     is_silent,
     split_at_pauses,
@@ -53,10 +51,12 @@ from .prompt import (
     cap_context,
     parse_output,
 )
+from .rounds import Rounds, Transcription, run_rounds
 from .segments import sentence_spans, split_sentences, timed_segments, with_leading_space
 from .transcript import Segment, Token, Transcript, Word
 from .units import AlignmentError, cut_warnings
 
+_DEFAULTS = TranscribeOptions()
 _SHORTEST_CUT_S = 2.0  # seconds; a shorter clip is not split in halves
 
 # Faults of an output, as warnings name them.
@@ -65,8 +65,6 @@ NO_SPEECH = "the audio is not silent, but the model found no speech in it."
 LEAK = "the output only repeated the context and was discarded."
 LOOP = "a repetition loop was stopped; the repeated text is given three times."
 CUT_OFF = "decoding stopped at the token limit; the text of this clip may be cut off or repeated."
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,72 +101,52 @@ class EngineOutput:
     language_logprobs: Mapping[str, float] = field(default_factory=dict)
 
 
-# Yields EngineRequests or AlignmentRequests; is sent the outputs of the same kind.
-Rounds: TypeAlias = Generator[list[Any], list[Any], _Result]
-Transcription: TypeAlias = Rounds[Transcript]
-
-
-def transcribe(
-    waveform: np.ndarray,
-    *,
-    language: str | None = None,
-    languages: Sequence[str] = (),
-    context: str = "",
-    max_clip_s: float = DEFAULT_CLIP_S,
-    pauses: Pauses | None = None,
-    confidences: bool = False,
-    word_timestamps: bool = False,
-) -> Transcription:
+def transcribe(waveform: np.ndarray, options: TranscribeOptions = _DEFAULTS) -> Transcription:
     """Transcribe one recording: yields requests, is sent their outputs, returns a Transcript.
 
-    ``language`` is a name or code; None detects the language of each clip, out of ``languages`` if
-    there are any. ``context`` biases every clip. A silent clip is not decoded and, like any clip
-    without speech, has no segments; a recording of silence yields nothing. ``pauses`` end a clip
-    wherever they are; by default, a clip ends near ``max_clip_s``. ``confidences`` fills the
-    confidences and tokens of the segments. ``word_timestamps`` asks an aligner for word times:
-    segments then last from their first word to their last, and their words joined are the text.
-    Languages that the aligner does not know have no words.
+    A silent clip is not decoded and, like any clip without speech, has no segments; a recording
+    of silence yields nothing. The words of a segment, joined, are its text. ``audio_track`` has no
+    effect: the waveform is decoded already.
 
-    Raises ValueError on the first step for an unknown language or a bad ``max_clip_s``.
+    Raises ValueError on the first step for an unknown language.
     """
-    language = resolve_language(language)
-    candidates = tuple(dict.fromkeys(filter(None, map(resolve_language, languages))))
+    language = resolve_language(options.language)
+    candidates = tuple(dict.fromkeys(filter(None, map(resolve_language, options.languages))))
+    context = options.full_context
     kept = cap_context(context)
     ask = _Ask(
         waveform=waveform,
         language=language or (candidates[0] if len(candidates) == 1 else None),
         candidates=candidates if len(candidates) > 1 and not language else (),
         context=kept,
-        wants_logprobs=confidences,
+        wants_logprobs=options.confidences,
     )
-    if pauses:
-        clips = split_at_pauses(waveform, pauses, max_clip_s=max_clip_s)
-    else:
-        clips = split_at_silence(waveform, max_clip_s=max_clip_s)
-    decoded = yield from _run_rounds(
-        [_decode_clip(ask, index, span) for index, span in enumerate(clips)]
+    decoded = yield from run_rounds(
+        [_decode_clip(ask, index, span) for index, span in enumerate(_clips(waveform, options))]
     )
     cut = [_cut_context(context, kept)] if kept != context else []
     parts = [part for parts in decoded for part in parts]
-    if word_timestamps:
-        parts = yield from _run_rounds(list(map(_time_words, parts)))
+    if options.word_timestamps:
+        parts = yield from run_rounds(list(map(_time_words, parts)))
     return _join(parts, waveform, cut)
 
 
-def with_warnings(rounds: Transcription, warnings: Sequence[str]) -> Transcription:
-    """As ``rounds``, with ``warnings`` in front of those of the transcript."""
-    transcript = yield from rounds
-    return replace(transcript, warnings=(*warnings, *transcript.warnings))
+def _clips(waveform: np.ndarray, options: TranscribeOptions) -> list[tuple[int, int]]:
+    """Return the clips of a recording: start and end of each, in samples."""
+    max_clip_s = DEFAULT_CLIP_S if options.max_clip_s is None else options.max_clip_s
+    if options.pauses:
+        return split_at_pauses(waveform, options.pauses, max_clip_s=max_clip_s)
+    return split_at_silence(waveform, max_clip_s=max_clip_s)
 
 
 def transcribe_channels(
-    channels: Sequence[np.ndarray], speakers: Sequence[str], **options: Any
+    channels: Sequence[np.ndarray], speakers: Sequence[str], options: TranscribeOptions
 ) -> Transcription:
-    """Transcribe a recording with one channel per speaker; ``options`` are those of ``transcribe``.
+    """Transcribe a recording with one channel per speaker.
 
     Segments and text are in order of the segments' starts.
     """
-    transcripts = yield from _run_rounds([transcribe(c, **options) for c in channels])
+    transcripts = yield from run_rounds([transcribe(channel, options) for channel in channels])
     spoken = [
         replace(segment, speaker=speaker)
         for speaker, transcript in zip(speakers, transcripts, strict=True)
@@ -192,36 +170,6 @@ def transcribe_channels(
         ),
         loops=sum(transcript.loops for transcript in transcripts),
     )
-
-
-class Steps(Generic[_Result]):
-    """A generator of rounds as its pending ``requests``, until there is a ``result``."""
-
-    requests: list[Any]
-    result: _Result
-
-    def __init__(self, rounds: Rounds[_Result]) -> None:
-        self._rounds = rounds
-        self.send(None)
-
-    def send(self, outputs: list[Any] | None) -> None:
-        try:
-            # A generator that has not started takes None, whatever its send type is.
-            self.requests = self._rounds.send(outputs)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            self.requests = []
-            self.result = stop.value
-
-
-def run_together(
-    transcriptions: Sequence[Transcription],
-    generate: Callable[[list[Any]], list[Any]],
-) -> list[Transcript]:
-    """Drive many recordings at once; each round is one call with all their pending requests."""
-    steps = Steps(_run_rounds(transcriptions))
-    while steps.requests:
-        steps.send(generate(steps.requests))
-    return steps.result
 
 
 class LiveText:
@@ -344,20 +292,6 @@ class _Ask:
         )
 
 
-def _run_rounds(rounds: Sequence[Rounds[_Result]]) -> Rounds[list[_Result]]:
-    """Merge many generators of rounds into one, whose rounds hold the requests of all."""
-    runs = list(map(Steps, rounds))
-    while pending := [run for run in runs if run.requests]:
-        requests = [request for run in pending for request in run.requests]
-        outputs = yield requests
-        if len(outputs) != len(requests):
-            raise ValueError(f"{len(outputs)} outputs for {len(requests)} requests.")
-        remaining = iter(outputs)
-        for run in pending:
-            run.send(list(islice(remaining, len(run.requests))))
-    return [run.result for run in runs]
-
-
 def _decode_clip(ask: _Ask, index: int, span: tuple[int, int]) -> Rounds[list[_Part]]:
     """Decode one clip until an output is accepted. Silence is not decoded."""
     if is_silent(ask.waveform[slice(*span)]):
@@ -443,7 +377,7 @@ def _retry_clip(
         middle = start + halve_at_silence(ask.waveform[start:end])
         halves = [(start, middle), (middle, end)]
         ask = replace(ask, is_half=True)
-        decoded = yield from _run_rounds([_decode_clip(ask, index, half) for half in halves])
+        decoded = yield from run_rounds([_decode_clip(ask, index, half) for half in halves])
         return [part for parts in decoded for part in parts]
     return (yield from _decode_clip(replace(ask, is_last=True), index, span))
 

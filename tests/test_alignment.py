@@ -15,6 +15,7 @@ from qwen3_asr_vllm import units as text_units
 from qwen3_asr_vllm.alignment import AlignmentOutput, align, repair
 from qwen3_asr_vllm.formats import rounded
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
+from qwen3_asr_vllm.options import TranscribeOptions
 from qwen3_asr_vllm.transcription import EngineOutput, transcribe
 from qwen3_asr_vllm.units import AlignmentError, split_units
 
@@ -167,7 +168,7 @@ def test_korean_without_a_dictionary_is_cut_at_spaces_and_says_so(no_korean, lan
     for advice in ("pip install --no-deps qwen-asr", "QWEN3_ASR_KOREAN_DICT"):
         assert advice in warning
     answer = heard(f"Korean<asr_text>{text}")
-    clip = drive(transcribe(counting(5), word_timestamps=True), answer)
+    clip = drive(transcribe(counting(5), TranscribeOptions(word_timestamps=True)), answer)
     assert clip.warnings == (f"0.0-5.0 s: {warning}",) and len(clip.words) == 3
 
 
@@ -187,7 +188,7 @@ def test_a_dictionary_that_cannot_be_read_costs_the_words_only(
     with pytest.raises(AlignmentError, match=f"{path} cannot be read .*QWEN3_ASR_KOREAN_DICT"):
         run(5, "친구를", nothing)
     answer = heard("Korean<asr_text>친구를")
-    transcript = drive(transcribe(counting(5), word_timestamps=True), answer)
+    transcript = drive(transcribe(counting(5), TranscribeOptions(word_timestamps=True)), answer)
     assert transcript.text == "친구를" and "no words are timed" in transcript.warnings[0]
 
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm.batching import Batcher
+from qwen3_asr_vllm.options import TranscribeOptions
 from qwen3_asr_vllm.transcription import EngineOutput, transcribe
 
 RATE = 16_000
@@ -59,7 +60,7 @@ def load(source, *, on_warning):
 
 
 def run(sources, engine, *, max_clip_s=60.0, **options):
-    begin = partial(transcribe, max_clip_s=max_clip_s)
+    begin = partial(transcribe, options=TranscribeOptions(max_clip_s=max_clip_s))
     return Batcher(sources, engine, load=load, begin=begin, **options).results()
 
 

@@ -10,7 +10,7 @@ from qwen3_asr_vllm.alignment import align
 from qwen3_asr_vllm.checks import check_number
 from qwen3_asr_vllm.languages import resolve_language
 from qwen3_asr_vllm.prompt import join_context
-from qwen3_asr_vllm.transcription import Steps
+from qwen3_asr_vllm.rounds import Steps
 
 SILENCE = np.zeros(16_000, np.float32)
 WRONG = {

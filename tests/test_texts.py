@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from qwen3_asr_vllm.alignment import AlignmentOutput, align
 from qwen3_asr_vllm.formats import FORMATS
+from qwen3_asr_vllm.rounds import Steps
 from qwen3_asr_vllm.texts import split_text, timed_texts
-from qwen3_asr_vllm.transcription import Steps
 
 LYRICS = "Row, row, row your boat\n\n  Gently down the stream. Merrily!  \r\nLife is but a dream"
 SRT = """\ufeff1

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from typing import Any
 
-from .terminal import INTERRUPTED
+from .terminal import INTERRUPTED, complain
 
 # What transcribe sets where the user has not: stdout is for the transcripts, stderr for errors.
 TRANSCRIBE_ENVIRONMENT = {
@@ -81,6 +81,6 @@ def ending_on_ctrl_c() -> Iterator[None]:
 
 
 def connect(args: argparse.Namespace) -> Any:
-    from ..corpus.client import Server
+    from ..corpus.client import Client
 
-    return Server(args.server, model=args.model, api_key=args.api_key)
+    return Client(args.server, model=args.model, api_key=args.api_key, on_busy=complain)

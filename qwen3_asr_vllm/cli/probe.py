@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import SUPPORTED_VLLM, __version__
-from ..corpus.client import Server, StatusError
+from ..corpus.client import Client, StatusError
 from ..geometry import SAMPLE_RATE
 
 TIMEOUT_S = 60  # without a byte; the tone takes a CPU a second or two
@@ -28,77 +28,75 @@ def server_checks(url: str, *, api_key: str | None = None) -> dict[str, Callable
 
     Raises ValueError for what is no address.
     """
-    server = Server(url, model="any", api_key=api_key, timeout_s=TIMEOUT_S)
+    client = Client(url, model="any", api_key=api_key, timeout_s=TIMEOUT_S)
 
     def transcribes() -> str:
-        asked = Server(url, api_key=api_key, timeout_s=TIMEOUT_S)
+        client = Client(url, api_key=api_key, timeout_s=TIMEOUT_S, most_busy_s=TIMEOUT_S)
         started = time.perf_counter()
-        (result,) = asked.transcribe([_tone()], most_busy_s=TIMEOUT_S)
-        if result.error:
-            raise result.error
+        client.transcribe(_tone())
         return f"a second of a tone in {time.perf_counter() - started:.2f} s"
 
     return {
-        "ready": lambda: _ready(server),
-        "vllm": lambda: _if_exposed(_vllm, server),
-        "models": lambda: _models(server),
-        "routes": lambda: f"of qwen3_asr_vllm {_about(server)['version']}{_other(server)}",
-        "limits": lambda: _limits(server),
-        "page": lambda: _page(server),
-        "metrics": lambda: _if_exposed(_metrics, server),
+        "ready": lambda: _ready(client),
+        "vllm": lambda: _if_exposed(_vllm, client),
+        "models": lambda: _models(client),
+        "routes": lambda: f"of qwen3_asr_vllm {_about(client)['version']}{_other(client)}",
+        "limits": lambda: _limits(client),
+        "page": lambda: _page(client),
+        "metrics": lambda: _if_exposed(_metrics, client),
         "transcribes": transcribes,
     }
 
 
-def _if_exposed(check: Callable[[Server], str], server: Server) -> str:
+def _if_exposed(check: Callable[[Client], str], client: Client) -> str:
     """A check of what a proxy before a server of ours need not let through."""
     try:
-        return check(server)
+        return check(client)
     except StatusError as error:
         if error.status != 404:
             raise
-    _about(server)
+    _about(client)
     return "not exposed"
 
 
-def _ready(server: Server) -> str:
+def _ready(client: Client) -> str:
     try:
-        server.get("/health")
+        client.get("/health")
     except ValueError as error:
         raise ValueError(f"{error} Do: wait if it starts; else read its log") from error
-    return server.url
+    return client.url
 
 
-def _vllm(server: Server) -> str:
-    version = str(json.loads(server.get("/version"))["version"])
+def _vllm(client: Client) -> str:
+    version = str(json.loads(client.get("/version"))["version"])
     if not version.startswith(tuple(f"{tested}." for tested in SUPPORTED_VLLM)):
         raise ValueError(f"{version} is untested. Do: install {' or '.join(SUPPORTED_VLLM)}")
     return version
 
 
-def _models(server: Server) -> str:
+def _models(client: Client) -> str:
     try:
-        models = json.loads(server.get("/v1/models"))["data"]
+        models = json.loads(client.get("/v1/models"))["data"]
     except ValueError as error:
         raise ValueError(f"{error} Do: pass --api-key, if it wants one") from error
     return ", ".join(model["id"] for model in models)
 
 
-def _about(server: Server) -> dict[str, object]:
+def _about(client: Client) -> dict[str, object]:
     try:
-        about: dict[str, object] = json.loads(server.get("/about"))
+        about: dict[str, object] = json.loads(client.get("/about"))
     except ValueError as error:
         raise ValueError(f"vLLM's own answer ({error}) {_OURS}") from error
     return about
 
 
-def _other(server: Server) -> str:
-    theirs = _about(server)["version"]
+def _other(client: Client) -> str:
+    theirs = _about(client)["version"]
     return "" if theirs == __version__ else f" (here it is {__version__})"
 
 
-def _limits(server: Server) -> str:
-    about = _about(server)
+def _limits(client: Client) -> str:
+    about = _about(client)
     words = "words from an aligner" if about["words"] else "no aligner, so no words"
     return (
         f"{about['max_upload_mb']} MiB, {about['max_duration_s']:g} s, "
@@ -106,14 +104,14 @@ def _limits(server: Server) -> str:
     )
 
 
-def _page(server: Server) -> str:
-    if not server.get("/").startswith(b"<!doctype html>"):
+def _page(client: Client) -> str:
+    if not client.get("/").startswith(b"<!doctype html>"):
         raise ValueError(f"something else answers there. {_OURS}")
-    return f"{server.url}/"
+    return f"{client.url}/"
 
 
-def _metrics(server: Server) -> str:
-    lines = server.get("/metrics").decode().splitlines()
+def _metrics(client: Client) -> str:
+    lines = client.get("/metrics").decode().splitlines()
     loads = (sum(float(x.split()[-1]) for x in lines if x.startswith(name)) for name in _LOAD)
     return "{:.0f} requests running, {:.0f} waiting".format(*loads)
 

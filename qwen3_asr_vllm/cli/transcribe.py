@@ -7,11 +7,10 @@ import argparse
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import Any
 
 from ..corpus.locks import OutputInUseError
 from ..corpus.run import Corpus, Transcribe, open_corpus
-from ..geometry import DEFAULT_CLIP_S
+from ..options import TranscribeOptions
 from ..recordings import Recording, Result
 from . import models
 from .options import DEFAULT_ALIGNER, DEFAULT_MODEL, writer, wrong_layout
@@ -92,7 +91,7 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
                 engine_options=models.engine_options(args.command, rest),
                 progress=progress,
                 report=complain,
-                **_options(args),
+                options=_options(args),
             )
     except OutputInUseError as error:
         complain(str(error))
@@ -130,31 +129,31 @@ def wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
 def transcriber(args: argparse.Namespace, rest: list[str]) -> Transcribe:
     """Connect to a server, or load an engine in this process."""
     if args.server:
-        model, options = models.connect(args), _shared_options(args) | {"on_busy": complain}
+        model = models.connect(args)
     else:
         models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
         engine = models.engine_options(args.command, rest)
         if getattr(args, "word_timestamps", False):
             engine["aligner"] = args.aligner or DEFAULT_ALIGNER
         model = models.load_model(args.model or DEFAULT_MODEL, engine)
-        options = _options(args)
+    options = _options(args)
 
     def transcribe(recordings: list[Recording], *, in_order: bool) -> Iterator[Result]:
         with bar(hidden=args.no_progress) as progress:
-            yield from model.transcribe(recordings, in_order=in_order, progress=progress, **options)
+            yield from model.transcribe(recordings, options, in_order=in_order, progress=progress)
 
     return transcribe
 
 
-def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that a server takes too."""
-    names = ("language", "languages", "context", "keywords")
-    optional = ("word_timestamps", "audio_track")
-    given = {name: value for name in optional if (value := getattr(args, name, None))}
-    return {name: getattr(args, name) for name in names} | given
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    has_confidences = not {"json", "verbose_json"}.isdisjoint(args.formats)
-    own = {"max_clip_s": args.max_clip_s or DEFAULT_CLIP_S, "confidences": has_confidences}
-    return _shared_options(args) | own
+def _options(args: argparse.Namespace) -> TranscribeOptions:
+    """Return the options of a command line; ``eval`` has no word times."""
+    return TranscribeOptions(
+        language=args.language,
+        languages=args.languages,
+        context=args.context,
+        keywords=args.keywords,
+        max_clip_s=args.max_clip_s,
+        confidences=not {"json", "verbose_json"}.isdisjoint(args.formats),
+        word_timestamps=getattr(args, "word_timestamps", False),
+        audio_track=args.audio_track,
+    )

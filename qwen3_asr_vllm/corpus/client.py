@@ -20,15 +20,28 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Event, Lock
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from ..checks import check_string, check_strings
 from ..formats import read_verbose_json
 from ..geometry import SAMPLE_RATE
-from ..recordings import Loader, Progress, Recording, Result, SourceReader, fetch, is_url
+from ..options import TranscribeOptions, merge_options
+from ..recordings import (
+    Loader,
+    Progress,
+    Recording,
+    Result,
+    SourceReader,
+    fetch,
+    is_one,
+    is_url,
+    only,
+)
 from ..transcript import Transcript
+
+if TYPE_CHECKING:
+    from ..audio import AudioSource
 
 NUM_CONNECTIONS = 32  # recordings that are sent at once: enough to keep a server's batch full
 CONNECT_S = 10
@@ -41,6 +54,7 @@ MOST_RETRY_AFTER_S = 60  # more is asked for by mistake
 _BUSY = (429, 503)
 _BROKEN = (0, 502, 504)  # 0: not even an answer of a proxy
 _BLOCK_BYTES = 1 << 18
+_FILES = (str, os.PathLike, bytes, bytearray, memoryview)
 
 
 class NoServerError(ConnectionError):
@@ -62,11 +76,21 @@ class _Answer:
     retry_after_s: float = BUSY_DELAY_S
 
 
-class Server:
-    """A server at a URL such as ``http://localhost:8000``, with or without ``/v1``.
+class Client:
+    """Client of a server at a URL such as ``http://localhost:8000``, with or without ``/v1``.
 
-    ``api_key`` is sent as OpenAI's clients do. Raises OSError where nothing answers, ValueError
-    for what is no http(s) URL or answers something else.
+        from qwen3_asr_vllm import Client
+
+        client = Client("http://localhost:8000")
+        print(client.transcribe("talk.mp3", language="de").text)
+
+    ``model`` is by default the first that the server lists. ``api_key`` is sent as OpenAI's
+    clients do. ``num_connections`` recordings are sent at once. A busy server is retried until it
+    has sent no response at all for ``most_busy_s`` seconds; after a minute without one, ``on_busy``
+    is called with its message, in the thread of an upload.
+
+    Raises OSError for a server that is unreachable, ValueError for a URL that is not http(s) and
+    for a server that lists no models.
     """
 
     def __init__(
@@ -76,6 +100,9 @@ class Server:
         model: str | None = None,
         api_key: str | None = None,
         timeout_s: float = TIMEOUT_S,
+        num_connections: int = NUM_CONNECTIONS,
+        most_busy_s: float = MOST_BUSY_S,
+        on_busy: Callable[[str], None] | None = None,
     ) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if not is_url(parts.geturl()) or not parts.hostname:
@@ -86,7 +113,8 @@ class Server:
         )
         self._netloc = parts.netloc.rpartition("@")[2]
         self._path = urlsplit(self.url).path
-        self._timeout_s = timeout_s
+        self._timeout_s, self._num_connections = timeout_s, num_connections
+        self._most_busy_s, self._on_busy = most_busy_s, on_busy
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.model = model or self._first_model()
 
@@ -105,53 +133,79 @@ class Server:
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{self.url}/v1/models: {_message(answer)}") from error
 
-    def transcribe(
+    @overload
+    def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
         self,
-        recordings: Iterable[Any],
+        audio: AudioSource | Recording,
+        options: TranscribeOptions | None = None,
         *,
-        language: str | None = None,
-        languages: Iterable[str] = (),
-        context: str = "",
-        keywords: Iterable[str] = (),
-        word_timestamps: bool = False,
-        audio_track: int | None = None,
         in_order: bool = True,
         progress: Callable[[Progress], None] | None = None,
-        on_busy: Callable[[str], None] | None = None,
-        num_connections: int = NUM_CONNECTIONS,
-        most_busy_s: float = MOST_BUSY_S,
-    ) -> Iterator[Result]:
-        """As ``Qwen3ASR.transcribe`` of many; how clips are cut is the server's choice.
+        **fields: Any,
+    ) -> Transcript: ...
 
-        Recordings are paths, URLs, bytes, or of a corpus. ``progress`` is called after each. A
-        busy server is asked again, until it has answered nothing at all for ``most_busy_s``;
-        ``on_busy`` is told what it says after a minute of that, in the thread of an upload.
+    @overload
+    def transcribe(
+        self,
+        audio: Iterable[AudioSource | Recording],
+        options: TranscribeOptions | None = None,
+        *,
+        in_order: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        **fields: Any,
+    ) -> Iterator[Result]: ...
 
-        Raises NoServerError, a ConnectionError, where that is so or where nothing connects.
+    def transcribe(
+        self,
+        audio: Any,
+        options: TranscribeOptions | None = None,
+        *,
+        in_order: bool = True,
+        progress: Callable[[Progress], None] | None = None,
+        **fields: Any,
+    ) -> Transcript | Iterator[Result]:
+        """Transcribe one recording or many, with the arguments of ``Qwen3ASR.transcribe``.
+
+        One gives its transcript, many give an iterator of results. ``progress`` is called after
+        each recording. Tokens are not sent, and segments always have their confidences.
+
+        Raises at once TypeError for an unknown option, ValueError for ``max_clip_s``, which the
+        server sets. Raises NoServerError, a ConnectionError, for a server that is unreachable or
+        busy for too long; for one recording also its ValueError or OSError.
         """
-        fields = [("language", language and check_string("language", language))]
-        fields += [("prompt", context and check_string("context", context))]
-        fields += [("languages[]", name) for name in check_strings("languages", languages)]
-        fields += [("keywords[]", keyword) for keyword in check_strings("keywords", keywords)]
-        granularities = ("segment", "word") if word_timestamps else ()
-        fields += [("timestamp_granularities[]", name) for name in granularities]
-        given = [(name, value) for name, value in fields if value]
-        if audio_track is not None:
-            given.append(("audio_track", str(audio_track)))
-        reader = SourceReader(recordings)
+        options = merge_options(options, fields)
+        results = self._results(
+            [audio] if is_one(audio) else audio,
+            _form_fields(options),
+            Loader(audio_track=options.audio_track),
+            in_order=in_order,
+            progress=progress,
+        )
+        return only(results) if is_one(audio) else results
+
+    def _results(
+        self,
+        recordings: Iterable[Any],
+        fields: list[tuple[str, str]],
+        load: Loader,
+        *,
+        in_order: bool,
+        progress: Callable[[Progress], None] | None,
+    ) -> Iterator[Result]:
+        """Yield the result of each recording; closing the iterator cancels the others."""
+        reader, uploads = SourceReader(recordings), _Uploads(self._most_busy_s, self._on_busy)
         running: dict[Future[Transcript], tuple[int, Any]] = {}
         finished: dict[int, Result] = {}
         next_index = num_done = 0
         seconds = 0.0
-        pool = ThreadPoolExecutor(num_connections, thread_name_prefix="transcribe")
-        uploads, load = _Uploads(most_busy_s, on_busy), Loader(audio_track=audio_track)
+        pool = ThreadPoolExecutor(self._num_connections, thread_name_prefix="transcribe")
         try:
             while True:
                 num_here = len(running) + len(finished) + len(reader.coming)
-                for _ in range(0 if reader.is_at_end else 2 * num_connections - num_here):
+                for _ in range(0 if reader.is_at_end else 2 * self._num_connections - num_here):
                     reader.ask()
                 for item in reader.take():
-                    running[pool.submit(self._transcribe, item[1], given, uploads, load)] = item
+                    running[pool.submit(self._transcribe, item[1], fields, uploads, load)] = item
                 pending: list[Future[Any]] = [*reader.coming, *running]
                 if not pending:
                     return
@@ -163,12 +217,11 @@ class Server:
                     seconds += result.transcript.duration if result.transcript else 0.0
                     if progress:
                         progress(Progress(num_done, num_done, seconds, seconds, reader.size))
-                ready = [next_index] if in_order else sorted(finished)
-                while ready and ready[0] in finished:
-                    yield finished.pop(index := ready.pop(0))
-                    next_index = index + 1
-                    if in_order:
-                        ready.append(next_index)
+                for index in [] if in_order else sorted(finished):
+                    yield finished.pop(index)
+                while next_index in finished:
+                    yield finished.pop(next_index)
+                    next_index += 1
         finally:
             reader.close()
             uploads.give_up()
@@ -178,6 +231,8 @@ class Server:
         self, recording: Any, fields: list[tuple[str, str]], uploads: _Uploads, load: Loader
     ) -> Transcript:
         warnings: list[str] = []
+        if _is_decoded_here(recording):  # from the chosen track
+            fields = [field for field in fields if field[0] != "audio_track"]
         with _open(recording, load, warnings.append) as file:
             name = _filename(recording)
             answer = self._ask(lambda: self._send(file, name, fields, uploads), uploads)
@@ -299,6 +354,26 @@ class _Uploads:
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
 
+def _form_fields(options: TranscribeOptions) -> list[tuple[str, str]]:
+    """Return the form fields of the options. Raises ValueError for ``max_clip_s``."""
+    if options.max_clip_s is not None:
+        raise ValueError("max_clip_s: the server cuts clips; set QWEN3_ASR_MAX_CLIP_S there.")
+    fields = [("language", options.language), ("prompt", options.context)]
+    fields += [("languages[]", name) for name in options.languages]
+    fields += [("keywords[]", keyword) for keyword in options.keywords]
+    if options.word_timestamps:
+        fields += [("timestamp_granularities[]", name) for name in ("segment", "word")]
+    if pauses := options.pauses:
+        fields += [
+            ("chunking_strategy[threshold]", f"{pauses.threshold}"),
+            ("chunking_strategy[silence_duration_ms]", f"{round(1000 * pauses.silence_s)}"),
+            ("chunking_strategy[prefix_padding_ms]", f"{round(1000 * pauses.padding_s)}"),
+        ]
+    if options.audio_track is not None:
+        fields += [("audio_track", str(options.audio_track))]
+    return [(name, value) for name, value in fields if value]
+
+
 def _blocks(head: bytes, file: BinaryIO, tail: bytes) -> Iterator[bytes]:
     yield head
     while block := file.read(_BLOCK_BYTES):
@@ -315,9 +390,17 @@ def _result(index: int, source: Any, future: Future[Transcript]) -> Result:
         return Result(index, source, error=error)
 
 
+def _is_decoded_here(recording: Any) -> bool:
+    """Return whether samples are sent: those of a waveform, or of a part of a recording."""
+    if isinstance(recording, Recording):
+        return recording.is_part
+    is_file = isinstance(recording, _FILES) or hasattr(recording, "read")
+    return not is_file
+
+
 def _open(recording: Any, load: Loader, on_warning: Callable[[str], object]) -> BinaryIO:
-    """The bytes to send: the file itself, or the samples of a part of one."""
-    if isinstance(recording, Recording) and recording.is_part:
+    """Return the bytes to send: the file itself, or samples as wav."""
+    if _is_decoded_here(recording):
         import soundfile
 
         file = io.BytesIO()
@@ -329,8 +412,10 @@ def _open(recording: Any, load: Loader, on_warning: Callable[[str], object]) -> 
     source = recording.source if isinstance(recording, Recording) else recording
     if source == "-":
         return io.BytesIO(sys.stdin.buffer.read())
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
+    if hasattr(source, "read"):
+        return io.BytesIO(source.read())
     if isinstance(source, str) and is_url(source):
         return io.BytesIO(fetch(source))
     return open(source, "rb")

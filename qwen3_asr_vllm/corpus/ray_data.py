@@ -22,6 +22,7 @@ from typing import Any
 
 from ..engine import EngineDiedError
 from ..formats import rounded
+from ..options import TranscribeOptions, merge_options
 from ..recordings import Progress, Recording, Result, is_url
 from .outputs import OutputFolder, OutputManifest, check_apart, output_line, write_whole
 from .sources import Report, find_recordings
@@ -53,19 +54,21 @@ def transcribe_on_ray(
     engine_options: dict[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     report: Report = _logger.warning,
-    **options: Any,
+    options: TranscribeOptions | None = None,
+    **fields: Any,
 ) -> Summary:
     """Transcribe a corpus into JSONL shards in ``folder``, with ``num_workers`` engines.
 
     ``sources`` are those of ``find_recordings``; each row of a shard is that of the manifest with
-    pred_text. ``num_gpus`` is how many an engine has, 0 for a CPU engine; ``engine_options`` are
-    those of ``vllm.LLM``, ``options`` those of ``Qwen3ASR.transcribe``. ``progress`` is called
-    after each batch, of which all is read and done. Joins the cluster that ``ray.init`` or
-    $RAY_ADDRESS named, else starts Ray on this machine.
+    pred_text. ``num_gpus`` is the number of GPUs per engine, 0 for CPU engines; ``engine_options``
+    are those of ``vllm.LLM``. ``options`` are ``TranscribeOptions``; its fields are keywords too,
+    which override them. ``progress`` is called after each batch. Joins the cluster of ``ray.init``
+    or $RAY_ADDRESS, else starts Ray on this machine.
 
-    Raises ImportError where Ray is not installed, ValueError for sources without recordings,
-    OutputInUseError where another run writes there.
+    Raises TypeError for an unknown option, ImportError if Ray is not installed, ValueError for
+    sources without recordings, OutputInUseError if another run writes there.
     """
+    options = merge_options(options, fields)
     with OutputFolder.lock(folder):
         recordings = find_recordings(map(_found_from_anywhere, sources), report=report)
         check_apart((recording.key, recording) for recording in recordings)
@@ -145,7 +148,12 @@ class Worker:
     """One actor: an engine, which Ray gives batches."""
 
     def __init__(
-        self, *, model: str, folder: str, engine_options: dict[str, Any], options: dict[str, Any]
+        self,
+        *,
+        model: str,
+        folder: str,
+        engine_options: dict[str, Any],
+        options: TranscribeOptions,
     ) -> None:
         from ..offline import Qwen3ASR
 
@@ -158,7 +166,7 @@ class Worker:
     def _transcribe(self, batch: str) -> list[dict[str, Any]]:
         recordings = [Recording(**fields) for fields in json.loads(batch)]
         try:
-            results = list(self._model.transcribe(recordings, **self._options))
+            results = list(self._model.transcribe(recordings, self._options))
         except EngineDiedError:
             os._exit(1)  # Ray starts another worker, which gets the batch
         lines, answers = zip(*map(_line_and_answer, results), strict=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from ..formats import FORMATS, rounded
+from ..options import TranscribeOptions, merge_options
 from ..recordings import Progress, Recording, Result
 from ..transcript import Transcript
 from .outputs import Output, OutputFolder, OutputManifest
@@ -47,6 +48,7 @@ class Summary:
 def run(
     sources: Iterable[str],
     model: Any,
+    options: TranscribeOptions | None = None,
     *,
     output_dir: str | os.PathLike[str] | None = None,
     formats: Iterable[str] = ("txt",),
@@ -55,7 +57,7 @@ def run(
     report: Report = _logger.warning,
     progress: Callable[[Progress], None] | None = None,
     on_transcript: OnTranscript | None = None,
-    **options: Any,
+    **fields: Any,
 ) -> Summary:
     """Transcribe a corpus into files, and skip what an earlier run has done.
 
@@ -66,19 +68,22 @@ def run(
             model = Qwen3ASR("Qwen/Qwen3-ASR-1.7B")
             summary = run(["recordings/"], model, output_dir="out", formats=["srt"], language="en")
 
-    ``sources`` are those of ``find_recordings``. ``model`` is a ``Qwen3ASR`` or a client of a
-    server, or a function that makes one, called only where there is something to do. ``options``
-    are those of its ``transcribe``, ``formats`` names such as "srt". ``report`` is
-    called with each error and warning, ``on_transcript`` with each transcript, in order where
-    there are no outputs.
+    ``sources`` are those of ``find_recordings``. ``model`` is a ``Qwen3ASR``, a ``Client``, or a
+    function that returns one, which is called only if recordings are left to transcribe.
+    ``options`` are ``TranscribeOptions``; its fields are keywords too, which override them.
+    ``formats`` are names such as "srt". ``report`` is called with each error and warning,
+    ``on_transcript`` with each transcript, in order if there are no outputs.
 
-    Raises ValueError for sources and outputs that cannot be used, OutputInUseError where another
-    run writes there, OSError for a full disk and for an engine or server that is gone.
+    Raises TypeError for an unknown option, ValueError for sources and outputs that cannot be used,
+    OutputInUseError if another run writes there, OSError for a full disk and for an engine or
+    server that died.
     """
+
+    options = merge_options(options, fields)
 
     def load() -> Transcribe:
         loaded = model() if callable(model) else model
-        return partial(loaded.transcribe, progress=progress, **options)
+        return partial(loaded.transcribe, options=options, progress=progress)
 
     with open_corpus(
         sources,

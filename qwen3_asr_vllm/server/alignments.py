@@ -28,8 +28,8 @@ from ..engine import class_ms, engine_prompt, read_times
 from ..formats import FORMATS, KARAOKE, rounded
 from ..geometry import SAMPLE_RATE
 from ..peaks import check_waveform
+from ..rounds import Steps, with_warnings
 from ..transcript import Transcript
-from ..transcription import Steps, with_warnings
 from ..units import AlignmentError
 from .admission import Reservation
 from .aligner_client import ALIGNMENTS, TIMES

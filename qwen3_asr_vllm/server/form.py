@@ -23,8 +23,9 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from ..formats import RESPONSE_FORMATS
 from ..languages import resolve_language
+from ..options import TranscribeOptions
 from ..pauses import Pauses
-from ..prompt import NO_TRANSLATION, join_context
+from ..prompt import NO_TRANSLATION
 from .errors import IS_ALIGNER, ApiError, shown, validate
 from .state import server_state
 from .uploads import RecordingForm, posted
@@ -158,15 +159,16 @@ class Form(RecordingForm):
         return "logprobs" in self.include
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What ``transcribe`` is to do."""
-        return {
-            "language": self.language,
-            "languages": self.languages,
-            "context": join_context(self.prompt, self.keywords + self.hotwords),
-            "pauses": self.chunking_strategy and self.chunking_strategy.pauses,
-            "confidences": self.wants_logprobs or self.response_format == "verbose_json",
-        }
+    def options(self) -> TranscribeOptions:
+        """Options of the transcription, as far as the form has them."""
+        return TranscribeOptions(
+            language=self.language,
+            languages=self.languages,
+            context=self.prompt,
+            keywords=self.keywords + self.hotwords,
+            pauses=self.chunking_strategy.pauses if self.chunking_strategy else None,
+            confidences=self.wants_logprobs or self.response_format == "verbose_json",
+        )
 
     def sampling_params(self, defaults: dict[str, Any]) -> SamplingParams:
         """Greedy where nothing else is asked for; ``defaults`` are the server's."""

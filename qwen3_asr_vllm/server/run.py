@@ -21,8 +21,9 @@ from ..alignment import AlignmentOutput, AlignmentRequest
 from ..decoding import place_tokens
 from ..engine import OutputCollector
 from ..languages import separator
+from ..rounds import Steps
 from ..transcript import Token, Transcript
-from ..transcription import CUT_OFF, EngineOutput, EngineRequest, LiveText, Steps
+from ..transcription import CUT_OFF, EngineOutput, EngineRequest, LiveText
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput

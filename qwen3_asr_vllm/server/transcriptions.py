@@ -17,6 +17,7 @@ from collections.abc import (
     Callable,
     Mapping,
 )
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,15 +41,10 @@ from ..audio import (
 from ..engine import engine_prompt, language_token_ids, sampling_params
 from ..media.blocks import ChannelError
 from ..pauses import SILENT_PEAK
-from ..prompt import control_tokens, sanitize_context
+from ..prompt import control_tokens
+from ..rounds import Steps, with_warnings
 from ..transcript import Transcript
-from ..transcription import (
-    EngineRequest,
-    Steps,
-    transcribe,
-    transcribe_channels,
-    with_warnings,
-)
+from ..transcription import EngineRequest, transcribe, transcribe_channels
 from . import page
 from .admission import RETRY_AFTER_S
 from .aligner_client import remote_aligner
@@ -206,17 +202,17 @@ class Transcriber(AudioServing):
 
     def _steps(self, form: Form, times_words: bool) -> Steps[Transcript]:
         """Decode and cut the recording. Runs in the pool."""
-        options = form.options | {"max_clip_s": self.max_clip_s, "word_timestamps": times_words}
-        options["context"] = sanitize_context(options["context"], self.control_tokens)
+        options = replace(
+            form.options, max_clip_s=self.max_clip_s, word_timestamps=times_words
+        ).sanitized(self.control_tokens)
         warnings: list[str] = []
         if form.speakers:
             channels = self._load(form, warnings, self.decoders.load_channels, len(form.speakers))
             _check_channels(channels)
-            transcription = transcribe_channels(channels, form.speakers, **options)
+            transcription = transcribe_channels(channels, form.speakers, options)
         else:
-            transcription = transcribe(
-                self._load(form, warnings, self.decoders.load_audio), **options
-            )
+            waveform = self._load(form, warnings, self.decoders.load_audio)
+            transcription = transcribe(waveform, options)
         return Steps(with_warnings(transcription, warnings))
 
     def _load(

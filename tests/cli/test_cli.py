@@ -25,6 +25,7 @@ from qwen3_asr_vllm.corpus import locks
 from qwen3_asr_vllm.corpus import ray_data as cluster
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.languages import LANGUAGES
+from qwen3_asr_vllm.options import TranscribeOptions
 from qwen3_asr_vllm.recordings import Progress, Result
 from qwen3_asr_vllm.streaming import Update
 from qwen3_asr_vllm.transcript import Segment, Transcript, Word
@@ -40,7 +41,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 class FakeModel:
     """Says how long each recording is, and notes what else it was told."""
 
-    def transcribe(self, recordings, *, in_order, progress, **options):
+    def transcribe(self, recordings, options, *, in_order, progress):
         self.options, self.heard = options, []
         for index, recording in enumerate(recordings):
             self.heard.append(recording.source)
@@ -180,15 +181,15 @@ def test_texts_go_to_stdout_and_the_rest_to_stderr(model, files, capsys):
 )
 def test_options_reach_the_model(model, files, line):
     cli.main(["transcribe", files[0], *line.split(" ")])
-    assert model.options == {
-        "language": "Chinese",
-        "languages": ["Chinese", "Cantonese"],
-        "context": "Anna",
-        "keywords": ["Maier", "Ulm"],
-        "max_clip_s": 30.0,
-        "confidences": False,
-        "audio_track": 2,
-    }
+    assert model.options == TranscribeOptions(
+        language="Chinese",
+        languages=["Chinese", "Cantonese"],
+        context="Anna",
+        keywords=["Maier", "Ulm"],
+        max_clip_s=30.0,
+        confidences=False,
+        audio_track=2,
+    )
 
 
 class Terminal(io.StringIO):
@@ -282,7 +283,7 @@ def test_what_is_finished_is_skipped(model, files, tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(model, files, tmp_path, capsys):
-    def interrupted(recordings, **_):
+    def interrupted(recordings, *_, **__):
         yield Result(0, recordings[0], transcript=said(1))
         raise KeyboardInterrupt
 
@@ -469,11 +470,11 @@ def test_a_second_run_into_one_output_is_refused(
     """The second one begins in the middle of the first."""
     codes = []
 
-    def transcribe(recordings, **options):
+    def transcribe(recordings, options, **run):
         if not codes:
             codes.append(None)
             codes[0] = cli.main(line)
-        yield from FakeModel().transcribe(recordings, **options)
+        yield from FakeModel().transcribe(recordings, options, **run)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
@@ -491,7 +492,7 @@ KILLED = """
 import os, signal, sys
 from qwen3_asr_vllm.cli import main, models
 class Model:
-    def transcribe(self, recordings, **_):
+    def transcribe(self, recordings, *_, **__):
         open(os.path.join(sys.argv[1], "." + 32 * "0" + ".part"), "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
 models.load_model = lambda *_: Model()
@@ -715,7 +716,7 @@ def test_word_timestamps_load_an_aligner_and_ask_for_words(model, files, monkeyp
     given = {}
     monkeypatch.setattr(models, "load_model", lambda name, options: given.update(options) or model)
     assert cli.main(["transcribe", files[0], "--word_timestamps", "-f", "vtt"]) == 0
-    assert model.options["word_timestamps"] is True
+    assert model.options.word_timestamps is True
     assert given == {"aligner": "Qwen/Qwen3-ForcedAligner-0.6B"}
     assert cli.main(["transcribe", files[0], "--word_timestamps", "--align_model", "mine"]) == 0
     assert given == {"aligner": "mine"}
@@ -776,7 +777,7 @@ from qwen3_asr_vllm.cli import main, models
 from qwen3_asr_vllm.recordings import Result
 from qwen3_asr_vllm.transcript import Transcript
 class Model:
-    def transcribe(self, recordings, **_):
+    def transcribe(self, recordings, *_, **__):
         for index, recording in enumerate(recordings):
             yield Result(index, recording, transcript=Transcript("Hello.", 1.0))
 models.load_model = lambda *_: Model()

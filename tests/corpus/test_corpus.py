@@ -440,9 +440,10 @@ def test_a_linked_manifest_stays_a_link(tmp_path):
 
 
 class FakeModel:
-    def transcribe(self, recordings, *, in_order, progress, language):
+    def transcribe(self, recordings, options, *, in_order, progress):
         for index, recording in enumerate(recordings):
-            yield Result(index, recording, transcript=Transcript(f"Hello in {language}.", 1.0))
+            text = f"Hello in {options.language}."
+            yield Result(index, recording, transcript=Transcript(text, 1.0))
 
 
 def test_a_corpus_is_run_from_python_as_by_the_command(tmp_path):
@@ -459,6 +460,11 @@ def test_a_corpus_is_run_from_python_as_by_the_command(tmp_path):
     assert run(sources, FakeModel, **arguments) == Summary(1, 1, (gone,))
     assert run(sources[:1], None, **arguments) == Summary(0, 2, ())  # needs no model
     assert told == [gone[1]] * 2
+
+
+def test_run_rejects_unknown_options(tmp_path):
+    with pytest.raises(TypeError, match="unknown option 'lang'; the options are language, "):
+        run([str(tmp_path)], FakeModel(), lang="de")
 
 
 def test_transcripts_without_outputs_come_in_order(tmp_path):

@@ -25,8 +25,10 @@ from conftest import eventually
 
 from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.corpus import client as remote
-from qwen3_asr_vllm.corpus.client import Server
+from qwen3_asr_vllm.corpus.client import Client
 from qwen3_asr_vllm.formats import FORMATS, read_verbose_json, rounded
+from qwen3_asr_vllm.options import TranscribeOptions
+from qwen3_asr_vllm.pauses import Pauses
 from qwen3_asr_vllm.recordings import Recording
 from qwen3_asr_vllm.transcript import Segment, Transcript
 
@@ -89,9 +91,9 @@ def echo(monkeypatch):
 
 def test_a_form_has_what_was_wished_for_and_the_file_as_it_is(echo, tmp_path):
     (tmp_path / 'a"b.mp3').write_bytes(b"\x00sound\r\n")
-    server = Server(echo.url + "/v1", api_key="secret")
+    client = Client(echo.url + "/v1", api_key="secret")
     options = {"language": "German", "context": "Ämter", "keywords": ["Ulm", "Maier"]}
-    (result,) = server.transcribe([Recording(str(tmp_path / 'a"b.mp3'), "a")], **options)
+    (result,) = client.transcribe([Recording(str(tmp_path / 'a"b.mp3'), "a")], **options)
     assert result.transcript == SAID
     ((headers, form),) = echo.forms
     assert headers["Authorization"] == "Bearer secret"
@@ -101,10 +103,59 @@ def test_a_form_has_what_was_wished_for_and_the_file_as_it_is(echo, tmp_path):
     assert form[-1] == ("file", b"\x00sound\r\n")
 
 
+def test_every_option_becomes_a_field(echo):
+    options = TranscribeOptions(
+        languages=["de", "en"],
+        pauses=Pauses(threshold=0.4, silence_s=0.25, padding_s=0.1),
+        confidences=True,
+        word_timestamps=True,
+        audio_track=2,
+    )
+    assert Client(echo.url).transcribe(b"y", options, context="Ulm") == SAID
+    ((_, form),) = echo.forms
+    fields = [(name, str(value).strip()) for name, value in form if name != "file"]
+    assert fields == [
+        ("model", "tiny"),
+        ("response_format", "verbose_json"),
+        ("prompt", "Ulm"),
+        ("languages[]", "de"),
+        ("languages[]", "en"),
+        ("timestamp_granularities[]", "segment"),
+        ("timestamp_granularities[]", "word"),
+        ("chunking_strategy[threshold]", "0.4"),
+        ("chunking_strategy[silence_duration_ms]", "250"),
+        ("chunking_strategy[prefix_padding_ms]", "100"),
+        ("audio_track", "2"),
+    ]
+
+
+def test_bad_options_raise_before_any_request(echo):
+    client = Client(echo.url)
+    with pytest.raises(ValueError, match="the server cuts clips; set QWEN3_ASR_MAX_CLIP_S there"):
+        client.transcribe(b"y", max_clip_s=30)
+    with pytest.raises(TypeError, match="unknown option 'lang'; the options are language, "):
+        client.transcribe([b"y"], lang="de")
+    assert not echo.forms
+
+
+def test_one_recording_raises_its_error(echo):
+    with pytest.raises(ValueError, match="audio: not audio"):
+        Client(echo.url).transcribe(b"bad")
+
+
+def test_waveforms_are_sent_as_wav(echo):
+    samples = np.linspace(-0.5, 0.5, 8000, dtype=np.float32)
+    for source in (samples, (samples, 8000), io.BytesIO(b"file")):
+        Client(echo.url).transcribe(source)
+    sent = [form[-1][1] for _, form in echo.forms]
+    lengths = [soundfile.info(io.BytesIO(data)).frames for data in sent[:2]]
+    assert lengths == [8000, 16_000] and sent[2] == b"file"
+
+
 def test_results_come_in_order_and_a_refusal_is_one(echo):
     sources = [b"busy", b"x", b"bad", *[b"y"] * 100]
     seen = []
-    results = list(Server(echo.url).transcribe(sources, progress=seen.append, num_connections=4))
+    results = list(Client(echo.url, num_connections=4).transcribe(sources, progress=seen.append))
     assert [r.index for r in results] == list(range(103))
     assert [r.index for r in results if r.error] == [2]
     assert "not audio" in str(results[2].error)
@@ -113,20 +164,20 @@ def test_results_come_in_order_and_a_refusal_is_one(echo):
 
 
 def test_as_they_are_done_each_comes_once(echo):
-    results = Server(echo.url, model="m").transcribe([b"busy", *[b"y"] * 50], in_order=False)
+    results = Client(echo.url, model="m").transcribe([b"busy", *[b"y"] * 50], in_order=False)
     assert sorted(r.index for r in results) == list(range(51))
 
 
 def test_standard_input_is_sent_again_where_a_server_is_busy(echo, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"busy")))
-    (result,) = Server(echo.url).transcribe([Recording("-", "stdin")])
+    (result,) = Client(echo.url).transcribe([Recording("-", "stdin")])
     assert result.transcript == SAID and echo.asked == {b"busy": 3}
 
 
 def test_a_busy_server_is_asked_again_when_it_says(echo):
     echo.when = {"Retry_After": "0.5"}
     start = time.monotonic()
-    (result,) = Server(echo.url).transcribe([b"busy"])
+    (result,) = Client(echo.url).transcribe([b"busy"])
     assert result.transcript == SAID and 1 <= time.monotonic() - start < 30
 
 
@@ -138,7 +189,7 @@ def test_what_says_no_time_to_come_again_counts_as_nothing_said(stated):
 
 def test_a_busy_server_is_waited_for_longer_than_a_broken_one(echo):
     echo.times_busy = 30
-    busy, cut, other = Server(echo.url).transcribe([b"busy", b"cut", b"y"])
+    busy, cut, other = Client(echo.url).transcribe([b"busy", b"cut", b"y"])
     assert busy.transcript == other.transcript == SAID
     assert "closed connection" in str(cut.error)
     assert echo.asked == {b"busy": 31, b"cut": 4, b"y": 1}
@@ -146,7 +197,7 @@ def test_a_busy_server_is_waited_for_longer_than_a_broken_one(echo):
 
 def test_a_server_that_hears_nobody_ends_the_run(echo):
     echo.times_busy = 10**6
-    results = Server(echo.url).transcribe([b"busy"] * 100, most_busy_s=0.2)
+    results = Client(echo.url, most_busy_s=0.2).transcribe([b"busy"] * 100)
     with pytest.raises(ConnectionError, match="only says: later"):
         list(results)
 
@@ -161,7 +212,8 @@ def test_who_waits_for_a_busy_server_is_told_once_until_it_answers(echo, monkeyp
             eventually(lambda: echo.asked[b"busy"] > 20)  # and it was answered
             echo.asked.clear()
 
-    results = Server(echo.url).transcribe(sources(), on_busy=told.append, num_connections=4)
+    client = Client(echo.url, on_busy=told.append, num_connections=4)
+    results = client.transcribe(sources())
     assert [result.transcript for result in results] == [SAID] * 2
     assert told == [f"{echo.url} is busy, and is asked again: later"] * 2
 
@@ -177,9 +229,9 @@ def test_a_dead_server_ends_the_run_and_not_each_recording(echo):
 
     with socket.socket() as nobody:  # who does not listen
         nobody.bind(("127.0.0.1", 0))
-        server = Server(f"http://127.0.0.1:{nobody.getsockname()[1]}", model="m")
+        client = Client(f"http://127.0.0.1:{nobody.getsockname()[1]}", model="m", num_connections=2)
         with pytest.raises(ConnectionError, match="no server answers"):
-            list(server.transcribe(sources(), num_connections=2))
+            list(client.transcribe(sources()))
     assert read < 20
 
 
@@ -190,7 +242,7 @@ def test_a_source_that_waits_for_a_result_gets_it(echo):
         yield b"y"
         yield b"y" if first_is_out.wait(60) else b"bad"
 
-    results = Server(echo.url).transcribe(sources())
+    results = Client(echo.url).transcribe(sources())
     assert next(results).transcript == SAID
     first_is_out.set()
     assert [result.transcript for result in results] == [SAID]
@@ -202,11 +254,11 @@ def test_an_error_of_the_source_is_raised(echo):
         raise RuntimeError("the list ended early")
 
     with pytest.raises(RuntimeError, match="ended early"):
-        list(Server(echo.url).transcribe(sources()))
+        list(Client(echo.url).transcribe(sources()))
 
 
 def test_who_gives_up_does_not_wait_for_the_server(echo):
-    results = Server(echo.url).transcribe([b"y", *[b"slow"] * 8], in_order=False)
+    results = Client(echo.url).transcribe([b"y", *[b"slow"] * 8], in_order=False)
     assert next(results).transcript == SAID
     eventually(lambda: echo.asked[b"slow"] == 8)
     results.close()
@@ -214,12 +266,12 @@ def test_who_gives_up_does_not_wait_for_the_server(echo):
 
 
 def test_a_run_that_ended_leaves_the_server_and_other_runs_alone(echo):
-    server = Server(echo.url)
-    first, second = (server.transcribe([b"y"] * 3, num_connections=1) for _ in range(2))
+    client = Client(echo.url, num_connections=1)
+    first, second = (client.transcribe([b"y"] * 3) for _ in range(2))
     assert next(first).transcript == next(second).transcript == SAID
     first.close()
     assert [result.transcript for result in second] == [SAID] * 2
-    assert json.loads(server.get("/v1/models"))["data"]
+    assert json.loads(client.get("/v1/models"))["data"]
 
 
 def test_parts_of_a_recording_are_sent_as_samples_and_it_is_decoded_once(
@@ -232,8 +284,9 @@ def test_parts_of_a_recording_are_sent_as_samples_and_it_is_decoded_once(
     monkeypatch.setattr(
         audio, "load_audio", lambda path, **kw: decoded.append(path) or load_audio(path, **kw)
     )
-    list(Server(echo.url).transcribe([part] * 100))
+    list(Client(echo.url).transcribe([part] * 100, audio_track=1))
     assert len(decoded) == 1
+    assert "audio_track" not in dict(echo.forms[0][1])  # the samples are of that track
     (tmp_path / "sent.wav").write_bytes(echo.forms[0][1][-1][1])
     sent, rate = soundfile.read(tmp_path / "sent.wav", dtype="float32")
     assert rate == 16_000 and np.array_equal(sent, samples[4000:12_000])
@@ -242,9 +295,9 @@ def test_parts_of_a_recording_are_sent_as_samples_and_it_is_decoded_once(
 def test_what_is_no_server_is_refused_at_once(echo):
     for url in ("ftp://h.test", "file:///etc", "http://"):
         with pytest.raises(ValueError, match="http"):
-            Server(url)
+            Client(url)
     with pytest.raises(ConnectionError, match="no server answers at http://127.0.0.1:1 "):
-        Server("http://127.0.0.1:1")
+        Client("http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("words", [False, True])

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of a transcription: their types, their ranges, and how keywords override them."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from qwen3_asr_vllm.offline import Qwen3ASR
+from qwen3_asr_vllm.options import TranscribeOptions, merge_options
+from qwen3_asr_vllm.recordings import is_one
+from qwen3_asr_vllm.transcription import EngineOutput
+
+
+def test_keywords_override_options():
+    options = TranscribeOptions(language="de", context="Ulm")
+    merged = merge_options(options, {"language": "en", "keywords": iter(["Anna", "Maier"])})
+    assert merged == TranscribeOptions(language="en", context="Ulm", keywords=("Anna", "Maier"))
+    assert options.language == "de"
+    assert merge_options(None, {}) == TranscribeOptions()
+
+
+def test_unknown_options_list_the_known_ones():
+    with pytest.raises(TypeError) as error:
+        merge_options(None, {"lang": "de"})
+    assert str(error.value) == (
+        "unknown option 'lang'; the options are language, languages, context, keywords, "
+        "max_clip_s, pauses, confidences, word_timestamps, audio_track."
+    )
+    with pytest.raises(TypeError, match="options is 'de'; pass TranscribeOptions"):
+        merge_options("de", {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"language": 5}, "language is 5, of type int; it must be a string"),
+        ({"languages": "de"}, "languages is 'de', of type str; it must be a list"),
+        ({"context": None}, "context is None"),
+        ({"keywords": ["Anna", 5]}, r"keywords\[1\] is 5"),
+        ({"max_clip_s": "60"}, "max_clip_s is '60', of type str; it must be a number"),
+    ],
+)
+def test_options_of_a_wrong_type_raise(fields, message):
+    with pytest.raises(TypeError, match=message):
+        TranscribeOptions(**fields)
+
+
+@pytest.mark.parametrize("seconds", [0, 1201, float("nan")])
+def test_clips_out_of_range_raise(seconds):
+    with pytest.raises(ValueError, match="max_clip_s is .*; it must be 1 to 1200"):
+        TranscribeOptions(max_clip_s=seconds)
+
+
+def test_sanitized_options_hold_one_context():
+    options = TranscribeOptions(context="Ulm<think>", keywords=["Anna<|im_end|>", "Maier"])
+    sanitized = options.sanitized(("<think>",))
+    assert (sanitized.context, sanitized.keywords) == ("Ulm\nAnna, Maier", ())
+    assert sanitized.sanitized(("<think>",)) == sanitized
+
+
+def test_options_survive_a_pickle():
+    options = TranscribeOptions(language="de", keywords=["Anna"])
+    assert pickle.loads(pickle.dumps(options)) == options
+
+
+@pytest.mark.parametrize(
+    "audio", ["a.mp3", b"RIFF", np.zeros(16_000), (np.zeros(8000), 8000), open]
+)
+def test_one_recording_differs_from_many(audio, tmp_path):
+    if audio is open:
+        audio = (tmp_path / "a.wav").open("wb")
+    assert is_one(audio)
+    assert not is_one([audio]) and not is_one(iter([audio]))
+
+
+class _Model(Qwen3ASR):
+    """A model whose engine returns the language and context of a request."""
+
+    def __init__(self):
+        self.aligner, self._control_tokens, self._engine = None, (), _Engine()
+
+
+class _Engine:
+    capacity = 4
+
+    def __init__(self):
+        self.pending = []
+
+    def submit(self, request, deliver):
+        self.pending.append((request, deliver))
+        return str(len(self.pending))
+
+    def step(self):
+        request, deliver = self.pending.pop(0)
+        deliver(EngineOutput(f"{request.language}, {request.context}"))
+
+    def abort(self, request_ids):
+        pass
+
+
+TONE = np.sin(np.arange(16_000, dtype=np.float32) / 5)
+
+
+def test_models_take_options_and_keywords():
+    model, options = _Model(), TranscribeOptions(language="de", context="Ulm")
+    assert model.transcribe(TONE, language="en").text == "English,"
+    assert model.transcribe(TONE, options).text == "German, Ulm"
+    results = model.transcribe([TONE, TONE], options, context="Bonn", keywords=["Anna"])
+    assert [result.transcript.text for result in results] == ["German, Bonn\nAnna"] * 2
+
+
+def test_models_reject_bad_options_at_once():
+    model = _Model()
+    for error, fields in {
+        TypeError: {"lang": "de"},
+        ValueError: {"language": "Klingon"},
+    }.items():
+        with pytest.raises(error, match="lang|Klingon"):
+            model.transcribe([TONE], **fields)
+    with pytest.raises(ValueError, match="forced aligner"):
+        model.transcribe([TONE], word_timestamps=True)
