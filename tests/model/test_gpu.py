@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU shows: its kernels agree, graphs replay, nothing waits, engines transcribe.
+"""GPU only: kernels agree, graphs replay, no host waits, engines transcribe.
 
-pytest tests/model/test_gpu.py            # -n 4 with pytest-xdist: engines are small and start at once
+    pytest tests/model/test_gpu.py   # -n 4 with pytest-xdist: small engines start at once
+
+Each test says what it compares with.
 """
 
 from __future__ import annotations
