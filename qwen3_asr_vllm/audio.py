@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a recording to a waveform.
+"""Loads recordings as waveforms.
 
     path, bytes, file, array -> decode -> downmix -> resample -> check -> waveform
 
@@ -52,7 +52,7 @@ def load_audio(
     audio_track: int | None = None,
     raw: RawAudio | None = None,
 ) -> np.ndarray:
-    """The waveform of a recording, shape (samples,), float32, 16 kHz.
+    """Load a recording as a waveform, shape (samples,), float32, 16 kHz.
 
     ``source`` is a path, the bytes of an audio or video file, a binary file (read from its
     start), an array, or a pair of an array and its sampling rate. An array is float in [-1, 1],
@@ -97,7 +97,7 @@ def load_audio(
 
 
 def decodable_formats() -> tuple[str, ...]:
-    """Which of the usual formats can be read with what is installed."""
+    """Return the usual formats that the installed decoders read."""
     soundfile, av = installed("soundfile"), installed("av")
     by_soundfile = soundfile.available_formats() if soundfile else ()
     by_av = av.formats_available | av.codecs_available if av else set()
@@ -109,7 +109,7 @@ def decodable_formats() -> tuple[str, ...]:
 
 
 def decoders() -> tuple[str, ...]:
-    """What is installed of the two that read audio, with their versions."""
+    """Return the installed decoders, libsndfile and FFmpeg, with their versions."""
     soundfile, av = installed("soundfile"), installed("av")
     found = []
     if soundfile:
@@ -120,7 +120,7 @@ def decoders() -> tuple[str, ...]:
 
 
 class PcmStream:
-    """Raw audio in pieces of any number of bytes -> pieces of its waveform.
+    """Decodes raw audio that comes in pieces of any number of bytes.
 
     ``encoding``: "pcm", signed 16-bit little-endian, or G.711's "pcmu" and "pcma"; mono. The
     resampler looks ahead, so its last samples come with ``finish``, which makes it ready for
@@ -142,7 +142,7 @@ class PcmStream:
             self._resampler = resampler_from(self._sampling_rate)
 
     def push(self, data: bytes) -> np.ndarray:
-        """The samples, float32, that these bytes complete."""
+        """Return the samples, float32, that these bytes complete."""
         if self._table is not None:
             return self._resample(self._table[np.frombuffer(data, np.uint8)])
         data = self._odd + data
@@ -152,7 +152,7 @@ class PcmStream:
         return self._resample(samples)
 
     def finish(self) -> np.ndarray:
-        """The last samples; half a sample is dropped."""
+        """Return the last samples; half a sample is dropped."""
         rest = self._resample(np.empty(0, np.float32), last=True)
         self._begin()
         return rest
@@ -164,7 +164,7 @@ class PcmStream:
 
 
 def _g711(encoding: str) -> np.ndarray:
-    """What each byte stands for, (256,) float32. Source: ITU-T G.711, as 16-bit samples."""
+    """Return the sample of each byte, (256,) float32. Source: ITU-T G.711, as 16-bit samples."""
     code = np.arange(256) ^ (0xFF if encoding == "pcmu" else 0x55)
     exponent, mantissa = code >> 4 & 7, code & 15
     if encoding == "pcmu":
@@ -186,7 +186,7 @@ def load_channels(
     audio_track: int | None = None,
     raw: RawAudio | None = None,
 ) -> list[np.ndarray]:
-    """The waveform of each channel of a file that has so many: a speaker each, in a call.
+    """Load the waveform of each channel of a file: in a call, a speaker each.
 
     Takes and raises what ``load_audio`` does, and ChannelError for another number of channels.
     ``on_progress`` counts all channels together.
@@ -235,7 +235,7 @@ def _array_block(array: np.ndarray, sampling_rate: int) -> Block:
 
 @np.errstate(over="ignore")  # infinity is refused by name
 def as_float(array: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1]; the array itself where it is that already.
+    """Convert an array to float32 in [-1, 1]; without a copy if it is so already.
 
     Raises ValueError for integers other than int16 and int32.
     """
@@ -247,7 +247,7 @@ def as_float(array: np.ndarray) -> np.ndarray:
 
 
 def _open(source: Any) -> AbstractContextManager[BinaryIO]:
-    """A seekable binary file; only one that was opened here is closed."""
+    """Open a source as a seekable binary file; only files opened here are closed."""
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
     if isinstance(source, str | os.PathLike):
@@ -269,7 +269,7 @@ def _open(source: Any) -> AbstractContextManager[BinaryIO]:
 
 
 def _read_pipe(pipe: BinaryIO) -> io.BytesIO:
-    """Raises ValueError for one that does not end in time."""
+    """Read a pipe to its end; raises ValueError for one that is too long."""
     read = io.BytesIO()
     while piece := pipe.read(1 << 20):
         read.write(piece)
@@ -282,7 +282,7 @@ def _read_pipe(pipe: BinaryIO) -> io.BytesIO:
 
 
 def _label(source: Any) -> str:
-    """How a message names the recording: "talk.mp3: ", or nothing where it has no name."""
+    """Return the prefix of messages: "talk.mp3: ", or "" without a name."""
     return f"{name}: " if (name := _name(source)) else ""
 
 

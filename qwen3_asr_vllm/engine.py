@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM's engine is asked and what it answers, in the words of ``transcription.py``.
+"""Requests and outputs of vLLM's engine, in the terms of ``transcription.py``.
 
     EngineRequest -> engine_prompt(), sampling_params() -> vLLM -> OutputCollector -> EngineOutput
 
@@ -43,7 +43,7 @@ CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
 def load_engine(
     model: str, options: Mapping[str, Any], *, cpu_kv_cache_bytes: int = CPU_KV_CACHE_BYTES
 ) -> LLM:
-    """A ``vllm.LLM`` with ``options``, and where these are silent, with what suits recordings.
+    """Load a ``vllm.LLM`` with ``options``, and defaults that suit recordings.
 
     Raises ImportError, which says what to install, where vLLM is not.
     """
@@ -62,7 +62,7 @@ def load_engine(
 def engine_defaults(
     given: Collection[str], *, cpu_kv_cache_bytes: int = CPU_KV_CACHE_BYTES
 ) -> dict[str, Any]:
-    """Engine options, offline and served, for whoever has ``given`` others only."""
+    """Return default engine options, offline and served; ``given`` are those of the user."""
     # vLLM fits the length to the KV cache; the checkpoint's own may need 7 GiB.
     defaults: dict[str, Any] = {"max_model_len": -1}
     if _platform().is_cuda():
@@ -75,7 +75,7 @@ def engine_defaults(
 
 
 def gpu_bytes() -> int | None:
-    """The memory of one GPU; None where vLLM runs on the CPU. Raises ImportError without vLLM."""
+    """Return the memory of one GPU; None on the CPU. Raises ImportError without vLLM."""
     platform = _platform()
     return None if platform.is_cpu() else platform.get_device_total_memory()
 
@@ -93,7 +93,7 @@ def _platform() -> Platform:
 
 
 def engine_prompt(request: EngineRequest | AlignmentRequest) -> dict[str, Any]:
-    """The clip has a name of its own: none comes twice, so none is hashed to be known again."""
+    """Build vLLM's prompt. The clip gets a random id: no clip repeats, so none is hashed."""
     return {
         "prompt": request.prompt,
         "multi_modal_data": {"audio": (request.waveform, SAMPLE_RATE)},
@@ -102,7 +102,7 @@ def engine_prompt(request: EngineRequest | AlignmentRequest) -> dict[str, Any]:
 
 
 def language_token_ids(tokenizer: Any) -> dict[str, int]:
-    """The first token of each language's name, and of "None", as it follows "language"."""
+    """Return the first token of each language's name, and of "None", after "language"."""
     names = ("None", *LANGUAGES.values())
     return {name: tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in names}
 
@@ -110,7 +110,7 @@ def language_token_ids(tokenizer: Any) -> dict[str, int]:
 def sampling_params(
     decoding: Decoding, ids: Mapping[str, int], base: SamplingParams | None = None
 ) -> SamplingParams:
-    """vLLM's parameters of one request; ``base`` is what a user wants of all, else greedy.
+    """Build vLLM's parameters of one request; ``base`` are those of the user, else greedy.
 
     ``ids`` are those of ``language_token_ids``: vLLM scores tokens, so the first token of a name
     stands for the language. vLLM scores them at every token of the output; it has no other way.
@@ -133,7 +133,7 @@ def sampling_params(
 
 
 class OutputCollector:
-    """The engine's answer to one request, which comes whole or in pieces."""
+    """Collects the engine's output of one request, whole or in pieces."""
 
     def __init__(self, decoding: Decoding, ids: Mapping[str, int]) -> None:
         self._language_token_ids = {name: ids[name] for name in decoding.scored_languages}
@@ -155,12 +155,12 @@ class OutputCollector:
         )
 
     def output(self, *, shown: str = "") -> EngineOutput:
-        """``shown`` is as much of the text as somebody has seen."""
+        """Return the output so far; ``shown`` is the text that a stream has sent."""
         tokens = tuple(self.tokens) if self._has_logprobs else None
         return replace(self._output, tokens=tokens, shown=shown)
 
     def _read_language_logprobs(self, scores: Mapping[int, Logprob]) -> None:
-        """The scores at the place where the language is named, if this is it."""
+        """Keep the log-probabilities of this token if it names the language."""
         header = "".join(token.text for token in self.tokens).strip()
         if header == "language":
             ids = self._language_token_ids
@@ -170,12 +170,12 @@ class OutputCollector:
 
 
 class EngineDiedError(OSError):
-    """An engine of vLLM's is no more; the message says what to do."""
+    """vLLM's engine died; the message says what to do."""
 
 
 @contextmanager
 def raising_engine_died(engine: str = "engine") -> Iterator[None]:
-    """Raises EngineDiedError where an engine of vLLM's dies."""
+    """Raise EngineDiedError where vLLM's engine dies."""
     try:
         yield
     except Exception as error:
@@ -188,7 +188,7 @@ def raising_engine_died(engine: str = "engine") -> Iterator[None]:
 
 
 def stream_parts(thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a ``streaming.Stream`` needs to know of a checkpoint."""
+    """Return the arguments of ``streaming.Stream`` that depend on the checkpoint."""
     from .model.log_mel import LogMel  # torch, which only who streams needs here
 
     geometry, log_mel = thinker.audio_config.geometry, LogMel(thinker.audio_config.num_mel_bins)
@@ -218,7 +218,7 @@ def read_times(output: PoolingRequestOutput, class_ms: float) -> AlignmentOutput
 
 
 def class_ms(model_config: ModelConfig) -> float:
-    """Milliseconds from one time class to the next. Raises ValueError for what is no aligner."""
+    """Return the milliseconds of a time class. Raises ValueError for a model that is no aligner."""
     config = model_config.hf_config
     if not getattr(config, "is_aligner", False):
         raise ValueError(
@@ -229,7 +229,7 @@ def class_ms(model_config: ModelConfig) -> float:
 
 
 def split_memory(total_bytes: int, utilization: float) -> tuple[float, float]:
-    """What an aligner and a transcriber may take of the memory of one GPU, as vLLM counts it.
+    """Split the memory of one GPU between aligner and transcriber, as vLLM counts it.
 
     Both as shares of all of it, together no more than ``utilization``.
     """

@@ -135,7 +135,7 @@ _CODE_BY_NAME = {name: code for code, name in LANGUAGES.items()}
 
 
 def _fold(text: str) -> str:
-    """Without case, accents and surrounding space, which clients leave out or add."""
+    """Normalize a name: no case, accents or surrounding space, which clients vary."""
     folded = normalize("NFKD", text.strip().casefold().replace("_", "-"))
     return "".join(char for char in folded if category(char) != "Mn")
 
@@ -163,7 +163,7 @@ _WIDE_PUNCTUATION = "、。，．！？：；「」『』（）《》〈〉【�
 
 
 def resolve_language(language: str | None) -> str | None:
-    """The model's name for a language given by code, name or tag, in any case.
+    """Return the model's name of a language given by code, name or tag, in any case.
 
     The name may be English or its own ("Deutsch"). None, "", "auto" and what programs write for
     nothing ("null", "undefined") give None: the model is to detect it. A region does not matter,
@@ -186,12 +186,12 @@ def resolve_language(language: str | None) -> str | None:
 
 
 def language_code(name: str) -> str | None:
-    """The code of a language known by the model's name: "zh" for "Chinese"."""
+    """Return the code of a language by the model's name: "zh" for "Chinese"."""
     return _CODE_BY_NAME.get(name)
 
 
 def separator(left: str, right: str) -> str:
-    """What belongs between two stretches of text: a space or nothing.
+    """Return the separator of two stretches of text: a space or nothing.
 
     Nothing where both sides are written without spaces, next to full-width punctuation,
     and where there is a space already. Digits and punctuation take the side of the
@@ -220,7 +220,7 @@ def _code_of_tag(tag: str) -> str | None:
 
 
 def display_width(text: str) -> int:
-    """Columns that a text takes: two for a full-width character, none for a combining one."""
+    """Count the columns of a text: two for a full-width character, none for a combining one."""
     return sum(map(columns, text))
 
 
@@ -232,6 +232,6 @@ def columns(char: str) -> int:
 
 
 def nearest_middle(parts: Sequence[str], cuts: Iterable[int]) -> int:
-    """That of the cuts, indices into the parts, whose sides are the most equal in width."""
+    """Return the cut, an index into the parts, whose sides are most equal in width."""
     widths = [0, *accumulate(map(display_width, parts))]
     return min(cuts, key=lambda cut: abs(2 * widths[cut] - widths[-1]))

@@ -24,7 +24,7 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: object, *, max_chars: int = MAX_NAME) -> str:
-    r"""``text`` on one line, as ``\x1b`` writes what controls a terminal, cut to ``max_chars``."""
+    r"""Return ``text`` on one line, with control characters as ``\x1b``, cut to ``max_chars``."""
     text = str(text)
     if len(text) > max_chars:
         text = f"{text[: max_chars - 3]}..."
@@ -32,6 +32,6 @@ def printable(text: object, *, max_chars: int = MAX_NAME) -> str:
 
 
 def header_list(texts: Sequence[str], *, separator: str) -> str:
-    """``texts`` in one HTTP header: ASCII, and no longer than clients and proxies take."""
+    """Join ``texts`` for one HTTP header: ASCII, and no longer than clients and proxies take."""
     text = _NOT_IN_HEADERS.sub("?", separator.join(texts))
     return text if len(text) <= MAX_HEADER else f"{text[:MAX_HEADER]}... ({len(texts)} in all)"

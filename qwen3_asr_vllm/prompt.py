@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text protocol: what the model is asked, and how its answer is read.
+"""The text protocol: prompts of the model, and the parsing of its outputs.
 
     <|im_start|>system            context, or an empty turn
     <|im_start|>user              <|audio_start|><|audio_pad|><|audio_end|>
@@ -53,7 +53,7 @@ _TAG = regex.compile(rf"(?:language {_list_of(_KNOWN)})?{ASR_TEXT}")
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """What a tokenizer reads as one token that no user may write: ``<think>``, ``<tts_pad>``.
+    """Return the control tokens of a tokenizer, which no user may write, such as ``<think>``.
 
     These are its special tokens, and the added ones that look like markup. Added words, which a
     fine-tune may have, are none.
@@ -63,7 +63,7 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def sanitize_context(text: str, tokens: tuple[str, ...] = ()) -> str:
-    """``text`` without ``<|...|>``, ``<asr_text>`` and ``tokens``: it cannot leave its turn.
+    """Remove ``<|...|>``, ``<asr_text>`` and ``tokens``, so that a text cannot leave its turn.
 
     ``tokens`` are those of ``control_tokens``. Removing one may put another together:
     ``<|im<|x|>_end|>``. That is never an accident, so then every character that begins a token is
@@ -83,7 +83,7 @@ def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def join_context(context: str, keywords: Iterable[str]) -> str:
-    """One context of free text and a line of terms to expect, which come last.
+    """Join free text and a line of keywords, which come last.
 
     Raises TypeError, ValueError, with the argument's name, for what is no text.
     """
@@ -92,7 +92,7 @@ def join_context(context: str, keywords: Iterable[str]) -> str:
 
 
 def cap_context(text: str) -> str:
-    """As much of a context as the model was made to read, cut where an item or word ends."""
+    """Truncate a context to the length that the model was made for, after an item or word."""
     if len(text) <= MAX_CONTEXT:
         return text
     ends = [match.start() for match in _GAP.finditer(text, MAX_CONTEXT // 2, MAX_CONTEXT + 1)]
@@ -107,7 +107,7 @@ def build_prompt(
     num_audios: int = 1,
     num_windows: int = 1,
 ) -> str:
-    """The prompt of one request, equal to the checkpoint's chat template byte for byte.
+    """Build the prompt of one request, equal to the checkpoint's chat template byte for byte.
 
     ``context`` is sanitised here. ``language`` is a name that ``resolve_language`` gave;
     it opens the answer, so the model cannot choose another, nor say that nobody speaks.
@@ -125,7 +125,7 @@ def build_prompt(
 
 @dataclass(frozen=True)
 class ParsedOutput:
-    """The language and text of an output; ``language`` is None where it names none.
+    """The languages and text of an output; ``language`` is None where it names none.
 
     ``other_languages`` are those that the header names after the first.
     """
@@ -147,7 +147,7 @@ def parse_output(raw: str, *, language: str | None = None) -> ParsedOutput:
 
 
 def header_end(raw: str, *, language: str | None = None) -> int:
-    """Characters before the text of an answer, as far as its first header and tag go."""
+    """Count the characters of an output before its text: its first header and tag."""
     if language is not None:
         return 0
     header = _HEADER.match(raw.lstrip())
@@ -155,7 +155,7 @@ def header_end(raw: str, *, language: str | None = None) -> int:
 
 
 class OutputStream:
-    """Reads one answer as it grows; what ``push`` and ``finish`` return is its text.
+    """Parses an output while it grows; ``push`` and ``finish`` return its text.
 
     Joined, the returned pieces equal ``parse_output(raw).text`` for any cutting of
     ``raw``. A piece is final, and comes as early as that allows: withheld is only what
@@ -177,13 +177,13 @@ class OutputStream:
         return next(iter(self.languages), None)
 
     def push(self, delta: str) -> str:
-        """Take the next characters of the answer; return the text they settle."""
+        """Take the next characters of the output; return the text that is now settled."""
         self._pending += delta
         self._read_header()
         return "" if self._may_have_header else self._read_text()
 
     def finish(self) -> str:
-        """Return the rest of the text: the answer is complete."""
+        """Return the rest of the text, when the output is complete."""
         self._pending += "\n"  # an answer that stops after its language ends that line
         self._read_header()
         return self._read_text(is_final=True)
@@ -222,6 +222,6 @@ class OutputStream:
 
 
 def _tag_start(text: str) -> int:
-    """Where a tag may have begun that ``text`` breaks off; its length if nowhere."""
+    """Return the start of an incomplete tag at the end of ``text``, or its length."""
     tag = _TAG.search(text, partial=True)
     return tag.start() if tag else len(text)

@@ -22,7 +22,7 @@ GUARD_SAMPLES = HALF_FFT - HOP_LENGTH  # samples past its end that the last fram
 
 
 class Tokenizer(Protocol):
-    """As much of a tokenizer as rolling back needs; those of transformers are one."""
+    """The methods of a tokenizer that rolling back needs; those of transformers have them."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
@@ -50,7 +50,7 @@ class Window:
 
     @cached_property
     def uuid(self) -> str:
-        """A hash of all that its audio tokens depend on."""
+        """A hash of everything that its audio tokens depend on."""
         digest = hashlib.blake2b(self.samples.tobytes(), digest_size=16)
         digest.update(np.array([self.peak, self.has_context], dtype=np.float32).tobytes())
         return f"qwen3-asr-window-{digest.hexdigest()}"
@@ -104,5 +104,5 @@ class GrowingClip:
 
 
 def _at(window: Window, peak: float) -> Window:
-    """The window in a clip with this peak."""
+    """Return the window of a clip with this peak."""
     return window if window.peak == peak else replace(window, peak=peak)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From decoded blocks to a waveform: downmix, resample, and the limits of both.
+"""Joins decoded blocks to a waveform: downmix, resample, and the limits of both.
 
     blocks (samples, channels) at any rate -> mono -> 16 kHz -> (samples,)
 
@@ -28,18 +28,18 @@ _CANCELLED = 0.1
 
 
 class Block(NamedTuple):
-    """Audio as a decoder delivers it."""
+    """Decoded audio of one format."""
 
     sampling_rate: int
     samples: np.ndarray  # (samples, channels), float32
 
 
 class Unreadable(ValueError):
-    """Nothing of a recording can be decoded."""
+    """No part of a recording can be decoded."""
 
 
 class ChannelError(ValueError):
-    """A recording has not as many channels as were asked for."""
+    """A recording has another number of channels than requested."""
 
 
 def to_waveform(
@@ -49,7 +49,7 @@ def to_waveform(
     on_progress: Callable[[float], object],
     channel: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """All blocks, mono at 16 kHz, shape (samples,).
+    """Join all blocks, mono at 16 kHz, shape (samples,).
 
     ``channel`` takes one channel, by its index, of files that have so many. ``on_progress`` takes
     the seconds so far. Raises ValueError as soon as they are too long or too many, and ChannelError
@@ -68,7 +68,7 @@ def to_waveform(
 
 
 def check_duration(seconds: float, max_duration_s: float) -> None:
-    """Raises ValueError for audio that is too long."""
+    """Raise ValueError for audio that is too long."""
     if seconds > max_duration_s:
         raise ValueError(
             f"audio is {seconds:.1f} s or longer; the limit is {max_duration_s:g} s. "
@@ -77,7 +77,7 @@ def check_duration(seconds: float, max_duration_s: float) -> None:
 
 
 def check_rate(sampling_rate: int) -> None:
-    """Raises ValueError for a rate that no recording has."""
+    """Raise ValueError for an implausible sampling rate."""
     if sampling_rate not in SAMPLING_RATES:
         raise ValueError(
             f"audio states a sampling rate of {sampling_rate} Hz; "
@@ -86,7 +86,7 @@ def check_rate(sampling_rate: int) -> None:
 
 
 def resample(blocks: Iterable[np.ndarray], sampling_rate: int) -> Iterator[np.ndarray]:
-    """To 16 kHz; block by block gives the same bits as all at once."""
+    """Resample to 16 kHz; block by block gives the same bits as all at once."""
     if sampling_rate == SAMPLE_RATE:
         yield from blocks
         return
@@ -102,7 +102,7 @@ def resampler_from(sampling_rate: int) -> Any:
 
 
 def installed(package: str) -> Any | None:
-    """The package; None where it, or a library of it, is missing."""
+    """Import a package; None where it, or a library of it, is missing."""
     try:
         return import_module(package)
     except (ImportError, OSError):
@@ -110,7 +110,7 @@ def installed(package: str) -> Any | None:
 
 
 def require(package: str, purpose: str) -> Any:
-    """The package; raises ImportError that says what it is needed for."""
+    """Import a package; raises ImportError that says what it is needed for."""
     try:
         return import_module(package)
     except ImportError as error:
@@ -120,7 +120,7 @@ def require(package: str, purpose: str) -> Any:
 def _checked(
     blocks: Iterable[Block], max_duration_s: float, on_progress: Callable[[float], object]
 ) -> Iterator[Block]:
-    """The blocks in pieces that end at whole seconds; raises ValueError at a limit."""
+    """Split blocks at whole seconds; raises ValueError at a limit."""
     seconds = num_values = 0.0
     for rate, samples in _by_second(blocks):
         check_samples(samples, max_peak=MAX_INTEGER_PEAK, sampling_rate=rate, start_s=seconds)
@@ -137,7 +137,7 @@ def _checked(
 
 
 def _by_second(blocks: Iterable[Block]) -> Iterator[Block]:
-    """The blocks of one channel as they are, others in pieces of a second.
+    """Pass blocks of one channel on, and split others into pieces of a second.
 
     So what is decided for a second does not depend on how a decoder cuts its blocks.
     """
@@ -171,7 +171,7 @@ def _cut(arrays: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
 
 
 def _mono(samples: np.ndarray, channel: tuple[int, int] | None) -> np.ndarray:
-    """The mean of the channels, or the loudest where they cancel, shape (samples,)."""
+    """Return the mean of the channels, or the loudest where they cancel, shape (samples,)."""
     num_channels = samples.shape[1]
     if channel is not None:
         index, expected = channel

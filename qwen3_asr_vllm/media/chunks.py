@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The headers of wav, aiff, caf, w64 and au files: how much sound they state, how much there is.
+"""Headers of wav, aiff, caf, w64 and au files: the sound that they state, and the sound there is.
 
     RIFF | fmt  | data ........ | LIST |   -> where the sound begins, and where the file ends
 
@@ -24,7 +24,7 @@ _W64_RIFF = b"riff" + bytes.fromhex("2e91cf11a5d628db04c10000")
 
 
 class Layout(NamedTuple):
-    """How a container writes its chunks."""
+    """The layout of a container's chunks."""
 
     first: int  # where the first chunk begins
     id_size: int
@@ -55,7 +55,7 @@ _AU = Layout(24, 4, 4, "big", AU_MARK, 1)
 
 @dataclass(frozen=True)
 class Sound:
-    """Where a recording ends, and what its header should state."""
+    """The end of a recording, and the corrections of its header."""
 
     end: int
     patches: tuple[Patch, ...] = ()
@@ -70,7 +70,7 @@ class _Chunk(NamedTuple):
 
 
 def read_chunks(file: BinaryIO, start: int, end: int) -> Sound | None:
-    """The recording that begins at ``start``; None where this is no such container."""
+    """Find the recording that starts at ``start``; None in any other container."""
     head = read_at(file, start, 16)
     if head.startswith(AU_MARK):
         return _read_au(file, start, end)
@@ -92,7 +92,7 @@ def _layout_of(head: bytes) -> Layout | None:
 
 
 def _chunks(file: BinaryIO, layout: Layout, start: int, end: int) -> Iterator[_Chunk]:
-    """The chunks from ``start`` on, as long as they look like chunks."""
+    """Yield the chunks from ``start`` on, as long as they look like chunks."""
     for _ in range(_MAX_CHUNKS):
         head = read_at(file, start, layout.header_size)
         name = head[: layout.id_size]
@@ -114,7 +114,7 @@ def _is_name(name: bytes) -> bool:
 def _measure(
     file: BinaryIO, layout: Layout, data: _Chunk, before: dict[bytes, _Chunk], end: int
 ) -> Sound:
-    """Compare the size that is stated with what follows, and patch it where it is wrong."""
+    """Compare the stated size with the data that follows, and patch a wrong one."""
     largest = (1 << 8 * layout.size_bytes) - 1
     position, num_bytes, stated = data.position, layout.size_bytes, data.size
     if stated == largest and (ds64 := before.get(b"ds64")):
@@ -146,7 +146,7 @@ def _wrong_size(stated: int, size: int) -> str:
 def _frames_patch(
     file: BinaryIO, layout: Layout, size: int, before: dict[bytes, _Chunk]
 ) -> Iterator[Patch]:
-    """The number of samples that an aiff file states beside the size."""
+    """Correct the number of samples that an aiff file states beside the size."""
     if layout.data_id == b"SSND" and (common := before.get(b"COMM")):
         head = read_at(file, common.start, 8)
         bytes_per_frame = int.from_bytes(head[:2], "big") * -(
@@ -157,7 +157,7 @@ def _frames_patch(
 
 
 def _end_of_chunks(file: BinaryIO, layout: Layout, start: int, end: int) -> int | None:
-    """Where the chunks from ``start`` on end; None where there is something else.
+    """Return the end of the chunks from ``start`` on; None where something else follows.
 
     They end with the file, or where another recording begins. Zeros between do not count, nor
     what follows the last chunk.
@@ -178,7 +178,7 @@ def _end_of_chunks(file: BinaryIO, layout: Layout, start: int, end: int) -> int 
 
 
 def _next_recording(file: BinaryIO, layout: Layout, start: int, end: int) -> int:
-    """Where another recording of this container begins in what looks like sound, or ``end``."""
+    """Return where another recording of this container starts in the sound, or ``end``."""
     for mark in (mark for mark, other in _LAYOUTS.items() if other is layout):
         position = start
         for _ in range(_MAX_CHUNKS):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Container(NamedTuple):
-    """What users call it, its suffixes, and who reads it."""
+    """A container of audio: its name, suffixes and decoders."""
 
     name: str
     suffixes: str  # without dots
@@ -65,7 +65,7 @@ SIGNATURES = (
 
 @dataclass(frozen=True)
 class RawAudio:
-    """How audio without a header is coded.
+    """The encoding of audio without a header.
 
     ``encoding``: "pcm_s16le" and "pcm_s16be", signed 16-bit; "pcm_mulaw" and "pcm_alaw", G.711;
     "g729". Raises ValueError for another encoding, and for no rate or number of channels.
@@ -120,7 +120,7 @@ AUDIO_SUFFIXES = frozenset(
 
 
 def raw_audio(media_type: str | None) -> RawAudio | None:
-    """What a content type says of audio without a header; None for any other content type.
+    """Read the encoding of raw audio from a content type; None for any other content type.
 
     >>> raw_audio("audio/L16; rate=16000; channels=2")
     RawAudio(encoding='pcm_s16be', sampling_rate=16000, num_channels=2)
@@ -144,7 +144,7 @@ def raw_audio(media_type: str | None) -> RawAudio | None:
 
 
 def raw_audio_of_name(name: str) -> RawAudio | None:
-    """What the suffix of a file says of audio without a header: G.711 and G.729, at 8 kHz."""
+    """Read the encoding of raw audio from a file name: G.711 and G.729, at 8 kHz."""
     suffix = "." + name.rpartition(".")[2].lower()
     encoding = _RAW_SUFFIXES.get(suffix)
     return RawAudio(encoding) if encoding else None

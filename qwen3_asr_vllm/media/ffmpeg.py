@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any audio or video, and whatever is damaged, read by FFmpeg through PyAV, packet by packet.
+"""Reads audio, video and damaged files with FFmpeg through PyAV, packet by packet.
 
     container -> packets of one track -> frames -> silence for gaps -> blocks
 
@@ -41,7 +41,7 @@ _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 
 @cache
 def audio_decoders() -> str:
-    """The names of FFmpeg's audio decoders, between commas."""
+    """Return the names of FFmpeg's audio decoders, separated by commas."""
     av = require("av", "decode what libsndfile cannot read")
     names = []
     for name in sorted(av.codecs_available):
@@ -55,7 +55,7 @@ def audio_decoders() -> str:
 def open_track(
     file: BinaryIO, *, number: int | None = None, container: str | None = None
 ) -> Iterator[Track]:
-    """An audio track of a file, by its number from 1; None takes the default one.
+    """Open an audio track of a file by its number, from 1; None takes the default track.
 
     Raises Unreadable where FFmpeg finds no audio, and ValueError for a track that is not there.
     """
@@ -85,7 +85,7 @@ def open_track(
 
 
 def _chosen(opened: Any, number: int | None) -> int:
-    """The number of the track to read, from 1: without another, the first that is default."""
+    """Return the number of the track to read, from 1: the given one, or the first default."""
     tracks = opened.streams.audio
     if not tracks:
         raise Unreadable("not audio: the file has no audio track.")
@@ -136,7 +136,7 @@ class Track:
         self._packers: dict[tuple[str, str, int], Any] = {}
 
     def blocks(self) -> Iterator[Block]:
-        """Blocks of about a second. Raises Unreadable where no packet can be decoded."""
+        """Yield blocks of about a second. Raises Unreadable where no packet can be decoded."""
         yield from _batched(self._placed())
         missing_s = (self.end_s or 0.0) - self._timeline.time_s
         lost_s = self._last_page_s() - self._timeline.time_s
@@ -152,21 +152,21 @@ class Track:
             )
 
     def _last_page_s(self) -> float:
-        """Where the last page of an Ogg file ends, seconds from its start; 0 of other files."""
+        """Return the end of the last page of an Ogg file in seconds; 0 for other files."""
         if self._container != _OGG or len(self._opened.streams) > 1:
             return 0.0
         stated_s = float((self._opened.duration or 0) / self._av.time_base)
         return max(self._packets_end_s, stated_s)
 
     def _longest_s(self) -> float | None:
-        """Where the longest track ends, if the container states it; seconds from its start."""
+        """Return the end of the longest track in seconds, if the container states it."""
         if not self._opened.duration or self._container not in {*_OF_ALL_TRACKS, _MP4}:
             return None
         duration_s = float(self._opened.duration / self._av.time_base)
         return duration_s if self._container == _MP4 else duration_s - self._start_s
 
     def _stated_end_s(self) -> float | None:
-        """Where this track ends, if the container states it; seconds from its start."""
+        """Return the end of this track in seconds, if the container states it."""
         if self._container == _MP4 and self._stream.duration:
             end = (self._stream.start_time or 0) + self._stream.duration
             return float(end * self._stream.time_base) - self._start_s
@@ -174,7 +174,7 @@ class Track:
         return self._longest_s() if is_alone and self._container != _MP4 else None
 
     def _placed(self) -> Iterator[Block]:
-        """Each frame as a block, after the silence of the gap before it."""
+        """Yield each frame as a block, after the silence of the gap before it."""
         for frame, following in pairwise(chain(self._frames(), (None,))):
             assert frame is not None  # only the last has none after it
             start_s = self._timeline.position_s
@@ -191,7 +191,7 @@ class Track:
             yield Block(frame.rate, frame.samples)
 
     def _frames(self) -> Iterator[_Frame]:
-        """What can be decoded; raises Unreadable where nothing can."""
+        """Yield all frames that can be decoded; raises Unreadable where none can."""
         error: Exception | None = None
         num_frames = 0
         for packet in self._packets():
@@ -225,7 +225,7 @@ class Track:
         return _Frame(rate, self._samples(frame), time_s, follows_skip)
 
     def _packets(self) -> Iterator[Any]:
-        """Of the track; those of others show how many bytes the demuxer skips."""
+        """Yield the packets of the track; those of other tracks show skipped bytes."""
         end = 0  # of the packet before, in bytes
         for _ in range(MAX_READ_ERRORS):
             try:
@@ -247,7 +247,7 @@ class Track:
             self._has_lost = True
 
     def _samples(self, frame: Any) -> np.ndarray:
-        """Shape (samples, channels), float32."""
+        """Convert a frame to shape (samples, channels), float32."""
         num_channels = frame.layout.nb_channels
         if frame.format.name == "fltp" and num_channels <= 2:
             return np.asarray(frame.to_ndarray().T)
@@ -261,7 +261,7 @@ class Track:
 
 
 def _batched(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Blocks of one format joined to about a second: what follows costs the same for each."""
+    """Join blocks of one format to about a second: later steps cost the same for each block."""
     batch: list[np.ndarray] = []
     kind, length = (0, 0), 0
     for rate, samples in blocks:
@@ -283,7 +283,7 @@ def _silence(seconds: float, rate: int, num_channels: int) -> Iterator[Block]:
 
 
 def _check_riff(file: BinaryIO) -> None:
-    """Raises ValueError where a wav file states more tags than it has bytes.
+    """Raise Unreadable where a wav file states more tags than it has bytes.
 
     FFmpeg would reserve the memory for them: a gigabyte, for a header of 40 bytes.
     """

@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Frames:
-    """A chain of frames: where it ends, and what is wrong with it."""
+    """A chain of frames: its end, and its damage."""
 
     end: int
     is_whole: bool
@@ -47,7 +47,7 @@ class Frames:
 
 
 def mp3_frame(head: bytes) -> Frame | None:
-    """What the header of an mp3 frame says; None for what is none."""
+    """Parse the header of an mp3 frame; None for anything else."""
     return _mp3_frame(head[:4])
 
 
@@ -65,7 +65,7 @@ def _mp3_frame(head: bytes) -> Frame | None:
 
 
 def adts_frame(head: bytes) -> Frame | None:
-    """What the header of an AAC frame says; None for what is none."""
+    """Parse the header of an AAC frame; None for anything else."""
     if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or head[2] >> 2 & 15 > 12:
         return None
     size = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
@@ -73,7 +73,7 @@ def adts_frame(head: bytes) -> Frame | None:
 
 
 def find_frames(file: BinaryIO, start: int, end: int) -> Frames | None:
-    """The recording that begins at ``start``, up to the next one; None where no frames begin."""
+    """Find the recording that starts at ``start``, up to the next one; None without frames."""
     first = skip_id3(file, start, end)
     for read in (mp3_frame, adts_frame):
         if _is_chain(file, first, end, read):
@@ -82,7 +82,7 @@ def find_frames(file: BinaryIO, start: int, end: int) -> Frames | None:
 
 
 def skip_id3(file: BinaryIO, position: int, end: int) -> int:
-    """Where the ID3v2 tags that begin here end, and the zeros after them."""
+    """Return the end of the ID3v2 tags that start here, and of the zeros after them."""
     for _ in range(_MAX_TAGS):
         head = read_at(file, position, 10)
         if len(head) < 10 or not head.startswith(b"ID3"):
@@ -95,7 +95,7 @@ def skip_id3(file: BinaryIO, position: int, end: int) -> int:
 def _is_chain(
     file: BinaryIO, position: int, end: int, read: Callable[[bytes], Frame | None]
 ) -> bool:
-    """Whether a frame begins here, and another of its format after it."""
+    """Return whether a frame starts here, and another of its format after it."""
     frame = read(read_at(file, position, _HEAD_BYTES))
     if frame is None or position + frame.size >= end:
         return frame is not None and position + frame.size == end
@@ -107,7 +107,7 @@ def _is_chain(
 
 
 class _Walk:
-    """A walk from frame to frame, that notes what breaks the chain."""
+    """A walk from frame to frame that records breaks of the chain."""
 
     def __init__(self, file: BinaryIO, end: int, read: Callable[[bytes], Frame | None]) -> None:
         self._file, self._end, self._read = file, end, read
@@ -117,7 +117,7 @@ class _Walk:
         self._xing: tuple[int, int] | None = None  # its position, and the frames that it states
 
     def walk(self, position: int) -> Frames:
-        """Up to the end, a frame that is cut off, or another recording."""
+        """Walk to the end, to a frame that is cut off, or to another recording."""
         kind = None
         while position < self._end:
             head = read_at(self._file, position, _HEAD_BYTES)
@@ -141,7 +141,7 @@ class _Walk:
         return self._frames(position, is_cut=False)
 
     def _skip(self, position: int, head: bytes) -> int:
-        """Where the next frame is; the same position where another recording begins."""
+        """Return the next frame; the same position where another recording starts."""
         rest = skip_zeros(self._file, position, self._end)
         if rest > position or head.startswith(SIGNATURES):
             return rest
@@ -152,7 +152,7 @@ class _Walk:
         return self._find_frames(position + 1)
 
     def _find_frames(self, start: int) -> int:
-        """The next position that frames or a tag begin at; the end where there is none."""
+        """Return the next position where frames or a tag start, or the end."""
         while start < self._end and self._num_searched < _MAX_SEARCHED:
             block = read_at(self._file, start, min(1 << 16, self._end - start))
             for match in _MARK.finditer(block):
@@ -170,7 +170,7 @@ class _Walk:
             self._xing = position + place, int.from_bytes(fields[4:], "big")
 
     def _frames(self, end: int, *, is_cut: bool) -> Frames:
-        """A Xing header is hidden where it states another number of frames."""
+        """Hide a Xing header that states another number of frames."""
         patches: tuple[Patch, ...] = ()
         warning = ""
         num_frames = self._num_frames

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the recordings of a file begin and end: one file may be many that were joined.
+"""Finds the recordings of a file: one file may be several that were joined.
 
     ID3 | frames | Xing | frames | 0 0 0 | ID3 | frames        three mp3 files in one
 
@@ -45,7 +45,7 @@ class Part:
 
 
 def find_parts(file: BinaryIO) -> list[Part]:
-    """The recordings of a file, in order, without the zeros around them."""
+    """Return the recordings of a file, in order, without the zeros around them."""
     size = size_of(file)
     parts: list[Part] = []
     start = _next_start(file, 0, size)
@@ -60,7 +60,7 @@ def find_parts(file: BinaryIO) -> list[Part]:
 
 
 def _next_start(file: BinaryIO, position: int, end: int) -> int:
-    """Where the zeros that begin here end; MP4 and MPEG-PS begin with up to three of them."""
+    """Return the end of the zeros that start here; MP4 and MPEG-PS own up to three of them."""
     first = skip_zeros(file, position, end)
     head = read_at(file, first, 5)
     num_own = 3 if head[1:] == b"ftyp" else 2 if head.startswith(b"\x01\xba") else 0
@@ -93,7 +93,7 @@ def _part(file: BinaryIO, start: int, end: int) -> Part:
 def _next(
     file: BinaryIO, mark: bytes, is_start: Callable[[BinaryIO, int], bool], start: int, end: int
 ) -> int:
-    """Where the next recording of the same container begins, or ``end``."""
+    """Return the start of the next recording of the same container, or ``end``."""
     position = start + 1
     for _ in range(MAX_MARKS):
         if (position := find(file, mark, position, end)) < 0:
@@ -130,7 +130,7 @@ class _Page(NamedTuple):
 
 
 def _read_page(file: BinaryIO, position: int) -> _Page | None:
-    """None for a page that is not complete."""
+    """Read the page at a position; None for an incomplete page."""
     header = read_at(file, position, 27)
     table = file.read(header[26]) if len(header) == 27 else b""
     body = file.read(sum(table))
@@ -143,13 +143,13 @@ def _read_page(file: BinaryIO, position: int) -> _Page | None:
 
 
 def _ogg_checksum(page: bytes) -> int:
-    """CRC-32 as zlib has it, but with the bits of all bytes mirrored, and from 0."""
+    """Compute zlib's CRC-32 with the bits of all bytes mirrored, from 0."""
     mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
 def _ogg_part(file: BinaryIO, start: int, end: int) -> Part:
-    """Up to the first page of other streams. Whole where no page is missing or damaged."""
+    """Return the pages up to those of another stream; whole if none is missing or damaged."""
     position, is_whole, is_begin, num_bad = start, True, True, 0
     expected: dict[bytes, int] = {}  # the number of each stream's next page
     while (found := find(file, b"OggS", position, end)) >= 0:
@@ -189,7 +189,7 @@ def _matroska_part(file: BinaryIO, start: int, end: int) -> Part:
 
 
 def _element(file: BinaryIO, position: int) -> tuple[int, int]:
-    """Where the content of an EBML element with an id of four bytes begins, and its size.
+    """Return the start and size of the content of an EBML element with an id of four bytes.
 
     An unknown size, of ones only, counts as 0.
     """
@@ -201,7 +201,7 @@ def _element(file: BinaryIO, position: int) -> tuple[int, int]:
 
 
 def _asf_size(file: BinaryIO, start: int, end: int) -> int:
-    """The size in bytes that a wma or wmv file states, 0 where it states none."""
+    """Return the size in bytes that a wma or wmv file states, or 0."""
     properties = find(file, _ASF_PROPERTIES, start, min(end, start + (1 << 16)))
     if properties < 0:
         return 0
@@ -209,7 +209,7 @@ def _asf_size(file: BinaryIO, start: int, end: int) -> int:
 
 
 def _mp4_part(file: BinaryIO, start: int, end: int) -> Part:
-    """Up to the next ``ftyp``. An index that is not where the lengths say is looked for."""
+    """Return the boxes up to the next ``ftyp``; find an index that moved."""
     position, data, has_index = start, -1, False
     for _ in range(MAX_MARKS):
         if position >= end:
@@ -230,7 +230,7 @@ def _mp4_part(file: BinaryIO, start: int, end: int) -> Part:
 
 
 def _box_size(head: bytes, left: int) -> int:
-    """Of an MP4 box with its header; ``left`` is what the file has of it."""
+    """Return the size of an MP4 box with its header; ``left`` bytes of it are in the file."""
     size = int.from_bytes(head[:4], "big")
     if size == 1:
         return int.from_bytes(head[8:16], "big")
@@ -238,7 +238,7 @@ def _box_size(head: bytes, left: int) -> int:
 
 
 def _with_index(file: BinaryIO, start: int, end: int, data: int) -> Part:
-    """A file whose index moved when bytes were lost or came in between: its data end there."""
+    """Find the index that moved because bytes were lost or inserted, and end the data there."""
     position = data + 8
     while (position := find(file, b"moov", position, end)) >= 0:
         size = int.from_bytes(read_at(file, position - 4, 4), "big")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file of audio or video to a waveform, with a sentence for all that could not be read.
+"""Reads a file of audio or video to a waveform, with warnings for what could not be read.
 
     file -> its recordings -> libsndfile, or FFmpeg where that misses anything -> one waveform
 
@@ -46,7 +46,7 @@ class Reader:
     channel: tuple[int, int] | None = None
 
     def read(self, file: BinaryIO) -> np.ndarray:
-        """The waveform of a seekable file. Raises ValueError where nothing can be read of it."""
+        """Return the waveform of a seekable file. Raises ValueError if no part can be read."""
         if not read_at(file, 0, 1):
             raise ValueError("audio is empty: the file has 0 bytes.")
         if self.raw and not _has_header(file):
@@ -70,7 +70,7 @@ class Reader:
         return waveforms[0] if len(waveforms) == 1 else np.concatenate(waveforms)
 
     def _from(self, start_s: float) -> Reader:
-        """A reader for what begins at ``start_s`` of a file."""
+        """Return a reader for the recording that starts at ``start_s`` of a file."""
         if not start_s:
             return self
         return replace(
@@ -95,7 +95,7 @@ class Reader:
         return waveform
 
     def _by_soundfile(self, file: BinaryIO, num_samples: int) -> np.ndarray | None:
-        """None where libsndfile cannot read all of it."""
+        """Read with libsndfile; None where it cannot read everything."""
         if self.track not in (None, 1):
             return None
         blocks = read_soundfile(file, num_samples=num_samples, max_duration_s=self.max_duration_s)
@@ -105,7 +105,7 @@ class Reader:
             return None
 
     def _by_ffmpeg(self, file: BinaryIO, start_s: float) -> tuple[np.ndarray, list[str]]:
-        """The waveform of a track, and warnings.
+        """Read the waveform of a track, and warnings.
 
         The track is the one that was chosen; without a choice the default one or, where that is
         silent, the first that is not.

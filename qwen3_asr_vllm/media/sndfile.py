@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wav, flac, ogg, mp3 and their like, read by libsndfile: the fastest way where nothing is wrong.
+"""Reads wav, flac, ogg, mp3 and others with libsndfile: the fastest way for undamaged files.
 
 libsndfile takes the first thing that it does not understand for the end of the file. So what it
 reads is counted, and a file of which something is missing is left to FFmpeg.
@@ -31,7 +31,7 @@ _RAW_SUBTYPES = {
 def read_soundfile(
     file: BinaryIO, *, num_samples: int = 0, max_duration_s: float
 ) -> Iterator[Block]:
-    """The blocks of a whole file. ``num_samples`` are those that its frames hold, if that is known.
+    """Yield the blocks of a whole file. ``num_samples``: the number that its frames hold, if known.
 
     Raises Unreadable where the file is not libsndfile's, or has less than that, or less than its
     header states; ValueError where that is too long.
@@ -53,7 +53,7 @@ def read_soundfile(
 
 
 def read_raw(file: BinaryIO, raw: RawAudio) -> Iterator[Block]:
-    """Audio without a header, but for g729."""
+    """Yield blocks of audio without a header, except g729."""
     soundfile = require("soundfile", "read audio without a header")
     file.seek(0)
     recording = soundfile.SoundFile(

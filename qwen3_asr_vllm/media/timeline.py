@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where decoded audio belongs on its container's timeline, and what was lost on the way.
+"""The timeline of a container: gaps become silence, and losses are counted.
 
     picture  |----------------------------------|
     sound       |--------|      |---------------|      start and gap become silence
@@ -33,7 +33,7 @@ class Timeline:
 
     @property
     def time_s(self) -> float:
-        """The timestamp that belongs to the position."""
+        """The timestamp at the position."""
         return self.position_s - self._shift_s
 
     def place(
@@ -66,7 +66,7 @@ class Timeline:
 
 @dataclass
 class Losses:
-    """What of a recording could not be read, and where."""
+    """The unreadable parts of a recording, and their times."""
 
     num_packets: int = 0
     seconds: float = 0.0
@@ -81,7 +81,7 @@ class Losses:
         self.last_s = start_s
 
     def warnings(self, start_s: float = 0.0) -> list[str]:
-        """Sentences for the user, of a recording that begins at ``start_s``.
+        """Return sentences for the user, for a recording that starts at ``start_s``.
 
         >>> losses = Losses()
         >>> losses.add(4.2, 0.3, num_packets=2)
@@ -100,7 +100,7 @@ class Losses:
 
 
 def clock(seconds: float) -> str:
-    """The time as people write it.
+    """Format a time for users.
 
     >>> clock(64.6), clock(3725)
     ('1:04', '1:02:05')

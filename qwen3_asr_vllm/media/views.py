@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stretch of a binary file as a file of its own, with some of its bytes replaced.
+"""Views of a binary file: a stretch of it as a file, with some bytes replaced.
 
 So a recording that is joined to others is read alone, and a header that its recorder left
 unfinished is read as it should be. Nothing is copied.
@@ -18,14 +18,14 @@ _BLOCK = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class Patch:
-    """Bytes that stand at a position in place of those of the file."""
+    """Bytes that replace those of the file at a position."""
 
     position: int
     data: bytes
 
 
 class View(io.RawIOBase):
-    """``file`` from ``start`` to ``end``, with ``patches`` at positions of the whole file."""
+    """A file from ``start`` to ``end``, with ``patches`` at positions of the whole file."""
 
     def __init__(
         self, file: BinaryIO, start: int, end: int, patches: tuple[Patch, ...] = ()
@@ -90,7 +90,7 @@ def read_at(file: BinaryIO, position: int, size: int) -> bytes:
 
 
 def find(file: BinaryIO, mark: bytes, start: int, end: int) -> int:
-    """The position of the first ``mark`` that lies between; -1 where there is none."""
+    """Return the position of the first ``mark`` in a stretch, or -1."""
     for position, block in _blocks(file, start, end, overlap=len(mark) - 1):
         if (place := block.find(mark)) >= 0:
             return position + place
@@ -98,7 +98,7 @@ def find(file: BinaryIO, mark: bytes, start: int, end: int) -> int:
 
 
 def skip_zeros(file: BinaryIO, start: int, end: int) -> int:
-    """The position of the first byte that is not 0; ``end`` where all are."""
+    """Return the position of the first byte that is not 0, or ``end``."""
     for position, block in _blocks(file, start, end):
         if rest := block.lstrip(b"\0"):
             return position + len(block) - len(rest)
@@ -106,7 +106,7 @@ def skip_zeros(file: BinaryIO, start: int, end: int) -> int:
 
 
 def trim_zeros(file: BinaryIO, start: int, end: int) -> int:
-    """The end of a stretch without the zeros that fill it up, if they are 16 or more."""
+    """Return the end of a stretch without its trailing zeros, if they are 16 or more."""
     position = end
     while position > start:
         block = read_at(file, max(start, position - _BLOCK), min(_BLOCK, position - start))
