@@ -24,7 +24,7 @@ MAX_BROKEN, MAX_BROKEN_SHARE = 200, 0.001  # samples; a resampler spreads one ov
 
 
 def check_waveform(waveform: np.ndarray) -> None:
-    """Raises ValueError for a waveform that is empty or leaves the range."""
+    """Raise ValueError for a waveform that is empty or leaves the range."""
     if waveform.size == 0:
         raise ValueError("audio is empty: it holds no samples.")
     check_samples(waveform)
@@ -37,7 +37,7 @@ def check_samples(
     sampling_rate: int = SAMPLE_RATE,
     start_s: float = 0.0,
 ) -> None:
-    """Raises ValueError for samples beyond ``max_peak``, with the first NaN or else the largest.
+    """Raise ValueError for samples beyond ``max_peak``, with the first NaN or else the largest.
 
     ``samples``: (samples,) or (samples, channels), of which the first comes at ``start_s``.
     """
@@ -81,7 +81,7 @@ def scale_to_range(waveform: np.ndarray, on_warning: Callable[[str], object]) ->
 
 
 def _peak(samples: np.ndarray) -> tuple[float, int]:
-    """The first NaN, or else the largest sample, and its index in time."""
+    """Return the first NaN, or else the largest sample, and its index in time."""
     flat = samples.reshape(-1)
     place = max(int(flat.argmax()), int(flat.argmin()), key=lambda i: abs(flat[i]))
     return float(flat[place]), place // (samples.size // len(samples))

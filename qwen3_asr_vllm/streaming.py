@@ -87,7 +87,7 @@ class Draft:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Those of the header, or the forced one."""
+        """The languages of the header, or the forced one."""
         return self._stream.languages
 
     def restarted(self, language: str | None) -> Draft:
@@ -380,7 +380,7 @@ class Stream:
         self._is_outdated = self._decoded > 0
 
     def _is_in_another_language(self, output: str) -> bool:
-        """Whether an output names none of the candidates, and nothing is final yet."""
+        """Return whether an output names none of the candidates, and nothing is final yet."""
         if not self._candidates or self._draft.forced_language or self._draft.text:
             return False
         parsed = parse_output(self._draft.prefix + output)

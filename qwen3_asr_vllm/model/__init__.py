@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM's worker loads: configs, log-mel, encoder, processor, thinker.
+"""The worker's side: configs, log-mel, encoder, processor, thinker.
 
 vLLM looks its architectures up here, by name.
 """

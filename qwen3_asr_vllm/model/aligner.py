@@ -25,7 +25,7 @@ CLASSIFIED_AT_ONCE = 1024  # rows of time classes: 20 MB of float32 for 5000 cla
 
 
 class Headless(nn.Module):
-    """A Qwen3 without the head that writes words."""
+    """A Qwen3 without its language head."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Headless(nn.Module):
 @default_pooling_type(tok_pooling_type="ALL")
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
 class Qwen3ASRForcedAlignerForTokenClassification(Thinker):
-    """Audio and words in; out comes the time class of each ``<timestamp>`` in the prompt."""
+    """The forced aligner: audio and words in, the time class of each ``<timestamp>`` out."""
 
     is_pooling_model: ClassVar[bool] = True
     decoder = Headless
@@ -62,7 +62,7 @@ class Qwen3ASRForcedAlignerForTokenClassification(Thinker):
 
 
 class TimestampPooler(Pooler):
-    """Hidden states -> for each request, the likeliest class at each of its timestamps.
+    """Pools hidden states to the likeliest class at each timestamp of each request.
 
     Only rows of timestamps are classified, and of these only the argmax leaves the engine: two
     int32 a word instead of 5000 floats a token. ``use_activation=False`` asks for the logits.
@@ -90,7 +90,7 @@ class TimestampPooler(Pooler):
     def forward(
         self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
     ) -> PoolerOutput:
-        """(tokens of all requests, hidden) -> (timestamps,) int32 each; None while unfinished.
+        """Pool (tokens of all requests, hidden) to (timestamps,) int32 each; None while unfinished.
 
         A long prompt may come in parts, whose classes wait in the state of its request.
         """
@@ -117,11 +117,11 @@ class TimestampPooler(Pooler):
         return outputs
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """(rows, hidden) -> (rows, classes)."""
+        """Classify rows: (rows, hidden) -> (rows, classes)."""
         logits: torch.Tensor = self.classifier(rows.to(self.classifier.weight.dtype))
         return logits
 
     def best(self, rows: torch.Tensor) -> torch.Tensor:
-        """(rows, hidden) -> (rows,) int32, in bounded memory."""
+        """Return the likeliest classes: (rows, hidden) -> (rows,) int32, in bounded memory."""
         parts = [self.logits(part).argmax(-1) for part in rows.split(CLASSIFIED_AT_ONCE)]
         return torch.cat(parts).to(torch.int32)

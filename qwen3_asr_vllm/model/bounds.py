@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which numbers reach the encoder and the decoder: finite ones, of a size that float16 holds.
+"""Bounds of the numbers that reach encoder and decoder: finite, and within float16.
 
 One NaN in the KV cache stays there after its request: attention multiplies what it masks by zero,
 and zero times NaN is NaN, so later requests that reuse the block get wrong text. Two walls:
@@ -22,12 +22,12 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def bounded(x: torch.Tensor) -> torch.Tensor:
-    """``x`` in [-LIMIT, LIMIT], with 0 for NaN; the same bits where it is so already."""
+    """Clamp ``x`` to [-LIMIT, LIMIT], with 0 for NaN; other values keep their bits."""
     return x.nan_to_num(0.0).clamp_(-LIMIT, LIMIT)
 
 
 def check_log_mel(clips: Any) -> None:
-    """Raises ValueError for features, a tensor or a list of them, that no log-mel spectrogram has.
+    """Raise ValueError for features, a tensor or a list of them, out of the range of log-mel.
 
     The message names the value.
     """
@@ -36,7 +36,7 @@ def check_log_mel(clips: Any) -> None:
 
 
 def check_embeddings(clips: Any) -> None:
-    """Raises ValueError for audio embeddings that no encoder gives; the message names the value."""
+    """Raise ValueError for audio embeddings out of range; the message names the value."""
     advice = "Send what the audio encoder of this checkpoint gives."
     _check(clips, "audio_embeds", -LIMIT, LIMIT, advice)
 

@@ -128,7 +128,7 @@ class Qwen3ASRThinkerConfig(PreTrainedConfig):
 
 
 class Qwen3ASRConfig(PreTrainedConfig):
-    """A whole checkpoint: the thinker, and what the makers say of it.
+    """A whole checkpoint: the thinker, and the metadata of its makers.
 
     ``support_languages`` lists language names; ``timestamp_token_id`` and
     ``timestamp_segment_time`` (milliseconds per class) belong to forced aligners, which vLLM is
@@ -158,11 +158,11 @@ class Qwen3ASRConfig(PreTrainedConfig):
 
     @property
     def is_aligner(self) -> bool:
-        """Whether its head gives times instead of words."""
+        """Whether its head classifies times instead of writing words."""
         return self.thinker_config.classify_num is not None
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The decoder's config, which vLLM sizes its KV cache by."""
+        """The decoder's config, by which vLLM sizes its KV cache."""
         text_config: PreTrainedConfig = self.thinker_config.text_config
         return text_config
 

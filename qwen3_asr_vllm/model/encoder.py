@@ -54,7 +54,7 @@ GRAPH_BACKENDS = (
 
 
 class Layout:
-    """Where the chunks, tokens and windows of packed clips lie. Host integers only.
+    """The positions of chunks, tokens and windows of packed clips. Host integers only.
 
     ``frames``: mel frames of each clip. ``by_length`` sorts the windows by their length, so that
     equal ones are neighbours and one attention call takes them all; ``restore`` undoes it.
@@ -85,14 +85,14 @@ class Layout:
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The integers of [start, start + length) for each pair, one after the other."""
+    """Concatenate the integers of [start, start + length) of all pairs."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
 
 
 @dataclass(frozen=True)
 class AttentionCalls:
-    """How the windows of a batch reach ``MMEncoderAttention``.
+    """The arguments of ``MMEncoderAttention`` for the windows of a batch.
 
     ``shapes``: (windows, tokens) of each call, which together make the T tokens; variable-length
     backends take them all in one, with their bounds in ``metadata``.
@@ -174,7 +174,7 @@ class AudioEncoder(nn.Module):
         return first.self_attn.attn.attn_backend
 
     def layout(self, frames: Sequence[int]) -> Layout:
-        """The layout of clips with these mel frames, as this encoder's attention wants it."""
+        """Return the layout of clips with these mel frames, in the order of this encoder's attention."""
         by_length = self.attn_backend == AttentionBackendEnum.TORCH_SDPA and not self.keep_order
         return Layout(frames, self.geometry, by_length=by_length)
 
@@ -184,7 +184,7 @@ class AudioEncoder(nn.Module):
         frames: Sequence[int],
         peaks: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
-        """Audio tokens of each clip from its samples, (C, S) float32 (``log_mel.cut_chunks``).
+        """Encode samples, (C, S) float32 (``log_mel.cut_chunks``), to the audio tokens of each clip.
 
         ``peaks``: (clips,) float32 on the host, of clips that are parts of longer ones.
         """
@@ -200,7 +200,7 @@ class AudioEncoder(nn.Module):
         return self._encode(log_mel, layout)
 
     def encode_features(self, features: torch.Tensor, frames: Sequence[int]) -> list[torch.Tensor]:
-        """Audio tokens of each clip from its log-mel, (M, sum of frames): clip after clip."""
+        """Encode log-mel features, (M, sum of frames), clip after clip, to audio tokens."""
         layout = self.layout(frames)
         num_frames = self.geometry.chunk_frames
         starts = np.cumsum(layout.chunk_frames) - layout.chunk_frames
@@ -222,7 +222,7 @@ class AudioEncoder(nn.Module):
         return list(x.split(layout.clip_tokens))
 
     def _chunks_at_once(self) -> int:
-        """Few launches where kernels are launched; on a CPU, which launches none, warm caches."""
+        """Return the chunks per call: few launches on a GPU, warm caches on a CPU."""
         limit = self.config.conv_chunksize
         return min(CPU_CHUNKS_AT_ONCE, limit) if self.device.type == "cpu" else limit
 
@@ -232,7 +232,7 @@ class AudioEncoder(nn.Module):
         frames: Sequence[int],
         peaks: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """What ``encode_graph`` reads, for the (C, S) samples of these clips.
+        """Build the buffers of ``encode_graph`` for the (C, S) samples of these clips.
 
         A graph of more chunks takes the same buffers padded with zeros: chunks of no frames, which
         have no peak and raise no floor; windows of no tokens; tokens that nobody asks for.
@@ -247,7 +247,7 @@ class AudioEncoder(nn.Module):
         return dict(zip(GRAPH_BUFFERS, [chunks, *on_device], strict=True))
 
     def encode_graph(self, buffers: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Tokens of all clips, one after the other, then those of the padding, (., output_dim).
+        """Encode the buffers: tokens of all clips, then those of the padding, (., output_dim).
 
         Nothing here depends on the clips but through the buffers, so that it can be captured in a
         CUDA graph. Before a capture it must run once, for cuFFT to make its plans.
@@ -284,7 +284,7 @@ class AudioEncoder(nn.Module):
         *,
         chunks_at_once: int,
     ) -> torch.Tensor:
-        """(C, M, F) -> (T, output_dim), in the order of ``token_index``; always ``bounded``.
+        """Encode (C, M, F) to (T, output_dim), in the order of ``token_index``; always ``bounded``.
 
         ``token_index``: (T,) into the C * t tokens of chunks. ``chunks_at_once`` bounds the memory
         of the convolutions.
@@ -298,7 +298,7 @@ class AudioEncoder(nn.Module):
         return bounded(self.transform(bounded(x), calls))
 
     def stem(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """(C, M, F) -> (C, t, channels * M / 8); each chunk on its own."""
+        """Convolve (C, M, F) to (C, t, channels * M / 8); each chunk on its own."""
         x = self._convolve_by_kernels(log_mel) if self._has_kernels else self._convolve(log_mel)
         # (C, channels, M / 8, t)
         return x.permute(0, 3, 1, 2).flatten(2)  # the order that conv_out was trained on
@@ -321,13 +321,13 @@ class AudioEncoder(nn.Module):
         return HAS_TRITON and self.device.type == "cuda"
 
     def transform(self, x: torch.Tensor, calls: AttentionCalls) -> torch.Tensor:
-        """(T, D) -> (T, output_dim)."""
+        """Run the transformer and the projector: (T, D) -> (T, output_dim)."""
         for layer in self.layers:
             x = layer(x, calls)
         return self.proj2(self.act(self.proj1(self.ln_post(x))))
 
     def attention_calls(self, layout: Layout) -> AttentionCalls:
-        """One call for each length of window, or one for all where the backend takes bounds."""
+        """Return one call per window length, or one for all where the backend takes bounds."""
         if layout.restore is not None:
             lengths, counts = np.unique(layout.windows, return_counts=True)
             shapes = zip(counts[::-1].tolist(), lengths[::-1].tolist(), strict=True)
@@ -450,7 +450,7 @@ class EncoderAttention(nn.Module):
 
 
 def _tp_size(config: Qwen3ASRAudioEncoderConfig) -> int:
-    """Ranks that share a layer; where the heads do not divide, every rank computes all of them."""
+    """Return the ranks that share a layer; 1, with all heads on each, if they do not divide."""
     size = get_tensor_model_parallel_world_size()
     return size if config.encoder_attention_heads % size == 0 else 1
 
@@ -458,7 +458,7 @@ def _tp_size(config: Qwen3ASRAudioEncoderConfig) -> int:
 def _parallel_options(
     config: Qwen3ASRAudioEncoderConfig, quant_config: QuantizationConfig | None
 ) -> dict[str, Any]:
-    """What all parallel matrices of the encoder are built with."""
+    """Return the common arguments of the encoder's parallel matrices."""
     return {
         "quant_config": quant_config,
         "return_bias": False,

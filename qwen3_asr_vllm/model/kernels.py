@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels of the encoder's stem, for GPUs: what libraries do slowly there.
+"""Triton kernels of the encoder's stem, for operations that libraries do slowly on GPUs.
 
     first_conv   a convolution of one input channel, with its bias and GELU; cuDNN's takes longer
                  without either, and each is a pass over 3 MB a chunk of its own

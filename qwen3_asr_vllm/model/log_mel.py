@@ -30,7 +30,7 @@ DYNAMIC_RANGE = 8.0  # log10 below the loudest bin of the clip
 def cut_chunks(
     waveform: np.ndarray, geometry: Geometry, *, has_context: bool = False
 ) -> np.ndarray:
-    """The samples that the frames of each chunk see, shape (C, S), float32.
+    """Cut a waveform into the samples that the frames of each chunk see, (C, S), float32.
 
     ``waveform``: (samples,) float32, a clip, or with ``has_context`` a later part of one that
     opens with the 200 samples before its first frame. A clip is zero-padded to 0.5 s and
@@ -56,7 +56,7 @@ def cut_chunks(
 
 
 class LogMel(nn.Module):
-    """Samples of chunks -> log-mel spectrogram. Same numbers as ``WhisperFeatureExtractor``."""
+    """The log-mel spectrogram of chunks. Same numbers as ``WhisperFeatureExtractor``."""
 
     window: torch.Tensor
     filters: torch.Tensor
@@ -88,7 +88,7 @@ class LogMel(nn.Module):
         chunks_at_once: int,
         peaks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Log-mel of packed chunks, (C, M, F) float32, zero past the end of each clip.
+        """Compute log-mel of packed chunks, (C, M, F) float32, zero past the end of each clip.
 
         ``chunks``: (C, S) float32. ``frames``: (C,) frames that each chunk holds of its clip.
         ``clip_ids``: (C,) which clip a chunk belongs to: the floor is one per clip.
@@ -110,7 +110,7 @@ class LogMel(nn.Module):
     def loudest(
         self, waveform: np.ndarray, geometry: Geometry, *, has_context: bool = False
     ) -> float:
-        """The largest value of a clip or a part of one (``cut_chunks``), before any floor.
+        """Return the largest value of a clip or a part of one (``cut_chunks``), before any floor.
 
         Computed on the host, in whole chunks, so that the bits are those of ``forward`` there.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How vLLM hands audio to the model: waveform in, one prompt token per audio token.
+"""vLLM's input processing: waveform in, one prompt token per audio token.
 
 No spectrogram is computed here: a clip travels to the worker as the samples of its chunks, in
 float32 whatever the model's dtype, and each clip is prepared on its own, because a log-mel
@@ -54,7 +54,7 @@ from .log_mel import cut_chunks
 
 
 class ProcessingInfo(BaseProcessingInfo):
-    """What vLLM asks about the model's inputs; refuses a checkpoint that does not fit."""
+    """vLLM's questions about the model's inputs; refuses a checkpoint that does not fit."""
 
     def get_hf_config(self) -> Qwen3ASRThinkerConfig:
         thinker: Qwen3ASRThinkerConfig = self.ctx.get_hf_config(Qwen3ASRConfig).thinker_config
@@ -156,7 +156,7 @@ class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
 
 
 class DataParser(MultiModalDataParser):
-    """Accepts waveforms, log-mel features and audio embeddings, and refuses what is not audio."""
+    """Accepts waveforms, log-mel features and audio embeddings; refuses everything else."""
 
     def __init__(self, *, num_mel_bins: int, **options: Any) -> None:
         super().__init__(**options)
@@ -183,14 +183,14 @@ class DataParser(MultiModalDataParser):
 
 
 def _checked(audio: Any) -> np.ndarray | Window | None:
-    """A clip as the processor takes it; None stands for one that vLLM's cache holds."""
+    """Return a clip in the processor's terms; None stands for a clip in vLLM's cache."""
     if isinstance(audio, Window):
         check_waveform(audio.samples)
     return audio if audio is None or isinstance(audio, Window) else as_waveform(audio)
 
 
 def as_waveform(samples: Any) -> np.ndarray:
-    """Samples as a waveform: (samples,) float32, at 16 kHz already; integers are scaled.
+    """Convert samples at 16 kHz to a waveform, (samples,) float32; integers are scaled.
 
     Raises ValueError for what is empty, too long for one clip, or beyond ``peaks.MAX_PEAK``.
     """
@@ -206,7 +206,7 @@ def as_waveform(samples: Any) -> np.ndarray:
 
 
 def check_features(features: Any, lengths: Any, num_mel_bins: int) -> None:
-    """Raises ValueError for log-mel features that do not fit their lengths, the checkpoint, or the
+    """Raise ValueError for log-mel features that do not fit their lengths, the checkpoint, or the
     range of values."""
     frames = [int(length) for length in torch.as_tensor(lengths).flatten()]
     if isinstance(features, torch.Tensor) and features.ndim == 2:  # clip after clip
@@ -242,7 +242,7 @@ def _feature_fields(inputs: Mapping[str, torch.Tensor]) -> dict[str, MultiModalF
 
 
 class Processor(BaseMultiModalProcessor[ProcessingInfo]):
-    """Waveforms -> the chunks that the worker gets, and the prompt with their audio tokens."""
+    """Converts waveforms to the worker's chunks, and prompts to those with audio tokens."""
 
     def _call_hf_processor(
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]

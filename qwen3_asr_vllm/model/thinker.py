@@ -115,7 +115,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
     # --- audio and text in, hidden states out ---------------------------------------------------
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
-        """Audio tokens of each clip, (tokens, hidden), in the order of the prompt."""
+        """Encode each clip to (tokens, hidden), in the order of the prompt."""
         kind, clips, frames = self._clips(kwargs)
         if kind == "audio_embeds":
             return [bounded(clip) for clip in clips]
@@ -124,7 +124,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         return self.audio_tower.encode_features(torch.cat(clips, dim=1), frames)
 
     def _clips(self, mm_kwargs: dict[str, Any]) -> tuple[str, list[torch.Tensor], list[int]]:
-        """What the clips of a batch came as, the data of each, and its mel frames."""
+        """Return the kind of a batch's clips, the data of each, and its mel frames."""
         if (embeds := mm_kwargs.get("audio_embeds")) is not None:
             return "audio_embeds", list(embeds), [len(clip) for clip in embeds]
         frames = mm_kwargs["audio_feature_lengths"].flatten().tolist()  # kept on the host
@@ -176,7 +176,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         return 1
 
     def graph_budgets(self, vllm_config: VllmConfig) -> list[int]:
-        """Tokens of each graph, of those that a step can fill."""
+        """Return the token budgets of the graphs that a step can fill."""
         chunk_tokens = self.audio_tower.geometry.chunk_tokens
         budgets = [num_chunks * chunk_tokens for num_chunks in GRAPH_CHUNKS]
         in_a_step = vllm_config.scheduler_config.max_num_batched_tokens
@@ -222,7 +222,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         path: str = "default",
         axis_keys: tuple[Hashable, ...] | None = None,
     ) -> EncoderCudaGraphCaptureInputs:
-        """The buffers of one clip of whole chunks that fills the budget."""
+        """Build the buffers of one clip of whole chunks that fills the budget."""
         geometry = self.audio_tower.geometry
         num_chunks = max(1, token_budget // geometry.chunk_tokens)
         chunks = torch.zeros(num_chunks, geometry.chunk_samples, device=device)
@@ -293,7 +293,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
 
 
 def _peaks(mm_kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    """(clips,) float32: the loudest bin of what each is a part of; None where none is a part."""
+    """Return the loudest bin of each part's clip, (clips,) float32; None without parts."""
     return None if (peaks := mm_kwargs.get("audio_peaks")) is None else peaks.flatten()
 
 
@@ -323,7 +323,7 @@ def check_dimensions(config: Qwen3ASRThinkerConfig) -> None:
 
 
 def check_fused_parts(names: set[str], packed: Mapping[str, list[str]]) -> None:
-    """Of every fused matrix (q, k, v; gate, up) all parts must have been in the checkpoint."""
+    """Raise ValueError where the checkpoint lacks a part of a fused matrix (q, k, v; gate, up)."""
     for parts in packed.values():
         # a KV cache has scales for k and v alone, with names like k_proj.k_scale
         pattern = re.compile(rf"\.(?:{'|'.join(parts)})\.(?=(?:weight|bias|qweight)(?:_packed)?$)")
@@ -337,7 +337,7 @@ def check_fused_parts(names: set[str], packed: Mapping[str, list[str]]) -> None:
 
 
 def graph_obstacle(encoder: AudioEncoder, vllm_config: VllmConfig) -> str | None:
-    """Why CUDA graphs of the encoder cannot be had although they were asked for."""
+    """Return why requested CUDA graphs of the encoder cannot be captured; None if they can."""
     if not vllm_config.compilation_config.cudagraph_mm_encoder:
         return None
     if encoder.attn_backend not in GRAPH_BACKENDS:

@@ -44,7 +44,7 @@ SPLIT_SEARCH_S = 10  # seconds before a clip's limit in which vLLM's own route l
 class Qwen3ASRForConditionalGeneration(
     Thinker, SupportsTranscription, SupportsLoRA, SupportsEagle3
 ):
-    """Audio and text in, text out."""
+    """The transcriber: audio and text in, text out."""
 
     supports_tower_connector_lora: ClassVar[bool] = True
     # vLLM refuses a class that lists a code Whisper lacks; validate_language knows all 30
@@ -94,7 +94,7 @@ class Qwen3ASRForConditionalGeneration(
 
     @classmethod
     def validate_language(cls, language: str | None) -> str | None:
-        """The code of a language given in any spelling; None lets the model detect it."""
+        """Return the code of a language given in any spelling; None detects the language."""
         name = resolve_language(language)
         return None if name is None else language_code(name)
 
@@ -121,7 +121,7 @@ class Qwen3ASRForConditionalGeneration(
 
 
 class DeltaCleaner(StreamingTranscriptionPostProcessor):
-    """Raw deltas of one clip -> deltas of its text."""
+    """Converts raw deltas of one clip to deltas of its text."""
 
     def __init__(self) -> None:
         self.stream = OutputStream()
@@ -132,7 +132,7 @@ class DeltaCleaner(StreamingTranscriptionPostProcessor):
 
 
 def _max_clip_s(max_model_len: int) -> int:
-    """Seconds of audio per clip: QWEN3_ASR_MAX_CLIP_S, as far as the model's length allows.
+    """Return the seconds of a clip: QWEN3_ASR_MAX_CLIP_S, as far as the model's length allows.
 
     A second takes 13 tokens of prompt and up to about as many of text.
     """
