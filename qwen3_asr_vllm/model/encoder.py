@@ -174,7 +174,7 @@ class AudioEncoder(nn.Module):
         return first.self_attn.attn.attn_backend
 
     def layout(self, frames: Sequence[int]) -> Layout:
-        """Return the layout of clips with these mel frames, in the order of this encoder's attention."""
+        """Return the layout of clips with these mel frames, in attention's order."""
         by_length = self.attn_backend == AttentionBackendEnum.TORCH_SDPA and not self.keep_order
         return Layout(frames, self.geometry, by_length=by_length)
 
@@ -184,7 +184,7 @@ class AudioEncoder(nn.Module):
         frames: Sequence[int],
         peaks: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
-        """Encode samples, (C, S) float32 (``log_mel.cut_chunks``), to the audio tokens of each clip.
+        """Encode samples, (C, S) float32 (``log_mel.cut_chunks``), to audio tokens of each clip.
 
         ``peaks``: (clips,) float32 on the host, of clips that are parts of longer ones.
         """
