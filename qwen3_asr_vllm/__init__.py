@@ -42,7 +42,7 @@ SUPPORTED_VLLM = ("0.32", "0.33")
 ARCHITECTURES = {  # to the names of our classes
     "Qwen3ASRForConditionalGeneration": "Qwen3ASRForConditionalGeneration",
     "Qwen3ASRForcedAlignerForTokenClassification": "Qwen3ASRForcedAlignerForTokenClassification",
-    # What in-tree is told for its realtime route, and cannot be with our configs. Ours needs none.
+    # In-tree needs this name for its realtime route; ours needs no other architecture.
     "Qwen3ASRRealtimeGeneration": "Qwen3ASRForConditionalGeneration",
 }
 

@@ -10,7 +10,7 @@
                            <-- is sent --  [AlignmentOutput, ...]  in the same order
                            -- returns -->  Transcript
 
-No engine here: whoever drives the generator owns one. The prompt is bare: inside a chat template
+No engine here: the caller of the generator owns one. The prompt is bare: inside a chat template
 every time comes out one class late.
 """
 

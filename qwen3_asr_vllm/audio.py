@@ -4,8 +4,8 @@
     path, bytes, file, array -> decode -> downmix -> resample -> check -> waveform
 
 A waveform is float32, mono, in [-1, 1] (lossy decoders overshoot a little), at 16 kHz. Files are
-read by ``media/``, block by block: a small file that expands into days of samples costs no more
-memory than the limit allows. Nothing here knows of models or engines.
+read by ``media/``, block by block, so a small file that expands into days of samples stays within
+the memory limit. Nothing here knows of models or engines.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def engine_defaults(
     if _platform().is_cuda():
         defaults["compilation_config"] = {"cudagraph_mm_encoder": True}
     # Without a size, vLLM's CPU engine takes 92 % of the machine's memory for its KV cache. The
-    # environment variable overrides the option, so whoever sets it is heard.
+    # environment variable overrides the option.
     if _platform().is_cpu() and "gpu_memory_utilization" not in given:
         defaults["kv_cache_memory_bytes"] = cpu_kv_cache_bytes
     return defaults
@@ -210,7 +210,7 @@ GPU_BYTES = 6 << 30  # of the 0.6B aligner beside another model: 2 GB of weights
 MOST_OF_GPU = 1 / 3  # of what both may take
 
 
-UTILIZATION = 0.9  # of a GPU's memory for both, where nobody says gpu_memory_utilization
+UTILIZATION = 0.9  # share of a GPU's memory for both, unless gpu_memory_utilization is given
 
 
 def read_times(output: PoolingRequestOutput, class_ms: float) -> AlignmentOutput:
@@ -231,7 +231,7 @@ def class_ms(model_config: ModelConfig) -> float:
 def split_memory(total_bytes: int, utilization: float) -> tuple[float, float]:
     """Split the memory of one GPU between aligner and transcriber, as vLLM counts it.
 
-    Both as shares of all of it, together no more than ``utilization``.
+    Returns both as shares of all memory; their sum is ``utilization``.
     """
     aligner = min(GPU_BYTES / total_bytes, MOST_OF_GPU * utilization)
     return aligner, utilization - aligner

@@ -110,7 +110,7 @@ def build_prompt(
     """Build the prompt of one request, equal to the checkpoint's chat template byte for byte.
 
     ``context`` is sanitised here. ``language`` is a name that ``resolve_language`` gave;
-    it opens the answer, so the model cannot choose another, nor say that nobody speaks.
+    it starts the output, so the model can name no other language, nor that there is no speech.
     ``text`` is what it has written in that language already, and goes on from. ``num_windows``
     items make up each audio.
     """

@@ -131,8 +131,8 @@ class Qwen3ASRConfig(PreTrainedConfig):
     """A whole checkpoint: the thinker, and the metadata of its makers.
 
     ``support_languages`` lists language names; ``timestamp_token_id`` and
-    ``timestamp_segment_time`` (milliseconds per class) belong to forced aligners, which vLLM is
-    told by their architecture: checkpoints name that of a transcriber, or of transformers.
+    ``timestamp_segment_time`` (milliseconds per class) belong to forced aligners. Their
+    architecture is corrected: checkpoints name that of a transcriber, or of transformers.
 
     Raises ValueError for a forced aligner without a ``timestamp_token_id``.
     """

@@ -235,7 +235,7 @@ class AudioEncoder(nn.Module):
         """Build the buffers of ``encode_graph`` for the (C, S) samples of these clips.
 
         A graph of more chunks takes the same buffers padded with zeros: chunks of no frames, which
-        have no peak and raise no floor; windows of no tokens; tokens that nobody asks for.
+        have no peak and raise no floor; windows of no tokens; tokens that are never read.
         """
         layout = Layout(frames, self.geometry, by_length=False)
         windows = np.zeros(len(chunks), dtype=np.int32)  # every window has a chunk

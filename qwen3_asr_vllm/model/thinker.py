@@ -110,7 +110,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         if modality.startswith("audio"):
             return AUDIO_PLACEHOLDER
-        raise ValueError(f"Qwen3-ASR hears audio; it takes no {modality}.")
+        raise ValueError(f"Qwen3-ASR takes audio; it takes no {modality}.")
 
     # --- audio and text in, hidden states out ---------------------------------------------------
 
