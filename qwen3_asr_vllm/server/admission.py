@@ -2,8 +2,8 @@
 """The load that a server accepts: recordings, their seconds of audio, and the bytes of uploads.
 
 A recording of four hours is a waveform of 0.9 GB, however small its file was. So a full server
-refuses a request before reading it; and a recording that exceeds what is left is dropped while it
-is read or decoded, not after.
+rejects a request before reading it, and drops a recording as soon as reading or decoding it exceeds
+a limit.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-MAX_RECORDINGS = 1024  # between the first byte of an upload and the last of its response
-MAX_AUDIO_S = 16 * 3600.0  # seconds: 3.7 GB, and as much again while it passes to the engine
-MAX_UPLOADS_MB = 8192  # MiB of uploads, in memory and in TMPDIR, until they are decoded
-RETRY_AFTER_S = 5
+MAX_RECORDINGS = 1024  # from the first byte of an upload to the last byte of its response
+MAX_AUDIO_S = 16 * 3600.0  # seconds: 3.7 GB, twice that while it is copied to the engine
+MAX_UPLOADS_MB = 8192  # MiB of undecoded uploads, in memory and in TMPDIR
+RETRY_AFTER_S = 5  # seconds; the Retry-After header of a 503
 
 
 class Busy(Exception):
-    """The server is full; the message says of what, and what to do."""
+    """The server is full; the message names the load and what to do."""
 
 
 class Admission:
-    """Places for recordings. Threads may share it."""
+    """Reservations of recordings, audio and upload bytes. Thread-safe."""
 
     def __init__(
         self,
@@ -35,16 +35,17 @@ class Admission:
         self.max_recordings, self.max_audio_s = max_recordings, max_audio_s
         self.max_bytes = max_bytes
         self.num_recordings = 0
-        self.audio_s = 0.0  # held by all of them
-        self.num_bytes = 0  # of all uploads
+        self.audio_s = 0.0  # seconds held by all recordings
+        self.num_bytes = 0  # bytes held by all uploads
         self._lock = Lock()
 
     @contextmanager
     def reserve(self, num_bytes: int = 0) -> Iterator[Reservation]:
-        """A place for one recording of ``num_bytes``, if that is known, until the block ends.
+        """Reserve room for one recording until the block ends.
 
-        Raises Busy where there is none, where the audio of the others is the most already, or
-        where so many bytes would be too much; they are held only as they arrive.
+        ``num_bytes`` is the size of its upload, 0 if unknown. It is checked here and held as the
+        bytes arrive. Raises Busy if there are too many recordings, too much audio, or no room for
+        the upload.
         """
         with self._lock:
             if self.num_recordings >= self.max_recordings:
@@ -62,7 +63,7 @@ class Admission:
                 self.num_recordings -= 1
 
     def change(self, *, seconds: float = 0, num_bytes: int = 0) -> None:
-        """Raises Busy where it would be too much; then nothing has changed."""
+        """Add to the load. Raises Busy beyond a limit; then nothing has changed."""
         with self._lock:
             if seconds > 0 and self.audio_s + seconds > self.max_audio_s:
                 raise Busy(_busy_with(f"{self.audio_s:.0f} s of audio"))
@@ -76,7 +77,7 @@ class Admission:
 
 
 class Reservation:
-    """What one recording holds of an ``Admission``."""
+    """The share that one recording holds of an ``Admission``."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -85,10 +86,10 @@ class Reservation:
         self._lock = Lock()
 
     def hold(self, seconds: float) -> None:
-        """It holds so many seconds of audio now.
+        """Set the seconds of audio that the recording holds.
 
-        Raises Busy where all hold too many then, and RuntimeError once the place is given back:
-        a thread may still decode what its client has left.
+        Raises Busy if all recordings would hold too many, and RuntimeError after ``release``: a
+        thread may still decode a file whose client has disconnected.
         """
         with self._lock:
             self._check()
@@ -96,20 +97,21 @@ class Reservation:
             self._seconds = seconds
 
     def hold_bytes(self, num_bytes: int) -> None:
-        """Its upload holds so many bytes now. Raises as ``hold`` does."""
+        """Set the bytes that its upload holds. Raises as ``hold`` does."""
         with self._lock:
             self._check()
             self._admission.change(num_bytes=num_bytes - self._num_bytes)
             self._num_bytes = num_bytes
 
     def release(self) -> None:
+        """Release all seconds and bytes."""
         with self._lock:
             self._admission.change(seconds=-self._seconds, num_bytes=-self._num_bytes)
             self._is_released = True
 
     def _check(self) -> None:
         if self._is_released:
-            raise RuntimeError("the recording was given up.")
+            raise RuntimeError("the reservation was released.")
 
 
 def _busy_with(load: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a transcription server asks the aligner that QWEN3_ASR_ALIGNER_URL names."""
+"""Client of the forced aligner that QWEN3_ASR_ALIGNER_URL names."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from .settings import setting
 
 ALIGNMENTS = "/v1/audio/alignments"
 TIMES = f"{ALIGNMENTS}/times"
-ANSWER_S = 600.0  # in which an aligner must have answered, its queue included
-RETRY_DELAYS_S = (0.5, 1, 2, 4)  # before each further attempt, where it is full
-PASSING = (408, 425, 429)  # the refusals, from 400 to 499, that are not for good
-CONNECT_S = 2.0  # in which its machine must take a connection, however busy the server is
-HEALTH_S = 20.0  # in which it must say that it is there
+RESPONSE_S = 600.0  # seconds for a response, queueing included
+RETRY_DELAYS_S = (0.5, 1, 2, 4)  # seconds before each retry while the aligner is full
+TRANSIENT = (408, 425, 429)  # statuses from 400 to 499 that may pass
+CONNECT_S = 2.0  # seconds to connect, however busy the server is
+HEALTH_S = 20.0  # seconds for the response of /health
 
 
 class RemoteAligner:
-    """An aligner's server, as a transcription server asks it."""
+    """Client of an aligner's server."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(
-                f"QWEN3_ASR_ALIGNER_URL is {url!r}; give the address of a server of a forced "
-                "aligner, such as http://127.0.0.1:8001."
+                f"QWEN3_ASR_ALIGNER_URL is {url!r}; set it to the address of an aligner's "
+                "server, such as http://127.0.0.1:8001."
             )
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
 
     async def is_up(self) -> bool:
+        """Return whether the aligner is healthy."""
         try:
             timeout = aiohttp.ClientTimeout(total=HEALTH_S, sock_connect=CONNECT_S)
             async with self._open().get(f"{self.url}/health", timeout=timeout) as response:
@@ -46,8 +47,10 @@ class RemoteAligner:
     async def answer(
         self, request: AlignmentRequest, headers: Mapping[str, str] | None = None
     ) -> AlignmentOutput:
-        """The aligner's answer; if it gives none, its ``error`` says why. One that is full is asked
-        again."""
+        """Return the aligner's output; its ``error`` is the reason if there is none.
+
+        Retries while the aligner is full.
+        """
         status, error, url = 0, "", self.url + TIMES
         for delay in (*RETRY_DELAYS_S, None):
             try:
@@ -60,13 +63,13 @@ class RemoteAligner:
                 return self._no_answer(str(failure) or type(failure).__name__)
             if status != 503 or delay is None:
                 break
-            await asyncio.sleep(delay)  # it is full
-        if 400 <= status < 500 and status not in PASSING:
-            return self._no_answer(f"{status}, and would be again: {error}", is_permanent=True)
+            await asyncio.sleep(delay)
+        if 400 <= status < 500 and status not in TRANSIENT:
+            return self._no_answer(f"{status}, permanent: {error}", is_permanent=True)
         return self._no_answer(f"{status}: {error}")
 
     def _no_answer(self, reason: str, *, is_permanent: bool = False) -> AlignmentOutput:
-        does = "refuses" if is_permanent else "gives no answer"
+        does = "rejects the request" if is_permanent else "does not answer"
         error = f"the aligner at {self.url} {does} ({reason})"
         return AlignmentOutput((), error=error, is_permanent=is_permanent)
 
@@ -82,15 +85,15 @@ class RemoteAligner:
             await self._session.close()
 
     def _open(self) -> aiohttp.ClientSession:
-        """The session, which must be made inside the event loop."""
+        """Return the HTTP session, which must be created inside the event loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                headers=self._headers, timeout=aiohttp.ClientTimeout(total=ANSWER_S)
+                headers=self._headers, timeout=aiohttp.ClientTimeout(total=RESPONSE_S)
             )
         return self._session
 
 
 def remote_aligner() -> RemoteAligner | None:
-    """The aligner that QWEN3_ASR_ALIGNER_URL names, if it names one."""
+    """Return a client of QWEN3_ASR_ALIGNER_URL; None if it is not set."""
     url = setting("QWEN3_ASR_ALIGNER_URL")
     return RemoteAligner(url, setting("QWEN3_ASR_ALIGNER_API_KEY")) if url else None

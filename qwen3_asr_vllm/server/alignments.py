@@ -4,8 +4,8 @@
     POST /v1/audio/alignments         file, text, language -> words, segments, duration; srt, vtt
     POST /v1/audio/alignments/times   samples, units -> times: one request of ``alignment.py``
 
-The first is for users. The second is what a transcription server asks, clip by clip, of the
-aligner that QWEN3_ASR_ALIGNER_URL names: units go in as they are cut, times come out unrepaired.
+Users call the first. A transcription server calls the second, once per clip, at the address in
+QWEN3_ASR_ALIGNER_URL: it sends the units of a text and receives the model's raw times.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 class AlignmentForm(RecordingForm):
-    """A recording, and what is said in it; without a language, its script says how to cut that."""
+    """A recording and its text. Without a language, the script decides how to split the text."""
 
     text: str
     response_format: Literal["json", "verbose_json", "srt", "vtt", "lrc"] = "json"
@@ -101,7 +101,7 @@ def attach(app: FastAPI) -> None:
 
 
 class AlignerServing(AudioServing):
-    """The state of the routes."""
+    """State of the alignment routes."""
 
     def __init__(self, engine_client: Any, models: OpenAIServingModels) -> None:
         super().__init__(engine_client, models)
@@ -132,7 +132,7 @@ class AlignerServing(AudioServing):
         return steps.result
 
     def _steps(self, form: AlignmentForm) -> Steps[Transcript]:
-        """Decode the recording and cut the text. Runs in the pool."""
+        """Decode the recording and split the text into units. Runs in the pool."""
         warnings: list[str] = []
         waveform = load_posted(
             form.file,
@@ -146,7 +146,7 @@ class AlignerServing(AudioServing):
             rounds = align(waveform, form.text, language=form.language, keep_lines=form.keep_lines)
             return Steps(with_warnings(rounds, warnings))
         except (AlignmentError, ImportError) as error:
-            raise ApiError(501, f"the server cannot cut this text: {error}") from error
+            raise ApiError(501, f"the server cannot split this text into words: {error}") from error
         except ValueError as error:
             raise ApiError(400, f"language: {error}", param="language") from error
 
@@ -156,7 +156,7 @@ class AlignerServing(AudioServing):
 async def create_alignment(
     raw_request: Request, form: Annotated[AlignmentForm, Depends(read_alignment_form)]
 ) -> Response:
-    """When each word of a text is said."""
+    """Return the start and end of each word of a text."""
     serving = _serving(raw_request)
     await serving.check(form)
     request_id = f"align-{serving._base_request_id(raw_request)}"
@@ -173,7 +173,7 @@ async def create_alignment(
 async def create_times(
     raw_request: Request, form: Annotated[TimesForm, Depends(read_times_form)]
 ) -> Response:
-    """Start and end of each unit, in milliseconds, as the model says them."""
+    """Return the start and end of each unit in milliseconds, as the model predicts them."""
     serving = _serving(raw_request)
     await serving.check(form)
     samples = await form.samples.read()
@@ -193,9 +193,9 @@ async def create_times(
 
 
 def summary(transcript: Transcript) -> dict[str, Any]:
-    """What /v1/audio/alignments answers; times in seconds, to the millisecond.
+    """Return the JSON response of /v1/audio/alignments; times in seconds, to the millisecond.
 
-    ``warnings`` only where there are any.
+    It has ``warnings`` only if there are any.
     """
     transcript = rounded(transcript)
     return {
@@ -214,11 +214,11 @@ def summary(transcript: Transcript) -> dict[str, Any]:
 
 
 def _serving(raw_request: Request) -> AlignerServing:
-    """Raises ApiError where the server's model is no aligner."""
+    """Return the state. Raises ApiError if the server's model is no aligner."""
     if (serving := server_state(raw_request.app).aligner) is None:
         raise ApiError(
             404,
-            "this server transcribes; alignments are made by one that serves a forced aligner, "
-            "such as Qwen/Qwen3-ForcedAligner-0.6B.",
+            "this server's model is no forced aligner; use a server of one, such as "
+            "Qwen/Qwen3-ForcedAligner-0.6B.",
         )
     return serving

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bodies in which a recording may come, read piece by piece.
+"""Request bodies that hold a recording, read piece by piece.
 
     multipart/form-data   fields and files; a recording needs no file name
     application/json      {"file": base64 or data: URL, ...}, {"input_audio": {"data": ...}, ...}
-    audio/*, video/*      the recording alone; its fields stand in the query string
+    audio/*, video/*      the recording alone; its fields are in the query string
 
-Reading takes time linear in what has arrived. What libraries say of a broken body never reaches
-its sender: errors are ApiErrors that say what was sent and what to send.
+Reading takes time linear in the bytes received. Error messages of libraries never reach a client:
+every error is an ApiError that names what was sent and what to send.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .fields import (
     check_charset,
 )
 
-MAX_BOUNDARY = 256  # bytes; RFC 2046 has 70
-MAX_PART_HEADERS = 8 << 10  # bytes
+MAX_BOUNDARY = 256  # bytes; RFC 2046 allows 70
+MAX_PART_HEADERS = 8 << 10  # bytes of the headers of one part
 MAX_JSON_MB = 36  # MiB: 27 MiB of audio in base64
-MAX_JSON_VALUES = 4096
-BASE64_STEP = 1 << 20  # characters that are decoded at a time; a multiple of 4
+MAX_JSON_VALUES = 4096  # values in a JSON body
+BASE64_STEP = 1 << 20  # characters decoded at a time; a multiple of 4
 
 WAYS = (
     "Send multipart/form-data with the recording in the field file, as curl does with "
@@ -49,7 +49,7 @@ _OTHER_RAW = (b"application/octet-stream", b"application/ogg", b"application/mp4
 class Body(Protocol):
     """Reads one body into ``Fields``."""
 
-    held_per_byte: int  # bytes, in memory or on disk, that a byte of the body takes
+    held_per_byte: int  # bytes held in memory and on disk per byte of the body
 
     async def write(self, data: bytes) -> None: ...
 
@@ -57,7 +57,7 @@ class Body(Protocol):
 
 
 def body_of(content_type: str, fields: Fields) -> Body:
-    """The reader of a body. Raises ApiError for a type that holds no recording."""
+    """Return the reader of a body. Raises ApiError for a type that holds no recording."""
     kind, options = parse_options_header(content_type[:MAX_CONTENT_TYPE])
     check_charset(options.get(b"charset", b"").decode("latin-1"), "the body")
     if kind == b"multipart/form-data":
@@ -72,7 +72,7 @@ def body_of(content_type: str, fields: Fields) -> Body:
 
 
 class Raw:
-    """A body that is the recording."""
+    """Reads a body that is the recording itself."""
 
     held_per_byte = 1
 
@@ -87,7 +87,7 @@ class Raw:
 
 
 class Multipart:
-    """A form. Its last boundary may be missing, as some clients forget it."""
+    """Reads a form. Its last boundary may be missing: some clients omit it."""
 
     held_per_byte = 1
 
@@ -117,8 +117,8 @@ class Multipart:
 
     async def write(self, data: bytes) -> None:
         self._num_boundaries += data.count(b"\r\n--" + self._boundary)
-        if self._num_boundaries > MAX_VALUES + MAX_FILES:  # each takes the parser some time
-            message = f"its boundary stands in the form more than {MAX_VALUES + MAX_FILES} times."
+        if self._num_boundaries > MAX_VALUES + MAX_FILES:  # each costs the parser some time
+            message = f"the form contains its boundary more than {MAX_VALUES + MAX_FILES} times."
             raise ApiError(413, message)
         try:
             self._parser.write(data)
@@ -139,7 +139,7 @@ class Multipart:
             try:
                 await self.write(b"\r\n--" + self._boundary + b"--\r\n")
             except ApiError:
-                if self._num_header_bytes:  # it ended inside of a part's headers
+                if self._num_header_bytes:  # the body ended inside the headers of a part
                     raise
         for file in self._files:
             await file.seek(0)
@@ -212,9 +212,9 @@ class Multipart:
 
 
 class Json:
-    """A JSON object, whose values are fields; a list or an object becomes JSON text again."""
+    """Reads a JSON object of fields; lists and objects become JSON text again."""
 
-    held_per_byte = 4  # the body, its text, the recording in base64 and decoded
+    held_per_byte = 4  # copies: the body, its text, the recording in base64 and decoded
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
@@ -240,7 +240,7 @@ class Json:
                 self._fields.add(name, text.encode(errors="surrogatepass"))
 
     def _parse(self) -> dict[str, Any]:
-        """Raises ApiError for what is no JSON object, or would take much more than its bytes."""
+        """Parse the body. Raises ApiError if it is no JSON object, or has too many values."""
         if sum(map(self._body.count, b"{[,")) > MAX_JSON_VALUES:
             raise ApiError(413, f"the JSON body has more than {MAX_JSON_VALUES} values.")
         try:
@@ -252,7 +252,7 @@ class Json:
         return document
 
     def _add_recording(self, name: str, value: Any) -> None:
-        """A recording in base64, as a data: URL, or as {"data": base64, "format": "wav"}."""
+        """Add a recording in base64, as a data: URL, or as {"data": base64, "format": "wav"}."""
         kind = ""
         if isinstance(value, dict):
             kind, value = f"audio/{value.get('format', '*')}", value.get("data")
@@ -271,13 +271,13 @@ class Json:
 
 
 def decode_base64(text: str) -> Iterator[bytes]:
-    """Bytes of base64, which may be url-safe, unpadded, or broken into lines. Raises ValueError.
+    """Decode base64, which may be URL-safe, unpadded, or broken into lines. Raises ValueError.
 
-    They come in pieces, between which other threads run.
+    Yields pieces, so that other threads run in between.
     """
     data = text.encode("ascii").translate(_URL_SAFE, b" \t\r\n").rstrip(b"=")
     if b"=" in data:
-        raise ValueError("there is padding inside of it")
+        raise ValueError("it has padding before its end")
     for start in range(0, len(data), BASE64_STEP):
         piece = data[start : start + BASE64_STEP]
         yield base64.b64decode(piece + b"=" * (-len(piece) % 4), validate=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as clients get them: OpenAI's error object, with a status."""
+"""API errors: OpenAI's error object with an HTTP status."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from .admission import RETRY_AFTER_S, Busy
 
-CLIENT_CLOSED = 499  # nginx's status for a client that hung up before its response was complete
+CLIENT_CLOSED = 499  # nginx's status for a client that disconnected before the response ended
 MAX_SHOWN = 80  # characters of a value in a message
 IS_ALIGNER = "this server's model is a forced aligner; use /v1/audio/alignments."
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-# What a value must be, by pydantic's name for the error and the values that it gives.
+# Descriptions of valid values by pydantic's error type; its context fills the braces.
 _MUST_BE = {
     "literal_error": "{expected}",
     "string_type": "text",
@@ -49,7 +49,7 @@ _MUST_BE = {
 
 
 class ApiError(Exception):
-    """A refusal or a failure, as OpenAI's error object."""
+    """An error response in OpenAI's format."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class ApiError(Exception):
         retry_after_s: int | None = None,
         is_final: bool = False,
     ) -> None:
-        """``is_final``: OpenAI's clients must not retry, as they do from status 500 on."""
+        """Set ``is_final`` to stop OpenAI's clients from retrying, as they do from 500 on."""
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
         self.headers = {"Retry-After": str(retry_after_s)} if retry_after_s else {}
@@ -79,22 +79,22 @@ class ApiError(Exception):
 
 
 def busy(error: Busy) -> ApiError:
-    """The 503 response of a full server."""
+    """Return the 503 response of a full server."""
     return ApiError(503, str(error), code="busy", retry_after_s=RETRY_AFTER_S)
 
 
 @contextmanager
 def engine_dead_as_503() -> Iterator[None]:
-    """Turn the death of the engine into a 503: another replica can take the recording over."""
+    """Raise a 503 if the engine dies: another replica can take the request."""
     try:
         yield
     except EngineDeadError as error:
-        message = "the engine ended, and this server with it; another can be asked at once."
+        message = "the engine is dead and this server stops; retry, or use another server."
         raise ApiError(503, message, code="engine_dead", retry_after_s=RETRY_AFTER_S) from error
 
 
 def validate(cls: type[_Model], values: Mapping[str, Any]) -> _Model:
-    """Make a form of its fields. Raises ApiError that names the first field that is wrong."""
+    """Create a form from its fields. Raises ApiError that names the first wrong field."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -106,7 +106,7 @@ def validate(cls: type[_Model], values: Mapping[str, Any]) -> _Model:
 
 def _described(error: ErrorDetails, name: str) -> str:
     kind, given = error["type"], error["input"]
-    if kind == "value_error":  # raised by a validator of ours
+    if kind == "value_error":  # raised by our validators
         return f"{name}: {error['ctx']['error']}"
     if kind == "missing":
         return f"{name} is required."
@@ -119,7 +119,7 @@ def _described(error: ErrorDetails, name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as messages quote it: short, without control characters."""
+    """Quote a value for a message: short, without control characters."""
     if isinstance(value, UploadFile):
         return "a file"
     text = repr(value[: MAX_SHOWN + 1] if isinstance(value, str) else value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fields of one request: names, texts and files, wherever they stand in it.
+"""Fields of one request: names, texts and files, from its query string and its body.
 
 All are bounded and in UTF-8. Errors are ApiErrors that name the field, the limit and what to do.
 """
@@ -14,21 +14,22 @@ from starlette.datastructures import FormData, Headers, UploadFile
 
 from .errors import ApiError, shown
 
-RECORDING_NAMES = ("file", "audio", "audio_file")  # what clients call a recording
-FILE_NAMES = (*RECORDING_NAMES, "samples")  # files, even without a file name
+RECORDING_NAMES = ("file", "audio", "audio_file")  # names that clients use for a recording
+FILE_NAMES = (*RECORDING_NAMES, "samples")  # fields that are files even without a file name
 
-MAX_NAMES = 64  # different ones in a request; x, x[] and x[0] are one
-MAX_NAME = 200  # characters
-MAX_VALUES = 1000  # fields in a request: a list may come as repeated fields
-MAX_FILES = 4
-MAX_FIELD_BYTES = 64 << 10  # of text in one field, where a route does not take more
-MAX_TEXT_BYTES = 1 << 20  # of text in all fields
-MAX_CONTENT_TYPE = 1000  # characters
-MAX_QUERY = 16 << 10  # characters
-SPOOL_BYTES = 1 << 20  # of a file in memory; a larger one lies in TMPDIR
+MAX_NAMES = 64  # different names in a request; x, x[] and x[0] count once
+MAX_NAME = 200  # characters of a field name
+MAX_VALUES = 1000  # fields in a request; a list may be sent as repeated fields
+MAX_FILES = 4  # files in a request
+MAX_FIELD_BYTES = 64 << 10  # bytes of text in one field, unless the route allows more
+MAX_TEXT_BYTES = 1 << 20  # bytes of text in all fields
+MAX_CONTENT_TYPE = 1000  # characters of a Content-Type
+MAX_QUERY = 16 << 10  # characters of a query string
+SPOOL_BYTES = 1 << 20  # bytes of a file kept in memory; larger files go to TMPDIR
 
 _UTF8 = ("", "utf-8", "utf8")
-_LIKE_ASCII = ("us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1")  # the same below 128
+# Charsets that equal UTF-8 for ASCII text.
+_LIKE_ASCII = ("us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1")
 
 
 class Fields:
@@ -41,7 +42,7 @@ class Fields:
         self._num_files = self._num_text_bytes = 0
 
     def add(self, name: str, text: bytes, charset: str = "") -> None:
-        """Add a text. Raises ApiError where it is too large or not UTF-8."""
+        """Add a text. Raises ApiError if it is too large or not UTF-8."""
         self._check_name(name)
         self.check_size(name, len(text))
         self._num_text_bytes += len(text)
@@ -49,7 +50,7 @@ class Fields:
             raise ApiError(413, f"all fields hold more than {MAX_TEXT_BYTES >> 10} KiB of text.")
         if not (charset.lower() in _LIKE_ASCII and text.isascii()):
             check_charset(charset, name)
-        if name == "_charset_":  # how a page says what its form is in
+        if name == "_charset_":  # the field that names the charset of a form
             return check_charset(text.decode("latin-1"), name)
         self._append(name, _decode(text, name))
 
@@ -63,7 +64,7 @@ class Fields:
             self.add(name, value.encode(errors="surrogateescape"))
 
     def add_file(self, name: str, filename: str | None, content_type: str) -> UploadFile:
-        """Add an empty file, to be written to. Any name of a recording becomes ``file``."""
+        """Add an empty file to write to. Every name of a recording becomes ``file``."""
         self._check_name(name)
         self._num_files += 1
         if self._num_files > MAX_FILES:
@@ -76,7 +77,7 @@ class Fields:
         return file
 
     def check_size(self, name: str, num_bytes: int) -> None:
-        """Raises ApiError for a text that is too large."""
+        """Raise ApiError for a text that is too large."""
         if num_bytes > self.max_field_bytes:
             limit = f"{self.max_field_bytes >> 10} KiB"
             raise ApiError(413, f"{shown(name)} is text of more than {limit}.", param=name)
@@ -100,7 +101,7 @@ class Fields:
 
 
 def check_charset(charset: str, where: str) -> None:
-    """Raises ApiError for any but UTF-8: some codecs take time quadratic in their input."""
+    """Raise ApiError unless the charset is UTF-8: some codecs take quadratic time."""
     if charset.lower() not in _UTF8:
         raise ApiError(400, f"{where} is in the charset {shown(charset)}; send UTF-8.")
 

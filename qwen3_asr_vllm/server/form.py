@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The form that a client posts: its fields, how they are spelled, and what is refused.
+"""The form of a transcription request: its fields, their spellings, and rejected fields.
 
-A field that would change the answer and is not supported is refused, as is one that is sent twice
-with different values; any other that is not supported is named in the header X-Ignored-Params.
-Nothing here knows of engines or recordings.
+An unsupported field that would change the response is rejected, and so is a field that is sent
+twice with different values. Other unsupported fields are named in the header X-Ignored-Params.
+This module runs no engine and decodes no audio.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
-# What would change the answer: a field, its value (None: any that is not harmless), and advice.
+# Unsupported fields that change the response: name, value (None: any but HARMLESS), advice.
 REFUSED = (
     ("to_language", None, f"{NO_TRANSLATION} Leave it out."),
     ("task", None, f"{NO_TRANSLATION} Send transcribe, or leave it out."),
-    ("known_speaker_references", None, "Qwen3-ASR does not know voices; leave it out."),
-    ("use_beam_search", None, "there is no beam search; leave it out."),
-    ("n", None, "there is one answer; leave it out."),
-    ("max_tokens", None, "its name is max_completion_tokens."),
-    ("initial_prompt", None, "its name is prompt."),
-    ("word_timestamps", None, "ask for timestamp_granularities[]=word, in verbose_json."),
-    ("stop", None, "an answer ends where the model ends it; leave it out."),
-    ("logit_bias", None, "tokens are not weighted; give keywords[], or leave it out."),
+    ("known_speaker_references", None, "Qwen3-ASR does not identify voices; leave it out."),
+    ("use_beam_search", None, "beam search is not supported; leave it out."),
+    ("n", None, "there is one transcript per request; leave it out."),
+    ("max_tokens", None, "use max_completion_tokens."),
+    ("initial_prompt", None, "use prompt."),
+    ("word_timestamps", None, "use timestamp_granularities[]=word with verbose_json."),
+    ("stop", None, "stop sequences are not supported; leave it out."),
+    ("logit_bias", None, "it is not supported; use keywords[], or leave it out."),
 )
 HARMLESS = {
     **{"use_beam_search": "false", "word_timestamps": "false"},
     **{"n": "1", "task": "transcribe"},
 }
-SPEAKERS = ("A", "B")  # of the left and the right channel, as OpenAI calls who has no name
-MAX_SPEAKER_NAME = 200  # characters: each segment repeats one
+SPEAKERS = ("A", "B")  # default names of the left and the right channel, as in OpenAI's API
+MAX_SPEAKER_NAME = 200  # characters; every segment repeats a name
 
 _LIST_NAME = re.compile(r"([^\[]*)\[\d*\]")  # x[] or x[0]
 _VAD_FIELD = re.compile(r"chunking_strategy\[(\w+)\]")
@@ -64,7 +64,7 @@ _Form = TypeVar("_Form", bound=BaseModel)
 
 
 class ServerVad(BaseModel):
-    """Where clips end: at pauses, rather than near the longest that a clip may be."""
+    """Split clips at pauses rather than near the maximum clip length."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -83,7 +83,7 @@ class ServerVad(BaseModel):
 
 
 class Form(RecordingForm):
-    """The fields that are honoured. A list comes as x, x[], repeated, by commas, or as JSON."""
+    """Supported fields. Lists are sent as x, x[], repeated, comma-separated, or as JSON."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -93,11 +93,11 @@ class Form(RecordingForm):
     hotwords: list[str] = []
     response_format: Literal[tuple(RESPONSE_FORMATS)] = "json"  # type: ignore[valid-type]
     timestamp_granularities: list[Literal["segment", "word"]] = []
-    include: list[Literal["logprobs", "srt", "vtt", "tsv", "lrc"]] = []  # beside the text
-    chunking_strategy: ServerVad | None = None  # None: as long as clips may be
+    include: list[Literal["logprobs", "srt", "vtt", "tsv", "lrc"]] = []  # added to a JSON response
+    chunking_strategy: ServerVad | None = None  # None: near the maximum clip length
     known_speaker_names: list[str] = []
     stream: bool = False
-    stream_include_usage: bool | None = None  # None: in the last event, as OpenAI has it
+    stream_include_usage: bool | None = None  # None: in the last event, as in OpenAI's API
     stream_continuous_usage_stats: bool = False
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float | None = None
@@ -109,7 +109,7 @@ class Form(RecordingForm):
     frequency_penalty: float | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     vllm_xargs: Json[dict[str, Any]] | None = None
-    priority: int = Field(0, ge=-(2**63), lt=2**63)  # what the engine's messages hold
+    priority: int = Field(0, ge=-(2**63), lt=2**63)  # an int64 in messages to the engine
 
     @field_validator("languages")
     @classmethod
@@ -126,7 +126,7 @@ class Form(RecordingForm):
     @field_validator("chunking_strategy", mode="before")
     @classmethod
     def _read_object(cls, strategy: Any) -> Any:
-        """A name, or an object, which comes as JSON."""
+        """Parse a name, or an object sent as JSON."""
         if not isinstance(strategy, str):
             return strategy
         if strategy.lstrip().startswith("{"):
@@ -140,7 +140,7 @@ class Form(RecordingForm):
 
     @property
     def speakers(self) -> list[str]:
-        """Of the channels, in their order; none where all are one recording."""
+        """Return the speaker of each channel; empty if the channels are mixed down."""
         if self.response_format != "diarized_json":
             return []
         return self.known_speaker_names or list(SPEAKERS)
@@ -151,7 +151,7 @@ class Form(RecordingForm):
 
     @property
     def has_times(self) -> bool:
-        """Whether its answer says when something is said."""
+        """Return whether the response has timestamps."""
         return self.response_format not in UNTIMED_FORMATS or bool(set(self.include) - {"logprobs"})
 
     @property
@@ -160,7 +160,7 @@ class Form(RecordingForm):
 
     @property
     def options(self) -> TranscribeOptions:
-        """Options of the transcription, as far as the form has them."""
+        """Return the options of the transcription that the form sets."""
         return TranscribeOptions(
             language=self.language,
             languages=self.languages,
@@ -171,9 +171,9 @@ class Form(RecordingForm):
         )
 
     def sampling_params(self, defaults: dict[str, Any]) -> SamplingParams:
-        """Greedy where nothing else is asked for; ``defaults`` are the server's."""
+        """Return vLLM's parameters; greedy unless the form or the server's ``defaults`` differ."""
         given = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) is not None}
-        # Where nobody limits it, the clip's duration does; vLLM's own default is 16 tokens.
+        # Without a limit, the clip's duration sets one; vLLM's own default is 16 tokens.
         given["max_tokens"] = self.max_completion_tokens or defaults.get("max_tokens")
         given["output_kind"] = (
             RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
@@ -187,7 +187,7 @@ class Form(RecordingForm):
 
 
 def gather(fields: FormData) -> dict[str, list[Any]]:
-    """The values of each field; ``x``, ``x[]`` and ``x[0]`` are one, and an empty one is none."""
+    """Collect values by field: ``x``, ``x[]`` and ``x[0]`` are one; empty values are dropped."""
     values: dict[str, list[Any]] = {}
     for key, value in fields.multi_items():
         if value != "":
@@ -197,13 +197,13 @@ def gather(fields: FormData) -> dict[str, list[Any]]:
 
 
 def read(cls: type[_Form], values: Mapping[str, list[Any]]) -> _Form:
-    """Make a form of its fields. Raises ApiError that names a field that is wrong."""
+    """Create a form from its fields. Raises ApiError that names a wrong field."""
     fields = cls.model_fields
     return validate(cls, {x: _value(fields[x], x, values[x]) for x in fields if x in values})
 
 
 def parse_form(fields: FormData) -> Form:
-    """Raises ApiError for a field that is wrong or refused, and names it."""
+    """Create a transcription form. Raises ApiError that names a wrong or rejected field."""
     values = gather(fields)
     _merge_strategy(values)
     _refuse(values)
@@ -220,7 +220,7 @@ def parse_form(fields: FormData) -> Form:
 
 
 def _merge_strategy(values: dict[str, list[Any]]) -> None:
-    """Put the fields ``chunking_strategy[...]`` together to one object."""
+    """Merge the fields ``chunking_strategy[...]`` into one object."""
     parts = {name: part[1] for name in values if (part := _VAD_FIELD.fullmatch(name))}
     if parts:
         strategy = {part: _one(name, values.pop(name)) for name, part in parts.items()}
@@ -229,17 +229,17 @@ def _merge_strategy(values: dict[str, list[Any]]) -> None:
 
 
 def _value(field: FieldInfo, name: str, values: list[Any]) -> Any:
-    if get_origin(field.annotation) is not list or field.metadata:  # that of Json: one text
+    if get_origin(field.annotation) is not list or field.metadata:  # Json: a list as one text
         return _one(name, values)
     return [item for value in values for item in _items(name, value)]
 
 
 def _one(name: str, values: list[Any]) -> Any:
-    """The value of a field that may be sent again, but not with another value."""
+    """Return the value of a field. Raises ApiError if it was sent with different values."""
     first, *others = values
     for other in others:
         if isinstance(other, UploadFile):
-            raise ApiError(400, f"{name}: several were sent; send one a request.", param=name)
+            raise ApiError(400, f"{name}: several were sent; send one per request.", param=name)
         if other != first:
             both = f"{shown(first)} and {shown(other)}"
             raise ApiError(400, f"{name} was sent as {both}; send it once.", param=name)
@@ -247,22 +247,22 @@ def _one(name: str, values: list[Any]) -> Any:
 
 
 def _items(name: str, value: Any) -> list[Any]:
-    """One field of a list: a JSON array, or items between commas."""
+    """Split one field of a list: a JSON array, or comma-separated items."""
     if not isinstance(value, str):
         return [value]
     items = value.split(",")
     if value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):  # it may be nested ten thousand deep
+        with suppress(ValueError, RecursionError):  # RecursionError: nested ten thousand deep
             items = list(map(str, json.loads(value)))
     try:
         "".join(items).encode()
-    except UnicodeEncodeError as error:  # JSON can escape half of a character
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
         raise ApiError(400, f"{name} holds half of a surrogate pair.", param=name) from error
     return [item.strip() for item in items if item.strip()]
 
 
 def _refuse(values: dict[str, list[Any]]) -> None:
-    """Raises ApiError for what is understood and cannot be done."""
+    """Raise ApiError for a known field that is not supported."""
     for name, refused, advice in REFUSED:
         for sent in (item for value in values.get(name, ()) for item in _items(name, value)):
             if sent == refused or (refused is None and not _is_harmless(name, sent)):
@@ -275,7 +275,7 @@ def _is_harmless(name: str, sent: Any) -> bool:
 
 
 def _check(form: Form) -> None:
-    """Raises ApiError for fields that do not go together."""
+    """Raise ApiError for fields that contradict each other."""
 
     def check(ok: bool, param: str, advice: str) -> None:
         if not ok:
@@ -283,14 +283,14 @@ def _check(form: Form) -> None:
 
     name = form.response_format
     streamed = name in STREAMED_FORMATS
-    check(streamed or not form.stream, "response_format", f"no stream has {name}; use json.")
+    check(streamed or not form.stream, "response_format", f"{name} cannot be streamed; use json.")
     times = form.timestamp_granularities
     timed = not times or name not in UNTIMED_FORMATS or (name == "json" and not form.needs_words)
     check(timed, "timestamp_granularities", f"{name} has no times; use verbose_json.")
     inclusive = name in JSON_FORMATS or not form.include
-    check(inclusive, "include", f"{name} holds nothing beside itself; use json or verbose_json.")
+    check(inclusive, "include", f"{name} has no room for it; use json or verbose_json.")
     one_or_other = not form.language or not set(form.languages) - {form.language}
-    check(one_or_other, "languages", "they are to choose from; leave them or language out.")
+    check(one_or_other, "languages", "they are to choose from; leave out languages or language.")
     names = form.known_speaker_names
     named = not names or (name == "diarized_json" and len(names) == len(SPEAKERS))
     advice = "they name the two channels of diarized_json, left and right; give two or none."
@@ -300,7 +300,7 @@ def _check(form: Form) -> None:
 
 
 async def read_form(raw_request: Request) -> AsyncIterator[Form]:
-    """The form of a request for a transcription. Its file is closed after."""
+    """Yield the form of a request; its file is closed after the response."""
     if (transcriber := server_state(raw_request.app).transcriber) is None:
         raise ApiError(404, IS_ALIGNER)
     async with posted(raw_request, transcriber.admission) as (fields, reservation):

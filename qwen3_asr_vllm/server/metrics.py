@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an API server counts, beside vLLM's own numbers, at ``/metrics``.
+"""Prometheus metrics of recordings, beside vLLM's metrics of engine requests, at ``/metrics``.
 
-vLLM counts tokens and engine requests; here are recordings. Import this in API servers only: each
-of several writes into the files whose sums vLLM's ``/metrics`` shows, and prometheus_client asks
-the environment for their folder (PROMETHEUS_MULTIPROC_DIR) when it is imported.
+Import this module in API servers only: prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is
+imported. Each API server writes to files in that folder, and ``/metrics`` shows their sums.
 """
 
 from __future__ import annotations
@@ -24,29 +23,29 @@ from .state import server_state
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-_MODEL = ("model_name",)  # as in vLLM's own
+_MODEL = ("model_name",)  # the label of vLLM's metrics
 REQUESTS = Counter(
     "qwen3_asr_requests",
-    "Requests, by how they ended; 499 is a client that hung up.",
+    "Requests by status; 499: the client disconnected.",
     (*_MODEL, "route", "status"),
 )
 AUDIO = Counter("qwen3_asr_audio_seconds", "Seconds of audio transcribed.", _MODEL)
-CLIPS = Counter("qwen3_asr_clips", "Clips decoded for these recordings, each time.", _MODEL)
-LOOPS = Counter("qwen3_asr_loops", "Answers for a clip that went round in circles.", _MODEL)
+CLIPS = Counter("qwen3_asr_clips", "Clips decoded; each attempt counts.", _MODEL)
+LOOPS = Counter("qwen3_asr_loops", "Outputs that ended in a repetition loop.", _MODEL)
 DECODING = Histogram(
     "qwen3_asr_audio_decode_seconds",
-    "Seconds from an upload to its clips, with the wait for a thread.",
+    "Seconds from a complete upload to its clips, including the wait for a thread.",
     _MODEL,
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 REAL_TIME_FACTOR = Histogram(
     "qwen3_asr_real_time_factor",
-    "Seconds from an upload to its transcript, per second of the recording.",
+    "Seconds from a complete upload to its transcript, per second of audio.",
     _MODEL,
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 SESSIONS = Gauge(
-    "qwen3_asr_realtime_sessions", "Sessions now open.", _MODEL, multiprocess_mode="livesum"
+    "qwen3_asr_realtime_sessions", "Open realtime sessions.", _MODEL, multiprocess_mode="livesum"
 )
 REALTIME_DELAY = Histogram(
     "qwen3_asr_realtime_delay_seconds",
@@ -57,16 +56,16 @@ REALTIME_DELAY = Histogram(
 
 
 def observe_decoding(seconds: float, model: str) -> None:
-    """One upload became a waveform and its clips."""
+    """Observe the time from a complete upload to its clips."""
     DECODING.labels(model).observe(seconds)
 
 
 def count_transcript(
     transcript: Transcript, *, num_clips: int, model: str, started: float, request_id: str
 ) -> None:
-    """One recording was transcribed; ``started`` is when its upload was complete.
+    """Count and log a transcribed recording; the log line holds no text.
 
-    The log gets a line of it, which says nothing of what was said.
+    ``started`` is the ``time.perf_counter()`` at which its upload was complete.
     """
     AUDIO.labels(model).inc(transcript.duration)
     CLIPS.labels(model).inc(num_clips)
@@ -80,7 +79,7 @@ def count_transcript(
 
 
 def count_utterance(seconds: float, *, delay_s: float, model: str, item_id: str) -> None:
-    """One utterance of a realtime session was transcribed. The log gets a line of it, too."""
+    """Count and log a transcribed utterance of a realtime session."""
     AUDIO.labels(model).inc(seconds)
     REALTIME_DELAY.labels(model).observe(delay_s)
     logger.info(
@@ -89,15 +88,14 @@ def count_utterance(seconds: float, *, delay_s: float, model: str, item_id: str)
 
 
 def add_counted_route(app: FastAPI, path: str, endpoint: Callable[..., Any]) -> None:
-    """A POST route whose requests are counted."""
+    """Add a POST route whose requests are counted."""
     app.router.add_api_route(path, endpoint, methods=["POST"], route_class_override=CountedRoute)
 
 
 class CountedRoute(APIRoute):
     """A route whose requests are counted when they end.
 
-    ``request.state.failed_with`` is a status that the client was told after another was sent, in
-    a stream.
+    ``request.state.failed_with`` overrides the status that was sent: a stream can fail later.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,7 +118,7 @@ class CountedRoute(APIRoute):
 
         try:
             await super().handle(scope, watched_receive, watched_send)
-        except Exception:  # vLLM's handlers, above the routes, make an answer of it
+        except Exception:  # vLLM's exception handlers, above the routes, send a 500
             status = 500
             raise
         finally:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every request to the server passes, ours and vLLM's: its id, its key, its headers.
+"""Middleware of all routes, ours and vLLM's: request ids, API keys, engine headers.
 
     RequestIds -> ApiKeys -> EngineHeaders -> vLLM's middleware -> routes
 
-All three see HTTP requests and the handshakes of WebSockets.
+All three handle HTTP requests and WebSocket handshakes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..printable import printable
 from .errors import ApiError
 
-MAX_REQUEST_ID = 128  # characters
-INSECURE_KEY = "openai-insecure-api-key."  # what browsers put before a key, in a subprotocol
+MAX_REQUEST_ID = 128  # characters; longer ids are truncated
+INSECURE_KEY = "openai-insecure-api-key."  # prefix of the subprotocol that carries a browser's key
 
-# What answers without a key: whether the server lives, its metrics, and the page, which asks for
-# a key. All else needs one: vLLM has routes that run the model, or change the server, outside /v1.
+# Paths that need no key: health checks, metrics, and the page, which asks for a key. All others
+# need one: vLLM has routes outside /v1 that run the model or change the server.
 OPEN_PATHS = frozenset({"/", "/about", "/health", "/ping", "/metrics"})
 
 WRONG_KEY = (
-    "this server needs an API key, and the request has none of its own. Send one as "
+    "this server requires an API key, and the request has no valid one. Send it as "
     "'Authorization: Bearer KEY'."
 )
 
@@ -38,7 +38,7 @@ _NOT_IN_IDS = re.compile(r"[^!-~]")  # visible ASCII, as a header may hold
 
 
 def wrap(app: FastAPI, *, keys: Sequence[str], num_ranks: int) -> None:
-    """Put them around all middleware of the app, which vLLM has built before it serves."""
+    """Wrap all middleware of the app, which vLLM has built before it serves."""
     inner: ASGIApp = EngineHeaders(
         app.middleware_stack or app.build_middleware_stack(), num_ranks=num_ranks
     )
@@ -46,9 +46,9 @@ def wrap(app: FastAPI, *, keys: Sequence[str], num_ranks: int) -> None:
 
 
 class RequestIds:
-    """Gives every request an ``X-Request-Id``, and every response the id of its request.
+    """Gives every request an ``X-Request-Id`` and returns it in the response.
 
-    A client's own id stays, without what cannot be printed.
+    A client's own id is kept; characters that are not visible ASCII become "?".
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -70,9 +70,9 @@ class RequestIds:
 
 
 class ApiKeys:
-    """Answers 401 where a key is needed and none of the server's is given.
+    """Responds with 401 to requests without a valid API key, except on open paths.
 
-    A browser cannot set the headers of a WebSocket: its key comes as OpenAI's subprotocol.
+    A browser cannot set the headers of a WebSocket: its key arrives as OpenAI's subprotocol.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str]) -> None:
@@ -84,21 +84,22 @@ class ApiKeys:
             return await self.app(scope, receive, send)
         for key in _given_keys(scope):
             if self._is_known(key):
-                MutableHeaders(scope=scope)["authorization"] = f"Bearer {key}"  # vLLM looks, too
+                # vLLM checks this header, too
+                MutableHeaders(scope=scope)["authorization"] = f"Bearer {key}"
                 return await self.app(scope, receive, send)
         error = ApiError(401, WRONG_KEY, code="invalid_api_key")
         error.headers["WWW-Authenticate"] = "Bearer"
         await error.response()(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        """A preflight request of a browser carries no key, and only asks what it may send."""
+        """Return whether a request needs no key. A browser's preflight request carries none."""
         if scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS":
             return True
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         return scope["type"] == "http" and path in OPEN_PATHS
 
     def _is_known(self, key: str) -> bool:
-        """Takes as long for a wrong key as for a right one."""
+        """Return whether a key is valid, in a time that does not depend on it."""
         given = _digest(key)
         return any([secrets.compare_digest(given, digest) for digest in self._digests])
 
@@ -117,7 +118,7 @@ def _digest(key: str) -> bytes:
 
 
 class EngineHeaders:
-    """Answers 400 where a header of vLLM's holds no number that its engine can take."""
+    """Responds with 400 to a header of vLLM's whose number the engine cannot take."""
 
     def __init__(self, app: ASGIApp, *, num_ranks: int) -> None:
         self.app = app

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page at ``/``, and what this server is, in one object: ``/about``.
+"""The page at ``/`` and the description of the server at ``/about``.
 
-The page is one file that asks nothing of any other host. Only the style and the script that stand
-in it may run, by their hashes, so no text that reaches the page can. Neither route needs a key:
-the page asks for one, and sends it with each request.
+The page is one file that requests nothing from other hosts. Its Content-Security-Policy allows its
+own style and script only, by their hashes, so text on the page never runs. Neither route needs a
+key: the page asks for one and sends it with each request.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from fastapi.responses import JSONResponse, Response
 
 from .. import __version__
 from ..languages import LANGUAGES
-from .errors import ApiError
+from .errors import IS_ALIGNER, ApiError
 from .state import server_state
 
 
 @dataclass(frozen=True)
 class About:
-    """What a client must know of this server to use it; nothing that is secret."""
+    """Public description of a server: models, formats, limits."""
 
     models: tuple[str, ...]
-    decodes: tuple[str, ...]  # formats
-    decoders: tuple[str, ...]  # what reads them
+    decodes: tuple[str, ...]  # audio formats
+    decoders: tuple[str, ...]  # libraries that read them
     max_upload_mb: int  # MiB
     max_duration_s: float
     max_clip_s: float
     needs_key: bool
-    words: bool  # whether a forced aligner times words
+    words: bool  # True: a forced aligner times words
 
     def __str__(self) -> str:
         return (
@@ -58,15 +58,15 @@ async def show_page() -> Response:
 
 
 async def show_about(request: Request) -> JSONResponse:
-    """The languages, limits and models of this server."""
+    """Return the languages, limits and models of this server."""
     if (about := server_state(request.app).about) is None:
-        raise ApiError(404, "this server's model is a forced aligner; it transcribes nothing.")
+        raise ApiError(404, IS_ALIGNER)
     return JSONResponse({"version": __version__, "languages": LANGUAGES} | asdict(about))
 
 
 @cache
 def _page() -> tuple[str, dict[str, str]]:
-    """The page and its headers."""
+    """Return the page and its headers."""
     page = files(__package__).joinpath("static/index.html").read_text("utf-8")
     policy = {
         "default-src": "'none'",
@@ -80,7 +80,7 @@ def _page() -> tuple[str, dict[str, str]]:
         "frame-ancestors": "'none'",
     }
     return page, {
-        "Content-Security-Policy": "; ".join(f"{what} {who}" for what, who in policy.items()),
+        "Content-Security-Policy": "; ".join(map(" ".join, policy.items())),
         "Permissions-Policy": "camera=(), geolocation=(), microphone=(self)",
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
@@ -89,7 +89,7 @@ def _page() -> tuple[str, dict[str, str]]:
 
 
 def _hash(page: str, tag: str) -> str:
-    """What allows the one element of this tag that stands in the page."""
+    """Return the CSP source that allows the only element with this tag."""
     (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
     digest = hashlib.sha256(content.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -45,14 +45,14 @@ NEEDS_NO_OVERRIDE = (
 
 
 class EndpointPlugin:
-    """What vLLM loads when ``VLLM_PLUGINS`` names ``qwen3_asr``."""
+    """The plugin that vLLM loads when ``VLLM_PLUGINS`` names ``qwen3_asr``."""
 
     name = "qwen3_asr"
     required_tasks = ("transcription", "token_classify")
 
     def attach_router(self, app: FastAPI) -> None:
         self._app = app
-        app.router.redirect_slashes = False  # it redirects to whatever host a request names
+        app.router.redirect_slashes = False  # a redirect would go to any host that a request names
         app.add_exception_handler(ApiError, _answer_error)
         app.add_exception_handler(Busy, _answer_busy)
         app.add_exception_handler(HTTPException, _answer_http_error)
@@ -70,7 +70,7 @@ class EndpointPlugin:
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace
     ) -> None:
-        """Take the place of vLLM's handler, whose clip length and models are ours too."""
+        """Build the state of the routes, with the clip length and models of vLLM's handler."""
         assert engine_client is not None  # only a server without an engine has none
         check_settings()
         if (model_type := engine_client.model_config.hf_config.model_type) != MODEL_TYPE:
@@ -111,7 +111,7 @@ async def refuse_translation() -> JSONResponse:
 
 
 async def show_model(raw_request: Request, model: str) -> JSONResponse:
-    """One of the models that are served, as OpenAI describes it; its id may hold slashes."""
+    """Describe one served model as OpenAI does; its id may hold slashes."""
     served = await raw_request.app.state.openai_serving_models.show_available_models()
     for card in served.data:
         if card.id == model:
@@ -132,7 +132,7 @@ async def _answer_busy(_: Request, error: Exception) -> Response:
 
 
 async def _answer_unread_media(_: Request, error: Exception) -> Response:
-    """A URL of a chat that vLLM cannot fetch, or a file that it may not read; else, the error."""
+    """Return a 400 for a URL or a file of a chat that vLLM cannot read; raise other errors."""
     if isinstance(error, aiohttp.ClientError):
         message = f"a URL in the request cannot be fetched: {printable(error)}"
         return ApiError(400, message, code="unreachable_url").response()
@@ -142,7 +142,7 @@ async def _answer_unread_media(_: Request, error: Exception) -> Response:
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
-    """A path or a method that no route has, in OpenAI's words."""
+    """Return OpenAI's error object for a path or a method that no route has."""
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {printable(request.scope['path'])}"
     message, code = str(error.detail), None

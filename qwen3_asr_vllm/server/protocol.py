@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A limit on the heads of HTTP requests: target, headers and trailers.
+"""Limits on the head of an HTTP request: target, headers and trailers.
 
-uvicorn's usual protocol, over httptools, collects a head of any length, in time quadratic in it,
-before an application sees the request. vLLM's ``--h11-max-incomplete-event-size`` bounds h11 only.
+uvicorn's default protocol, over httptools, buffers a head of any length before the application
+runs, in quadratic time. vLLM's ``--h11-max-incomplete-event-size`` bounds h11 only.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .errors import ApiError
 
-MAX_HEAD_BYTES = 64 << 10
-MAX_HEADERS = 256
+MAX_HEAD_BYTES = 64 << 10  # bytes of URL and headers
+MAX_HEADERS = 256  # headers of a request
 
 
 def bound_heads() -> None:
-    """Make the servers that start later in this process use the limit."""
+    """Apply the limits to servers that start later in this process."""
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:BoundedProtocol"
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 431 to a head that is too large, and closes the connection."""
+    """Responds with 431 to a head that is too large, and closes the connection."""
 
     _num_head_bytes = 0  # received since the last piece of a body
     _is_too_large = False
@@ -44,7 +44,8 @@ class BoundedProtocol(HttpToolsProtocol):
         num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if num_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._is_too_large = True
-            raise ValueError("the head is too large")  # ends the parser, which sends a response
+            # stops the parser, which calls send_400_response
+            raise ValueError("the head is too large")
         self._num_head_bytes = 0
         super().on_headers_complete()
 
@@ -53,7 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
-        """Sends 431 instead where the head is too large."""
+        """Send a 431 instead if the head is too large."""
         if not self._is_too_large:
             return super().send_400_response(msg)
         if self.cycle is None or self.cycle.response_complete:

@@ -26,7 +26,7 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 
 
 def respond(transcript: Transcript, form: Form) -> Response:
-    """Write the transcript in the format that the form asks for."""
+    """Return the transcript in the requested format."""
     format = RESPONSE_FORMATS[form.response_format]
     if format.media_type == "application/json":
         return JSONResponse(_document(transcript, form), headers=form.headers)
@@ -35,12 +35,12 @@ def respond(transcript: Transcript, form: Form) -> Response:
 
 
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
-    """Where the body has no room for them; in ASCII, as headers are."""
+    """Return the header for formats without room for warnings, in ASCII."""
     return {"X-Warnings": header_list(warnings, separator=" ")} if warnings else {}
 
 
 def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
-    """The text and its languages; warnings where there are any; what else was asked for."""
+    """Return the JSON response: text, languages, warnings if any, and requested additions."""
     languages = [{"code": language_code(name) or name} for name in transcript.languages]
     document: dict[str, Any] = {
         "text": transcript.text,
@@ -68,10 +68,10 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
 
 
 async def events(run: Run, form: Form, raw_request: Request) -> AsyncIterator[str]:
-    """Server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once.
+    """Yield server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once.
 
-    The last one has the usage, as OpenAI has it, unless ``stream_include_usage`` is false; where it
-    is true, ``choices`` is empty there, as vLLM has it, and else holds one choice, as everywhere.
+    The last event has the usage, as in OpenAI's API, unless ``stream_include_usage`` is false. If
+    it is true, ``choices`` of the last event is empty, as in vLLM; otherwise it holds one choice.
     """
     chunk = {
         "id": run.request_id,
@@ -103,7 +103,7 @@ async def events(run: Run, form: Form, raw_request: Request) -> AsyncIterator[st
         if form.stream_include_usage is False:
             del done["usage"]
         yield _event(done | chunk)
-    except Exception as error:  # the status has been sent, so the client is told in the stream
+    except Exception as error:  # the status has been sent: the stream reports the error
         if isinstance(error, ApiError):
             logger.warning("Transcription %s failed: %s", run.request_id, printable(error))
             raw_request.state.failed_with = error.status

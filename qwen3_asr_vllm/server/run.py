@@ -30,30 +30,30 @@ if TYPE_CHECKING:
 
 
 class Delta(NamedTuple):
-    """The next piece of text, and the tokens that wrote it, where they are wanted."""
+    """The next piece of text, and its tokens if they were requested."""
 
     text: str
     tokens: Sequence[Token]
 
 
 class ClipOutput:
-    """The answer to one request, as the engine writes it."""
+    """Output of one engine request, while it is generated."""
 
     def __init__(self, request: EngineRequest, ids: Mapping[str, int]) -> None:
         self.inbox: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
         self._request = request
         self._collector = OutputCollector(request.decoding, ids)
         self._live = LiveText(request)
-        self._num_told = 0  # tokens
+        self._num_sent = 0  # tokens that ``deltas`` has yielded
 
     async def deltas(self, left: str) -> AsyncIterator[Delta]:
-        """Its text, as far as it stays, joined to what is on the left of it."""
+        """Yield the text once it is final, joined to the text on its ``left``."""
         async for piece in self._pieces():
             yield Delta(separator(left, piece) + piece, self._new_tokens())
-            left = ""  # no seam inside the clip
+            left = ""  # the first piece alone follows other text
 
     async def wait(self) -> None:
-        """For the end of an answer of which nothing is shown."""
+        """Wait for the end of the output without yielding text."""
         async for _ in self._messages():
             pass
 
@@ -63,7 +63,7 @@ class ClipOutput:
 
     @property
     def is_settled(self) -> bool:
-        """Whether ``deltas`` were all of the text that will be."""
+        """Return whether ``deltas`` yielded the whole text."""
         return self._live.is_settled
 
     async def _pieces(self) -> AsyncIterator[str]:
@@ -76,13 +76,13 @@ class ClipOutput:
             yield piece
 
     def _new_tokens(self) -> list[Token]:
-        """Those that wrote what was shown since the last call, where they are wanted."""
+        """Return the tokens of the text yielded since the last call, if they were requested."""
         if not self._collector.tokens:
             return []
         language = self._request.language
         placed = place_tokens(self._collector.tokens, self._live.shown, language=language)
-        new = [token for _, token in placed[self._num_told :]]
-        self._num_told = len(placed)
+        new = [token for _, token in placed[self._num_sent :]]
+        self._num_sent = len(placed)
         return new
 
     async def _messages(self) -> AsyncIterator[CompletionOutput]:
@@ -95,7 +95,7 @@ class ClipOutput:
 
 @dataclass
 class Run:
-    """One running request: a recording on its way through the engine, some clips at a time."""
+    """One running request: a recording, decoded by the engine some clips at a time."""
 
     request_id: str
     model: str
@@ -103,20 +103,20 @@ class Run:
     generate: Callable[..., AsyncIterator[RequestOutput]]
     align: Callable[[AlignmentRequest], Awaitable[AlignmentOutput]]
     language_token_ids: Mapping[str, int]
-    in_pool: Callable[..., Awaitable[Any]]  # runs a function beside the event loop
-    parallel_clips: asyncio.Semaphore  # held by a clip while the engine decodes it
-    on_end: Callable[..., None]  # is told the transcript, and of how many clips it was made
-    numbers: Iterator[int] = field(default_factory=count)  # of the engine's requests
-    is_live: bool = False  # somebody reads along
+    in_pool: Callable[..., Awaitable[Any]]  # runs a function in the decoding threads
+    parallel_clips: asyncio.Semaphore  # acquired by a clip while the engine decodes it
+    on_end: Callable[..., None]  # receives the transcript and the number of decoded clips
+    numbers: Iterator[int] = field(default_factory=count)  # suffixes of engine request ids
+    is_live: bool = False  # yield text clip by clip, not only at the end
     prompt_tokens: int = 0
     output_tokens: int = 0
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The text, in the order of the clips; when it ends there is ``steps.result``.
+        """Yield the text in the order of the clips; afterwards ``steps.result`` is set.
 
-        After a clip that must be asked for again, and where nobody reads along, the rest comes at
-        once when all is done. Closing this, or cancelling who waits for it, aborts what the engine
-        still decodes.
+        After a clip that must be decoded again, and unless ``is_live``, the rest of the text is
+        yielded at the end. Closing the generator, or cancelling its consumer, aborts the pending
+        engine requests.
         """
         text = ""
         num_clips = num_tokens = 0
@@ -124,9 +124,9 @@ class Run:
         is_one_clip = len(self.steps.requests) == 1
         while requests := self.steps.requests:
             to_align = [r for r in requests if isinstance(r, AlignmentRequest)]
-            to_hear = [r for r in requests if not isinstance(r, AlignmentRequest)]
-            clips = [ClipOutput(request, self.language_token_ids) for request in to_hear]
-            tasks = list(map(asyncio.create_task, map(self._decode, to_hear, clips)))
+            to_decode = [r for r in requests if not isinstance(r, AlignmentRequest)]
+            clips = [ClipOutput(request, self.language_token_ids) for request in to_decode]
+            tasks = list(map(asyncio.create_task, map(self._decode, to_decode, clips)))
             timing = list(map(asyncio.create_task, map(self._align, to_align)))
             try:
                 for clip in clips:
@@ -142,14 +142,16 @@ class Run:
             finally:
                 for task in tasks + timing:
                     task.cancel()
-            heard = (clip.output for clip in clips)
-            outputs = [next(timed if isinstance(r, AlignmentRequest) else heard) for r in requests]
-            if is_one_clip:  # which takes less than the way to a thread and back
+            decoded = (clip.output for clip in clips)
+            outputs = [
+                next(timed if isinstance(r, AlignmentRequest) else decoded) for r in requests
+            ]
+            if is_one_clip:  # cheaper than switching to a thread and back
                 self.steps.send(outputs)
             else:
                 await self.in_pool(self.steps.send, outputs)
             is_live = False
-            num_clips += len(to_hear)
+            num_clips += len(to_decode)
         self.on_end(self.steps.result, num_clips=num_clips)
         if rest := self.steps.result.text[len(text) :]:
             yield Delta(rest, written_tokens(self.steps.result)[num_tokens:])
@@ -168,20 +170,20 @@ class Run:
                     prompt_tokens = len(output.prompt_token_ids or ()) or prompt_tokens
                     self.output_tokens += len(output.outputs[0].token_ids)
                     clip.inbox.put_nowait(output)
-        except Exception as error:  # whatever it is, the reader of the clip raises it
+        except Exception as error:  # the reader of the clip raises it
             end = error
         self.prompt_tokens += prompt_tokens
         clip.inbox.put_nowait(end)
 
     @property
     def finish_reason(self) -> str:
-        """At the end: whether some clip reached its token limit."""
+        """Return "length" if a clip reached its token limit, else "stop"."""
         is_cut_off = any(warning.endswith(CUT_OFF) for warning in self.steps.result.warnings)
         return "length" if is_cut_off else "stop"
 
     @property
     def usage(self) -> dict[str, int | str]:
-        """Tokens so far, under the names that OpenAI and vLLM give them."""
+        """Return the tokens so far, under OpenAI's and vLLM's names."""
         return {
             "type": "tokens",
             "input_tokens": self.prompt_tokens,

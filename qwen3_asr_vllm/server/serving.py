@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the routes share: places for recordings, threads beside the event loop, vLLM's engine."""
+"""Common parts of the routes: admission, decoding threads, access to vLLM's engine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from starlette.datastructures import State
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
-POLL_S = 0.5  # seconds between two looks at whether the engine is there
-CLOSE_S = 5  # for clients to close their connections, and uploads to end, once the server stops
+POLL_S = 0.5  # seconds between two checks of the engine
+CLOSE_S = 5  # seconds for uploads and connections to end once the server stops
 
 
 async def fail_pending_requests(engine_client: Any, state: State) -> None:
-    """Bound how long the server stops, and fail requests that wait for an engine that is dead.
+    """Fail pending requests once the engine is dead, and bound the time that stopping takes.
 
-    vLLM stops its engine first and then waits for its clients without limit. Those whose requests
-    were in the engine would never get a response; others need never end their uploads.
+    vLLM stops its engine first and then waits for its clients without limit. Clients with requests
+    in the engine would never get a response, and uploads might never end.
     """
     while True:
         await asyncio.sleep(POLL_S)
@@ -41,24 +41,24 @@ async def fail_pending_requests(engine_client: Any, state: State) -> None:
 
 
 class EngineServing(GenerateBaseServing):
-    """A way to the engine, and the names of its models."""
+    """Access to the engine and to the names of its models."""
 
     def __init__(self, engine_client: Any, models: OpenAIServingModels) -> None:
         super().__init__(engine_client, models, request_logger=None)
 
     async def render(self, prompt: dict[str, Any]) -> Any:
-        """A prompt as the engine takes it. Raises EngineDeadError where the server is stopping."""
+        """Render a prompt for the engine. Raises EngineDeadError if the server is stopping."""
         parsed = parse_model_prompt(self.model_config, prompt)
         try:
             return (await self.renderer.render_cmpl_async([parsed]))[0]
         except RuntimeError as error:
-            if "after shutdown" not in str(error):  # what its threads say that have ended
+            if "after shutdown" not in str(error):  # the error of its ended threads
                 raise
             raise EngineDeadError(suppress_context=True) from error
 
 
 class AudioServing(EngineServing):
-    """The state of routes to which recordings are posted."""
+    """State of the routes that take uploads."""
 
     def __init__(self, engine_client: Any, models: OpenAIServingModels) -> None:
         super().__init__(engine_client, models)
@@ -75,11 +75,11 @@ class AudioServing(EngineServing):
 
     @property
     def in_pool(self) -> Callable[..., Awaitable[Any]]:
-        """Runs a function beside the event loop."""
+        """Return a function that runs another one in the decoding threads."""
         return partial(asyncio.get_running_loop().run_in_executor, self.pool)
 
     async def check(self, form: Any) -> None:
-        """Raises ApiError where the form names a model that is not served."""
+        """Raise ApiError if the form names a model that is not served."""
         if refusal := await self._check_model(form):
             error = refusal.error
             raise ApiError(error.code, error.message, param=error.param, code="model_not_found")

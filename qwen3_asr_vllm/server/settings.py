@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Environment variables of a server: one table of their names, defaults, ranges and effects.
 
-Some are vLLM's, whose own defaults would refuse a lecture. The README of this folder shows the
-table.
+Some are vLLM's, with larger defaults: vLLM's own would reject a lecture. The README of this folder
+shows the table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DAY_S = 86_400
 
 
 class Setting(NamedTuple):
-    """A number in the environment, a whole one if ``least`` is; a text if there is no range."""
+    """One variable: a number of the type of ``least``, or a text if it has no range."""
 
     name: str
     default: int | float | None
@@ -60,7 +60,7 @@ SETTINGS = {
         ),
         (
             *("VLLM_MAX_AUDIO_PREPROCESS_WORKERS", None, 1, 256),
-            "threads that decode audio; without: a few more than there are cores",
+            "threads that decode audio; by default a few more than the CPU cores",
         ),
         (
             *("QWEN3_ASR_MAX_RECORDINGS", 1024, 1, 1_000_000),
@@ -86,7 +86,7 @@ SETTINGS = {
             *("QWEN3_ASR_REALTIME_IDLE_S", 300.0, 1.0, DAY_S),
             "seconds without an event that end a session",
         ),
-        ("QWEN3_ASR_ALIGNER_URL", None, None, None, "address of the server that times words"),
+        ("QWEN3_ASR_ALIGNER_URL", None, None, None, "address of the aligner's server"),
         ("QWEN3_ASR_ALIGNER_API_KEY", None, None, None, "its API key"),
         ("QWEN3_ASR_KOREAN_DICT", None, None, None, "file of Korean words, one per line"),
     )
@@ -99,6 +99,6 @@ def setting(name: str) -> Any:
 
 
 def check_settings() -> None:
-    """Raises ValueError for the first variable that is out of its range."""
+    """Raise ValueError for the first variable that is out of its range."""
     for each in SETTINGS.values():
         each.read()

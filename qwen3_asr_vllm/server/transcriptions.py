@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP routes that vLLM's API server takes from this plugin, in the place of its own.
+"""The transcription route, which replaces vLLM's own.
 
-    form -> waveform -> transcribe() asks, the engine answers, clip by clip -> json, srt, events
+    form -> waveform -> transcribe() requests, the engine decodes, clip by clip -> json, srt, events
 
-``form.py`` reads the form; ``transcription.py`` decides what to ask the engine and what to make of
-its answers. Here are only the engine, and what is sent back.
+``form.py`` reads the form, ``transcription.py`` decides what to request and combines the outputs,
+``responses.py`` formats the transcript. This module connects them with the engine.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-RECORDINGS_PER_TOKEN = 16  # in the server, for each token more that an event of a stream has
-MOST_TOKENS = 16  # of an event
-OF_THE_ENGINE = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")  # not clients'
+RECORDINGS_PER_TOKEN = 16  # recordings in the server that add one token to every SSE event
+MAX_EVENT_TOKENS = 16  # upper bound of tokens per SSE event
+# vLLM's own entries of vllm_xargs; ignored if a client sends them
+ENGINE_XARGS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
 CLIP_SHARE = 8  # one recording has at most max_num_seqs / 8 clips in the engine
 
 
@@ -74,7 +75,7 @@ CLIP_SHARE = 8  # one recording has at most max_num_seqs / 8 clips in the engine
 
 
 class Transcriber(AudioServing):
-    """The state of the route."""
+    """State of the transcription route."""
 
     def __init__(
         self, engine_client: Any, models: OpenAIServingModels, *, max_clip_s: float
@@ -89,13 +90,13 @@ class Transcriber(AudioServing):
         self.control_tokens = control_tokens(tokenizer)
         self.aligner = remote_aligner()
         self.has_priorities = scheduler.policy == "priority"
-        # Only logits processors that an operator installed read what is in vllm_xargs.
+        # Only logits processors that an operator installed read vllm_xargs.
         self.reads_xargs = bool(
             self.model_config.logits_processors or entry_points(group=LOGITSPROCS_GROUP)
         )
 
     def about(self, args: Namespace) -> page.About:
-        """What this server takes; ``args`` are vLLM's."""
+        """Describe this server; ``args`` are those of vLLM's command line."""
         return page.About(
             models=tuple(model.name for model in self.models.base_model_paths),
             decodes=decodable_formats(),
@@ -108,9 +109,9 @@ class Transcriber(AudioServing):
         )
 
     async def start(self, form: Form, raw_request: Request) -> Run:
-        """Raises what there is to refuse (the model, a value, the audio) before the answer."""
+        """Start a request. Raises ApiError for a wrong model, field or audio."""
         await self.check(form)
-        self._leave_out(form, raw_request)
+        self._drop_unread(form, raw_request)
         times_words = await self._times_words(form)
         request_id = f"transcribe-{self._base_request_id(raw_request)}"
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
@@ -141,8 +142,8 @@ class Transcriber(AudioServing):
             is_live=form.stream,
         )
 
-    def _leave_out(self, form: Form, raw_request: Request) -> None:
-        """Leave out, and name, what this server's engine does not read."""
+    def _drop_unread(self, form: Form, raw_request: Request) -> None:
+        """Drop the fields that this server's engine does not read, and name them as ignored."""
         asked = {
             "priority": "priority" in form.model_fields_set,
             PRIORITY_HEADER: PRIORITY_HEADER in raw_request.headers,
@@ -150,14 +151,16 @@ class Transcriber(AudioServing):
         if not self.has_priorities:
             form._ignored += [name for name, is_given in asked.items() if is_given]
         xargs = form.vllm_xargs or {}
-        read = {x: xargs[x] for x in xargs if self.reads_xargs and x not in OF_THE_ENGINE}
+        read = {x: xargs[x] for x in xargs if self.reads_xargs and x not in ENGINE_XARGS}
         form._ignored += [f"vllm_xargs.{name}" for name in xargs if name not in read]
         form.vllm_xargs = read or None
 
     def _tokens_per_event(self) -> int:
-        """How many an event of a new stream holds: more in a full server, for an event costs this
-        process the same whatever it holds. Its first text waits for as many."""
-        return min(1 + self.admission.num_recordings // RECORDINGS_PER_TOKEN, MOST_TOKENS)
+        """Return the tokens per event of a new stream; its first event waits for as many.
+
+        An event costs this process the same whatever it holds, so a full server sends fewer.
+        """
+        return min(1 + self.admission.num_recordings // RECORDINGS_PER_TOKEN, MAX_EVENT_TOKENS)
 
     async def _generate(
         self, request: EngineRequest, *, request_id: str, params: SamplingParams, **options: Any
@@ -169,14 +172,16 @@ class Transcriber(AudioServing):
             async for output in outputs:
                 reason = output.outputs[0].finish_reason
                 self._raise_if_error(reason, request_id)
-                if reason == "abort":  # not by its client, who is gone then: the server stops
-                    message = "the server is stopping; ask again in a few seconds, or another one."
+                if reason == "abort":  # by a server that stops: a client's abort ends this task
+                    message = "the server is stopping; retry, or use another server."
                     raise ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
                 yield output
 
     async def _times_words(self, form: Form) -> bool:
-        """Whether an aligner shall say when words are said. Raises ApiError where it must, but
-        there is none, or it is down."""
+        """Return whether the aligner times the words.
+
+        Raises ApiError if the form needs that and there is no aligner, or it is down.
+        """
         if self.aligner is None:
             if form.needs_words:
                 raise ApiError(400, NO_ALIGNER, param="timestamp_granularities")
@@ -191,17 +196,17 @@ class Transcriber(AudioServing):
     async def _align(
         self, request: AlignmentRequest, *, is_needed: bool, headers: Mapping[str, str] | None
     ) -> AlignmentOutput:
-        assert self.aligner is not None  # _times_words saw to it
+        assert self.aligner is not None  # checked by _times_words
         output = await self.aligner.answer(request, headers)
         if not output.error or not is_needed:
             return output
         if output.is_permanent:
-            message = f"words cannot be timed: {output.error}. Segments have times without."
+            message = f"words cannot be timed: {output.error}. {_SEGMENT_TIMES}"
             raise ApiError(502, message, code="aligner_refuses", is_final=True)
         raise _no_words(output.error)
 
     def _steps(self, form: Form, times_words: bool) -> Steps[Transcript]:
-        """Decode and cut the recording. Runs in the pool."""
+        """Decode the recording and split it into clips. Runs in the pool."""
         options = replace(
             form.options, max_clip_s=self.max_clip_s, word_timestamps=times_words
         ).sanitized(self.control_tokens)
@@ -218,7 +223,7 @@ class Transcriber(AudioServing):
     def _load(
         self, form: Form, warnings: list[str], load: Callable[..., Any], *options: Any
     ) -> Any:
-        """What a loader makes of the file; raises ApiError for what it cannot."""
+        """Decode the file with ``load``. Raises ApiError if that fails."""
         longest_s = self.admission.max_audio_s
         try:
             return load_posted(
@@ -236,17 +241,18 @@ class Transcriber(AudioServing):
             raise
 
 
+_SEGMENT_TIMES = "Timestamps of segments need no aligner."
 NO_ALIGNER = (
     "timestamp_granularities=word: words are timed by a forced aligner, and this server has none. "
     "Start it with: qwen3-asr serve MODEL --aligner Qwen/Qwen3-ForcedAligner-0.6B; or set "
-    "QWEN3_ASR_ALIGNER_URL to a server of one. Segments have times without."
+    f"QWEN3_ASR_ALIGNER_URL to the address of one. {_SEGMENT_TIMES}"
 )
 
 
 def _no_words(reason: str) -> ApiError:
     return ApiError(
         503,
-        f"words cannot be timed now: {reason}. Ask again in a while, or without "
+        f"words cannot be timed now: {reason}. Retry later, or leave out "
         "timestamp_granularities=word.",
         param="timestamp_granularities",
         code="aligner_unavailable",
@@ -255,20 +261,20 @@ def _no_words(reason: str) -> ApiError:
 
 
 _BY_CHANNEL = (
-    "diarized_json tells speakers apart by channel, one each; verbose_json has timed segments of "
+    "diarized_json separates speakers by channel, one each; verbose_json has timed segments of "
     "any recording."
 )
 
 
 def _check_channels(channels: list[np.ndarray]) -> None:
-    """Raises ApiError for a recording whose channels are the same: speakers are mixed in it."""
+    """Raise ApiError if both channels are the same: each holds all speakers."""
     left, right = channels
     if np.abs(left - right).max() < SILENT_PEAK:
-        message = f"both channels hold the same. {_BY_CHANNEL}"
+        message = f"both channels hold the same audio. {_BY_CHANNEL}"
         raise ApiError(400, message, param="response_format")
 
 
-# the answer ---------------------------------------------------------------------------------
+# the response -------------------------------------------------------------------------------
 
 
 @with_cancellation
@@ -279,7 +285,7 @@ async def create_transcription(
     """Transcribe a recording."""
     transcriber = server_state(raw_request.app).transcriber
     assert transcriber is not None  # checked by read_form
-    with engine_dead_as_503():  # before the first request reaches it, too
+    with engine_dead_as_503():  # the engine may be dead before the first request
         run = await transcriber.start(form, raw_request)
     if form.stream:
         return StreamingResponse(
@@ -292,6 +298,6 @@ async def create_transcription(
     transcript = run.steps.result
     if transcript.duration <= transcriber.max_clip_s:
         return respond(transcript, form)
-    # The subtitles of four hours take half a second, in which nobody else would be heard.
+    # Four hours of subtitles take half a second, which would block the event loop.
     response: Response = await run.in_pool(respond, transcript, form)
     return response

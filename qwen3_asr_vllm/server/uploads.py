@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uploads: how a recording is read from a request, bounded, and decoded.
+"""Uploads: read a recording from a request within limits, and decode it.
 
     query string, body -> decompress, count -> body reader -> Fields -> a form
 
@@ -33,23 +33,23 @@ from .settings import setting
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-MAX_FILE_NAME = 1000  # bytes of a path or URL that was sent in place of a recording
-MAX_SHOWN_FIELDS = 10  # names in a message
-INFLATED_BYTES = 1 << 18  # of a compressed body that are decompressed at a time
+MAX_FILE_NAME = 1000  # bytes of a path or URL sent instead of a recording
+MAX_SHOWN_FIELDS = 10  # field names in an error message
+INFLATED_BYTES = 1 << 18  # bytes decompressed at a time
 _NOT_IN_HEADERS = re.compile(r"[^\w.\[\]-]", re.ASCII)
 
 
 class RecordingForm(BaseModel):
-    """The fields that all forms of a recording have."""
+    """Fields of every form that holds a recording."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     file: UploadFile = Field(exclude=True)
     model: str | None = None
-    language: str | None = Field(None, max_length=100)  # the model's name; None: to be detected
-    audio_track: int | None = Field(None, ge=1)  # of a video with several; None: the default one
+    language: str | None = Field(None, max_length=100)  # as the model names it; None: detect it
+    audio_track: int | None = Field(None, ge=1)  # track number of a video; None: its default track
 
-    _ignored: list[str] = []  # the names of fields that change nothing
+    _ignored: list[str] = []  # names of the fields that were ignored
     _reservation: Reservation
 
     @field_validator("language")
@@ -59,7 +59,7 @@ class RecordingForm(BaseModel):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of its response."""
+        """Return the response headers: X-Ignored-Params, if fields were ignored."""
         names = [_NOT_IN_HEADERS.sub("?", name) for name in self._ignored]
         return {"X-Ignored-Params": header_list(names, separator=", ")} if names else {}
 
@@ -72,10 +72,10 @@ async def posted(
     recording: str = "file",
     max_field_bytes: int = MAX_FIELD_BYTES,
 ) -> AsyncIterator[tuple[FormData, Reservation]]:
-    """The fields of a request, those of its query string first; files are closed at the end.
+    """Yield the fields of a request, those of its query string first; files are closed at the end.
 
-    It holds a place from before the first byte is read until the response has been sent.
-    ``recording`` is the field that must be a file. Raises ApiError, or Busy.
+    The reservation is held from before the first byte is read until the response has been sent.
+    ``recording`` is the field that must be a file. Raises ApiError or Busy.
     """
     length = raw_request.headers.get("content-length", "")
     num_bytes = int(length) if length.isdecimal() else 0
@@ -100,11 +100,11 @@ def load_posted(
     audio_track: int | None = None,
     on_warning: Callable[[str], object],
 ) -> Any:
-    """What a loader makes of an uploaded file, which is closed; raises ApiError if it cannot.
+    """Decode an uploaded file with ``load`` and close it; returns what the loader returns.
 
-    ``longest_s`` is the most that the server holds; vLLM's own limit may be less. The
-    file's content type describes audio without a header. ``on_warning`` takes what could not be
-    read.
+    The limit is the lower of ``longest_s`` and vLLM's own. The content type or the name of the
+    file describes audio without a header. ``on_warning`` receives warnings about damaged parts.
+    Raises ApiError if the file cannot be decoded.
     """
     limits = {
         "QWEN3_ASR_MAX_AUDIO_S": longest_s,
@@ -144,15 +144,15 @@ async def _read(request: Request, fields: Fields, reservation: Reservation, max_
         await body.finish()
     except ClientDisconnect as error:
         path = request.scope["path"]
-        logger.info("A client hung up during its upload: route=%s bytes=%d", path, num_bytes)
-        raise ApiError(CLIENT_CLOSED, "the client hung up.") from error
+        logger.info("A client disconnected during its upload: route=%s bytes=%d", path, num_bytes)
+        raise ApiError(CLIENT_CLOSED, "the client disconnected.") from error
     except OSError as error:
-        message = f"the upload cannot be kept ({error.strerror}); try again in {RETRY_AFTER_S} s."
+        message = f"the upload cannot be stored ({error.strerror}); try again in {RETRY_AFTER_S} s."
         raise ApiError(503, message, code="busy", retry_after_s=RETRY_AFTER_S) from error
 
 
 async def _decompressed(request: Request) -> AsyncIterator[bytes]:
-    """The body without its Content-Encoding, in pieces of bounded size."""
+    """Yield the body without its Content-Encoding, in pieces of bounded size."""
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding in ("", "identity"):
         async for piece in request.stream():
@@ -160,12 +160,12 @@ async def _decompressed(request: Request) -> AsyncIterator[bytes]:
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ApiError(400, f"the Content-Encoding is {shown(encoding)}; use gzip or none.")
-    inflator = zlib.decompressobj(wbits=47)  # which finds out whether it is gzip or deflate
+    inflator = zlib.decompressobj(wbits=47)  # detects gzip and deflate
     try:
         async for piece in request.stream():
             while piece and not inflator.eof:
                 yield inflator.decompress(piece, INFLATED_BYTES)
-                await asyncio.sleep(0)  # others come first: a bomb is a thousand times its size
+                await asyncio.sleep(0)  # let other requests run: a bomb inflates a thousand times
                 piece = inflator.unconsumed_tail
             if piece or inflator.unused_data:
                 raise ApiError(400, f"the {encoding} body continues after its end.")
@@ -177,7 +177,7 @@ async def _decompressed(request: Request) -> AsyncIterator[bytes]:
 
 
 def _check_size(num_bytes: int, max_bytes: float) -> None:
-    """Raises ApiError beyond ``max_bytes``, which all uploads share, or the limit of one."""
+    """Raise ApiError beyond ``max_bytes``, shared by all uploads, or the limit of one."""
     limits = {
         "QWEN3_ASR_MAX_UPLOADS_MB": max_bytes / 2**20,
         "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": setting("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"),
@@ -194,7 +194,7 @@ def _check_size(num_bytes: int, max_bytes: float) -> None:
 
 
 def _check_recording(form: FormData, name: str) -> None:
-    """Raises ApiError where a field is no file, or one that only names a file."""
+    """Raise ApiError if a field is no file, or its text only names a file."""
     file = form.get(name)
     if not isinstance(file, UploadFile):
         sent = ", ".join(list(form)[:MAX_SHOWN_FIELDS]) or "none"

@@ -42,7 +42,7 @@ def test_a_thread_that_goes_on_decoding_holds_nothing():
     admission = Admission()
     with admission.reserve() as reservation:
         reservation.hold(90)
-    with pytest.raises(RuntimeError, match="given up"):
+    with pytest.raises(RuntimeError, match="released"):
         reservation.hold(120)
     assert (admission.num_recordings, admission.audio_s) == (0, 0)
 

@@ -294,7 +294,7 @@ def test_an_aligner_that_is_down_says_so():
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         assert ask(url, lambda aligner: aligner.is_up()) is False
         answer = ask(url, lambda aligner: aligner.answer(REQUEST))
-    assert answer.times == () and f"the aligner at {url} gives no answer" in answer.error
+    assert answer.times == () and f"the aligner at {url} does not answer" in answer.error
 
 
 @pytest.fixture
@@ -327,14 +327,15 @@ def test_an_aligner_that_is_full_is_asked_again(stub):
     assert (answer.times, answer.error) == ([0, 80, 80, 160], "")
     answer, left = stub(*[503] * 6)
     assert left == [503] and not answer.is_permanent
-    assert "gives no answer (503: " in answer.error and "no units" in answer.error
+    assert "does not answer (503: " in answer.error and "no units" in answer.error
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413])
 def test_an_aligner_that_refuses_is_not_asked_again(stub, status):
     answer, left = stub(status, 200)
     assert left == [200] and answer.times == () and answer.is_permanent
-    assert f"refuses ({status}, and would be again: " in answer.error and "no units" in answer.error
+    assert f"rejects the request ({status}, permanent: " in answer.error
+    assert "no units" in answer.error
 
 
 @pytest.mark.parametrize("status", [429, 500, 502])

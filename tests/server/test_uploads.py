@@ -338,7 +338,7 @@ def test_hanging_up_during_the_upload_is_a_499(app, admission, monkeypatch, rout
     before = counted(route, 499)
     asyncio.run(asgi(app, route, iter([sent] if sent else []), form()[1]))
     assert counted(route, 499) == before + 1
-    assert lines == [f"A client hung up during its upload: route={route} bytes={len(sent)}"]
+    assert lines == [f"A client disconnected during its upload: route={route} bytes={len(sent)}"]
 
 
 @pytest.fixture
