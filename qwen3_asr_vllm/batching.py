@@ -4,8 +4,8 @@
     sources -> load (threads, ahead) -> waiting (longest first) -> engine (full) -> results
 
 Sources may be endless: read-ahead is bounded in seconds of audio and in number, so memory stays
-flat. A recording that fails gives a result with an error. Nothing here knows vLLM: an engine takes
-requests, and delivers their outputs while it is stepped.
+flat. A recording that fails gives a result with an error. This module does not know vLLM: an engine
+takes requests, and delivers their outputs while it is stepped.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LOOK_AHEAD_S = 2 * 3600  # seconds of audio that are loaded ahead of the engine:
 MAX_OUTSTANDING = 4096  # recordings between the source and the caller
 NUM_WORKERS = min(8, os.cpu_count() or 1)
 QUICK_S = 0.005  # seconds that an engine below capacity waits for loading recordings
-_LEAST_LOAD = 1.25  # requests in the engine per request that it decodes at once: some must queue
-_MOST_LOAD = 1.75
+_LEAST_LOAD = 1.25  # lower bound of requests in the engine, relative to its capacity
+_MOST_LOAD = 1.75  # upper bound of requests in the engine, relative to its capacity
 
 
 class Engine(Protocol):
@@ -40,7 +40,7 @@ class Engine(Protocol):
     capacity: int  # requests that it decodes at once
 
     def submit(self, request: EngineRequest, deliver: Callable[[EngineOutput], None]) -> str:
-        """Queue a request; its output is delivered during a later step. Returns its id."""
+        """Queue a request and return its id; its output is delivered during a later step."""
 
     def step(self) -> None:
         """Run the engine's next step and deliver the outputs that it finished."""
@@ -66,9 +66,9 @@ class _Job:
 class Batcher:
     """One run over ``sources``; ``results()`` drives it.
 
-    ``load`` gives the waveform of a source, in a worker thread, and passes sentences of what it
-    could not read to its ``on_warning``; ``begin`` gives its transcription. The
-    sources are read in a thread of their own.
+    ``load`` returns the waveform of a source, in a worker thread, and passes a sentence for each
+    unreadable part to its ``on_warning``; ``begin`` returns its transcription. Sources are read
+    in a thread of their own.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Batcher:
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="load-audio")
         self._loading: dict[Future[tuple[float, Steps[Transcript]]], tuple[int, Any]] = {}
         self._slow: set[Future[Any]] = set()  # futures that were waited for once
-        self._waiting: list[tuple[int, float, int, _Job]] = []  # heap; the first goes first
+        self._waiting: list[tuple[int, float, int, _Job]] = []  # heap of jobs with unsent requests
         self._waiting_s = 0.0
         self._jobs: dict[int, _Job] = {}  # loaded and not done
         self._num_in_engine = 0

@@ -38,7 +38,7 @@ from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, Update
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest, transcribe
 
-SHARED = ("dtype", "enforce_eager", "seed")  # options of the model that hold for its aligner too
+SHARED = ("dtype", "enforce_eager", "seed")  # engine options that the aligner inherits
 
 
 class Qwen3ASR:
@@ -52,20 +52,22 @@ class Qwen3ASR:
             for result in model.transcribe(["a.wav", "b.m4a"], language="de"):
                 print(result.source, result.error or result.transcript.text)
 
-    ``engine_options`` are those of ``vllm.LLM``. Where not given, ``max_model_len`` is the
-    longest that fits into memory, a CPU engine compiles nothing, and no audio is cached on the
-    host, for no clip comes twice. ``llm`` is the engine, for everything else that vLLM can do.
+    ``engine_options`` are those of ``vllm.LLM``. By default, ``max_model_len`` is the longest
+    that fits into memory, a CPU engine compiles nothing, and the host caches no audio, since no
+    clip is sent twice. ``llm`` is the engine, for all other features of vLLM.
 
     ``aligner`` times words: a ``ForcedAligner``, or the name of a checkpoint such as
     Qwen/Qwen3-ForcedAligner-0.6B, which then shares the GPU's memory with the model.
 
-    Raises ImportError where vLLM is not installed.
+    Raises ImportError if vLLM is not installed.
     """
 
     def __init__(
         self, model: str, *, aligner: str | ForcedAligner | None = None, **engine_options: Any
     ) -> None:
-        if isinstance(aligner, str):  # first, for both size their memory at the start
+        if isinstance(
+            aligner, str
+        ):  # before the model: each engine allocates its memory when it starts
             aligner_options = {n: engine_options[n] for n in SHARED if n in engine_options}
             if total := gpu_bytes():
                 both = engine_options.get("gpu_memory_utilization", UTILIZATION)
@@ -160,14 +162,14 @@ class Qwen3ASR:
         step_s: float = STEP_S,
         clip_s: float = CLIP_S,
     ) -> Iterator[Update]:
-        """Transcribe speech while it comes: pieces of a waveform in, text as it becomes final out.
+        """Transcribe live speech: takes pieces of a waveform, yields text as it becomes final.
 
-            for update in model.stream(microphone()):  # float32 at 16 kHz, of any lengths
+            for update in model.stream(microphone()):  # float32 at 16 kHz, arrays of any length
                 print(update.delta, end="")
 
-        The deltas, joined, are the text; ``tentative`` is what may follow them for now. There is
-        an update for each ``step_s`` of new audio, and a last one. After ``clip_s`` seconds the
-        next pause begins a new clip, so that a stream may go on for hours.
+        The deltas, joined, are the text; ``tentative`` is text that may still change. Each
+        ``step_s`` of new audio gives an update, and so does the end. After ``clip_s`` seconds the
+        next pause begins a new clip, so that a stream may last for hours.
 
         Raises ValueError for an unknown language and for samples that are NaN or infinite.
         """
@@ -204,20 +206,20 @@ class Qwen3ASR:
     ) -> list[Transcript]: ...
 
     def align(self, audio: Any, text: Any, **options: Any) -> Any:
-        """Time the words of a text; arguments and result are those of ``ForcedAligner.align``."""
+        """Time the words of a text, with the arguments and result of ``ForcedAligner.align``."""
         return self._require_aligner().align(audio, text, **options)
 
     def _require_aligner(self) -> ForcedAligner:
         if self.aligner is None:
             raise ValueError(
-                "words are timed by a forced aligner, and this model has none; make it with "
+                "word times need a forced aligner, and this model has none; create it with "
                 "aligner='Qwen/Qwen3-ForcedAligner-0.6B'."
             )
         return self.aligner
 
 
 class _Engines:
-    """A ``vllm.LLM`` and its aligner as what a pipeline drives; several may, taking turns."""
+    """The engine of a ``Batcher``: a ``vllm.LLM`` and its aligner. Batchers may share it."""
 
     def __init__(self, llm: Any, aligner: ForcedAligner | None) -> None:
         self._llm, self._aligner = llm, aligner
@@ -242,13 +244,13 @@ class _Engines:
             (internal_id,) = self._llm.enqueue(prompt, params, use_tqdm=False)
         except VLLMValidationError as error:  # such as a clip that is longer than max_model_len
             raise ValueError(str(error)) from error
-        request_id = internal_id.partition("-")[0]  # what vLLM calls it in its outputs
+        request_id = internal_id.partition("-")[0]  # the id in the outputs of vLLM
         collector = OutputCollector(request.decoding, self._language_token_ids)
         self._waiting[request_id] = collector, deliver
         return request_id
 
     def step(self) -> None:
-        if self._to_align:  # all at once, while the other engine goes on in its process
+        if self._to_align:  # all pending ones; the other engine runs on in its process
             self._align()
             return
         with raising_engine_died():
@@ -260,12 +262,12 @@ class _Engines:
                 deliver(collector.output())
 
     def _align(self) -> None:
-        assert self._aligner is not None  # transcribe() saw to it
+        assert self._aligner is not None  # checked by transcribe()
         request_ids = list(self._to_align)
         requests = [request for request, _ in self._to_align.values()]
         outputs = self._aligner.time_units(requests)
         for request_id, output in zip(request_ids, outputs, strict=True):
-            if waiting := self._to_align.pop(request_id, None):  # None: aborted meanwhile
+            if waiting := self._to_align.pop(request_id, None):  # None: aborted
                 waiting[1](output)
 
     def abort(self, request_ids: list[str]) -> None:
@@ -282,13 +284,13 @@ class ForcedAligner:
 
         if __name__ == "__main__":  # vLLM starts processes, which import this file again
             aligner = ForcedAligner("Qwen/Qwen3-ForcedAligner-0.6B")
-            transcript = aligner.align("talk.mp3", "What is said in it.", language="English")
+            transcript = aligner.align("talk.mp3", "The spoken text.", language="English")
             for word in transcript.words:
                 print(word.start, word.end, word.word)
 
     ``engine_options`` are those of ``vllm.LLM``; ``llm`` is the engine.
 
-    Raises ImportError where vLLM is not installed, ValueError for a model that is no aligner.
+    Raises ImportError if vLLM is not installed, ValueError for a model that is no aligner.
     """
 
     def __init__(self, model: str, **engine_options: Any) -> None:
@@ -327,18 +329,18 @@ class ForcedAligner:
         audio_track: int | None = None,
         keep_lines: bool = False,
     ) -> Transcript | list[Transcript]:
-        """Time the words of a text; or of many, which is much faster.
+        """Time the words of one text, or of many together, which is much faster.
 
-        A recording is anything that ``load_audio`` takes. ``language`` is a name or code; None
-        detects Japanese and Korean by their script, and splits all others alike. The words joined
-        are the text without the white space around it. Segments are sentences or, with
-        ``keep_lines``, the lines of the text, which subtitles then show as they are; of SRT, VTT
-        and LRC, its cues, which are timed anew.
+        A recording is any source of ``load_audio``. ``language`` is a name or code; None detects
+        Japanese and Korean by their script, and splits all other languages alike. The words,
+        joined, are the text without surrounding white space. Segments are sentences or, with
+        ``keep_lines``, the lines of the text, which subtitles then keep. The segments of an SRT,
+        VTT or LRC text are its cues, with new times.
 
         Raises ValueError, before the engine runs, for a language that the aligner does not know
         and, naming the file, for a recording that cannot be read; OSError for a file that cannot
-        be opened and for an engine that died; ImportError, which says what to install, for
-        Japanese without nagisa.
+        be opened and for an engine that died; ImportError, which names the package to install,
+        for Japanese without nagisa.
         """
         if isinstance(audio, list) != isinstance(text, list):
             raise TypeError("align() takes one recording and its text, or a list of each.")
@@ -347,16 +349,17 @@ class ForcedAligner:
         if len(sources) != len(texts):
             raise ValueError(f"{len(sources)} recordings and {len(texts)} texts; give one for each")
         alignments = [
-            _begin(source, said, audio_track, language=language, keep_lines=keep_lines)
-            for source, said in zip(sources, texts, strict=True)
+            _begin(source, spoken, audio_track, language=language, keep_lines=keep_lines)
+            for source, spoken in zip(sources, texts, strict=True)
         ]
         transcripts = run_together(alignments, self.time_units)
         return transcripts if isinstance(audio, list) else transcripts[0]
 
     def time_units(self, requests: Sequence[AlignmentRequest]) -> list[AlignmentOutput]:
-        """The engine's answers, in the order of the requests.
+        """Return the outputs of the engine, in the order of the requests.
 
-        One that it refuses, such as a prompt longer than its context, has an ``error``.
+        The output of a rejected request, such as a prompt longer than the context, has an
+        ``error``.
         """
         from vllm.exceptions import VLLMValidationError
 
@@ -374,7 +377,7 @@ class ForcedAligner:
 def _begin(
     source: AudioSource, text: str, audio_track: int | None, **options: Any
 ) -> Transcription:
-    """Start the alignment of one recording; what could not be read of it becomes warnings."""
+    """Start the alignment of one recording; unreadable parts of it become warnings."""
     warnings: list[str] = []
     waveform = load_audio(source, on_warning=warnings.append, audio_track=audio_track)
     return with_warnings(align(waveform, text, **options), warnings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One source of audio: where it is, how it is loaded, and what became of it."""
+"""One source of audio: its location, its loading, and its result."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_DOWNLOAD_BYTES = 1 << 30
-DOWNLOAD_TIMEOUT_S = 60  # without a byte
-MAX_WHOLES = 2  # recordings that are kept for their parts; 0.9 GB for one of four hours
+DOWNLOAD_TIMEOUT_S = 60  # seconds without a byte
+MAX_WHOLES = 2  # decoded recordings kept for their parts; one of four hours takes 0.9 GB
 
 
 _logger = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ class Recording:
     """One recording of a corpus, or a part of one."""
 
     source: str  # a path, a URL, or "-"
-    name: str  # of what is written for it: a relative path without suffix
-    row: Mapping[str, Any] = field(default_factory=dict)  # its line of a manifest
+    name: str  # name of its outputs: a relative path without suffix
+    row: Mapping[str, Any] = field(default_factory=dict)  # row of the manifest
     offset_s: float = 0.0
-    duration_s: float | None = None  # of the part that begins at the offset; None: to the end
+    duration_s: float | None = None  # duration of the part from the offset; None: to the end
 
     def __str__(self) -> str:
         return f"{self.source} at {self.offset_s:g} s" if self.offset_s else self.source
@@ -51,9 +51,9 @@ class Recording:
 
     @property
     def problem(self) -> str | None:
-        """Why there is no file to load, as far as that shows without opening it.
+        """The reason why there is no file to load, as far as it shows without opening the file.
 
-        A pipe may be given on the command line, where somebody writes to it, and not by a manifest.
+        A pipe is accepted from the command line, but not from a manifest.
         """
         if self.source == "-" or is_url(self.source):
             return None
@@ -68,28 +68,28 @@ class Recording:
         return "a folder, not a file" if stat.S_ISDIR(mode) else "a pipe, socket or device, no file"
 
     def check(self) -> None:
-        """Raise FileNotFoundError where there is no file to load."""
+        """Raise FileNotFoundError if there is no file to load."""
         if problem := self.problem:
             raise FileNotFoundError(f"{self}: {problem}")
 
     @property
     def identity(self) -> str:
-        """Its source as any run names it, wherever it is started: an absolute path, or a URL."""
+        """The source in any working directory: an absolute path, or a URL."""
         is_path = self.source != "-" and not is_url(self.source)
         return os.path.abspath(self.source) if is_path else self.source
 
     @property
     def key(self) -> tuple[str, float]:
-        """What tells it from all others, also in the manifest that is written."""
+        """Unique key of the recording, also in an output manifest."""
         return self.identity, self.offset_s
 
     @property
     def keys(self) -> tuple[tuple[str, float], ...]:
-        """The key, and that of a line which has only the path of its row, relative or not."""
+        """The key, and the key of a line that has only the path of the row, relative or not."""
         return self.key, (str(self.row.get("audio_filepath", self.source)), self.offset_s)
 
     def load(self, **options: Any) -> np.ndarray:
-        """Return its waveform; ``options`` are those of ``load_audio``.
+        """Return the waveform; ``options`` are those of ``load_audio``.
 
         Raises what ``load_audio`` and ``fetch`` raise.
         """
@@ -97,7 +97,7 @@ class Recording:
         return self.part_of(waveform) if self.is_part else waveform
 
     def load_whole(self, **options: Any) -> np.ndarray:
-        """Return the waveform of all that it is a part of."""
+        """Return the waveform of the whole recording, for a part too."""
         from .audio import load_audio
 
         self.check()
@@ -108,19 +108,20 @@ class Recording:
         return load_audio(self.source, **options)
 
     def part_of(self, waveform: np.ndarray) -> np.ndarray:
+        """Return this part of the whole waveform. Raises ValueError if it starts after the end."""
         start = round(self.offset_s * SAMPLE_RATE)
         end = None if self.duration_s is None else start + round(self.duration_s * SAMPLE_RATE)
         if len(part := waveform[start:end]) == 0:
             seconds = len(waveform) / SAMPLE_RATE
             raise ValueError(f"{self.source} lasts {seconds:.1f} s; there is none at {self}.")
-        return part.copy()  # so that the rest of a long recording can be forgotten
+        return part.copy()  # frees the memory of a long recording
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one recording: a transcript, or the error that stands in its place."""
+    """The result of one recording: a transcript or an error."""
 
-    index: int  # of the recording among the sources, from 0
+    index: int  # index of the recording among the sources, from 0
     source: Any
     transcript: Transcript | None = None
     error: Exception | None = None
@@ -137,19 +138,19 @@ def only(results: Iterable[Result]) -> Transcript:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. Recordings that failed are done; their seconds do not count."""
+    """Progress of a run. Recordings that failed are done; their seconds do not count."""
 
     recordings_read: int
     recordings_done: int
     seconds_read: float
     seconds_done: float
-    recordings: int | None = None  # in all; None where a generator brings them
+    recordings: int | None = None  # total; None for a generator
 
 
 class Loader:
-    """``load_recording`` for one run: parts that follow each other decode their recording once.
+    """``load_recording`` for one run, which decodes a recording once for successive parts.
 
-    Threads may share it; those that want parts of what is being decoded wait for it.
+    Thread-safe; a thread that needs a part of a recording waits until it is decoded.
     ``audio_track`` is that of ``load_audio``.
     """
 
@@ -161,7 +162,7 @@ class Loader:
     def __call__(
         self, source: Any, *, on_warning: Callable[[str], object] = _logger.warning
     ) -> np.ndarray:
-        """Return the waveform; ``on_warning`` takes what ``load_audio`` warns of.
+        """Return the waveform; ``on_warning`` takes the warnings of ``load_audio``.
 
         Each part of a recording has the warnings of the whole.
         """
@@ -193,14 +194,14 @@ class Loader:
         return whole.result()
 
     def _forget(self, source: str, failed: Future[Any]) -> None:
-        """So that the next part tries again: it may have been the network."""
+        """Let the next part try again, since the error may have come from the network."""
         with self._lock:
             if self._wholes.get(source) is failed:
                 del self._wholes[source]
 
 
 def load_recording(source: Any, **options: Any) -> np.ndarray:
-    """Return the waveform of what ``load_audio`` takes, of a URL, or of a ``Recording``.
+    """Return the waveform of a ``Recording``, a URL, or a source of ``load_audio``.
 
     ``options`` are those of ``load_audio``.
     """
@@ -214,10 +215,10 @@ def load_recording(source: Any, **options: Any) -> np.ndarray:
 
 
 class SourceReader:
-    """Reads sources in a thread of its own, so that nobody but it waits for the next one.
+    """Reads sources in a thread, since an iterator may block for long.
 
-    A source may take long, or wait for the results of those before it. ``size`` is how many there
-    are; None of a generator.
+    It may even wait for the results of earlier sources. ``size`` is the number of sources; None
+    for a generator.
     """
 
     def __init__(self, sources: Iterable[Any]) -> None:
@@ -225,18 +226,18 @@ class SourceReader:
         self._sources = enumerate(sources)
         self._asked: SimpleQueue[Future[tuple[int, Any] | None]] = SimpleQueue()
         self._thread = Thread(target=self._read, name="read-sources", daemon=True)
-        self.coming: deque[Future[tuple[int, Any] | None]] = deque()  # asked for, not taken
+        self.coming: deque[Future[tuple[int, Any] | None]] = deque()  # requested, not taken
         self.is_at_end = False
 
     def ask(self) -> None:
-        """Read one more."""
+        """Request one more source."""
         if self._thread.ident is None:
             self._thread.start()
         self.coming.append(Future())
         self._asked.put(self.coming[-1])
 
     def take(self) -> Iterator[tuple[int, Any]]:
-        """Those that were read, with their index. Raises what a source raised."""
+        """Yield the sources that were read, with their indices. Raises the iterator's error."""
         while self.coming and self.coming[0].done():
             if (item := self.coming.popleft().result()) is None:
                 self.close()
@@ -244,7 +245,7 @@ class SourceReader:
                 yield item
 
     def close(self) -> None:
-        """Read no more than what is being read."""
+        """Stop reading after the source that is being read."""
         self.is_at_end = True
         self.coming.clear()
         self._asked.put(Future())  # wakes the thread
@@ -254,7 +255,7 @@ class SourceReader:
             future = self._asked.get()
             try:
                 future.set_result(None if self.is_at_end else next(self._sources, None))
-            except BaseException as error:  # who takes it is told
+            except BaseException as error:  # raised again by take()
                 future.set_exception(error)
 
 
@@ -269,7 +270,7 @@ def is_one(audio: Any) -> bool:
 
 
 def is_url(source: str) -> bool:
-    """Raises ValueError for a scheme other than http and https."""
+    """Return whether this is a URL. Raises ValueError for schemes other than http and https."""
     scheme, mark, _ = source.partition("://")
     if mark and scheme.isalnum() and scheme.lower() not in ("http", "https"):
         raise ValueError(f"{source}: cannot open {scheme} URLs; use http, https, or a path.")
@@ -277,7 +278,7 @@ def is_url(source: str) -> bool:
 
 
 def fetch(url: str) -> bytes:
-    """All that a URL holds, at most 1 GiB. Raises OSError or ValueError, naming the URL."""
+    """Return the body of a URL, at most 1 GiB. Raises OSError, ValueError, naming the URL."""
     is_url(url)
     opener = urllib.request.OpenerDirector()  # without the handlers for file and ftp
     for handler in (
@@ -293,7 +294,9 @@ def fetch(url: str) -> bytes:
     try:
         with opener.open(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
-            num_missing = response.length or 0  # read() with a size takes a cut for the end
+            num_missing = (
+                response.length or 0
+            )  # read() with a size does not raise for a truncated body
     except (OSError, http.client.HTTPException) as error:
         raise OSError(f"{url}: {error}") from error
     if len(data) > MAX_DOWNLOAD_BYTES:
@@ -314,5 +317,5 @@ def _load_url(url: str, **options: Any) -> np.ndarray:
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[str, float]:
-    """The key of the recording of a line that was written."""
+    """Return the key of the recording that a line of an output manifest belongs to."""
     return str(row.get("audio_source") or row["audio_filepath"]), float(row.get("offset") or 0.0)

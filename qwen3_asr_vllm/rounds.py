@@ -33,8 +33,9 @@ class Steps(Generic[_Result]):
         self.send(None)
 
     def send(self, outputs: list[Any] | None) -> None:
+        """Continue with the outputs of ``requests``, in their order."""
         try:
-            # A generator that has not started takes None, whatever its send type is.
+            # A generator that has not started takes None only.
             self.requests = self._rounds.send(outputs)  # type: ignore[arg-type]
         except StopIteration as stop:
             self.requests = []
@@ -67,6 +68,6 @@ def run_together(
 
 
 def with_warnings(rounds: Transcription, warnings: Sequence[str]) -> Transcription:
-    """As ``rounds``, with ``warnings`` in front of those of the transcript."""
+    """Run ``rounds``, and put ``warnings`` before those of the transcript."""
     transcript = yield from rounds
     return replace(transcript, warnings=(*warnings, *transcript.warnings))

@@ -7,7 +7,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line; returns the exit code, also where Ctrl-C comes during the imports."""
+    """Run one command line and return its exit code, also for Ctrl-C during the imports."""
     try:
         from . import entry
 

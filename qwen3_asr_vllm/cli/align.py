@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``qwen3-asr align``: when each word of a known text is said."""
+"""``qwen3-asr align``: time each word of a known text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def align(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _checked_text(args: argparse.Namespace) -> str:
-    """The text to align. Raises OSError, ValueError for what can be known to fail without it."""
+    """Return the text to align. Raises OSError, ValueError before a model is loaded."""
     from ..texts import timed_texts
     from ..units import check_language
 
@@ -60,12 +60,14 @@ def _checked_text(args: argparse.Namespace) -> str:
         check_language(args.language)
     text = _read_text(args.text)
     if line_layout(args) and (args.keep_lines or timed_texts(text) is not None):
-        raise ValueError("the lines of the text are kept; leave out --max-line-width and -count")
+        raise ValueError(
+            "the lines of the text are kept; remove --max-line-width and --max-line-count"
+        )
     return text
 
 
 def _read_text(source: str) -> str:
-    """Raises ValueError, naming the file, for what is no text."""
+    """Return the text of a file or of stdin. Raises ValueError, naming the file."""
     data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     try:
         return decode_text(data)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an installation holds together: checks that say what is there, or what to do.
+"""Checks of an installation.
 
-Each is a function that returns what it found, or raises with what is wrong and what to do.
+Each check is a function that returns its finding, or raises an error with the problem and a remedy.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 ARCHITECTURE = "Qwen3ASRForConditionalGeneration"
-PLUGIN = "qwen3_asr"  # the name of our entry points, and so what VLLM_PLUGINS must hold
-DEFAULT_PORT = 8000  # vLLM's
+PLUGIN = "qwen3_asr"  # name of the entry points, which VLLM_PLUGINS must list
+DEFAULT_PORT = 8000  # default port of vLLM
 
-# What serve sets where the user has not: vLLM's own limits refuse a lecture.
+# Defaults of serve: the limits of vLLM would reject a lecture.
 SERVE_ENVIRONMENT = {
     "VLLM_PLUGINS": PLUGIN,  # vLLM loads HTTP plugins only by name
     "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": "1024",  # instead of 25
     "VLLM_MAX_AUDIO_DECODE_DURATION_S": "14400",  # 4 h instead of 10 min
     "VLLM_MAX_AUDIO_DECODE_BYTES": str(4 << 30),  # 3 h of 44.1 kHz stereo instead of 12 min
-    "VLLM_NO_USAGE_STATS": "1",  # a start asks the network for nothing but a model
-    # Instead of 5, which is when who was refused comes again, on a connection that closes then;
-    # nginx keeps its own for 60.
+    "VLLM_NO_USAGE_STATS": "1",  # no requests to the network but for the model
+    # Instead of 5, the Retry-After of a busy server: a retry would meet a connection that closes.
+    # nginx keeps its connections for 60.
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
 }
 
@@ -85,7 +85,7 @@ def check_memory() -> str:
 
 
 def check_limits() -> str:
-    """What `qwen3-asr serve` accepts in this environment."""
+    """Return the limits of `qwen3-asr serve` in this environment."""
     given = {name: os.environ.get(name, value) for name, value in SERVE_ENVIRONMENT.items()}
     mebibytes = int(given["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"])
     hours = float(given["VLLM_MAX_AUDIO_DECODE_DURATION_S"]) / 3600
@@ -100,18 +100,18 @@ def check_port() -> str:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", DEFAULT_PORT))
-        except OSError:  # no problem: perhaps the server that runs is meant to
-            return f"{DEFAULT_PORT} is taken; another server needs --port"
+        except OSError:  # not a problem: the port may belong to the server that runs
+            return f"{DEFAULT_PORT} is in use; another server needs --port"
     return f"{DEFAULT_PORT} is free"
 
 
 def check_cache() -> str:
-    """Where Hugging Face keeps the checkpoints, whether it may, and if it has room."""
+    """Return the cache folder of Hugging Face and its free space. Raises if it is not writable."""
     import shutil
 
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
     folder = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(existing, os.W_OK):
         raise RuntimeError(f"cannot write to {existing}. Do: set HF_HOME to a folder that you own")
     models = len(list(folder.glob("models--*")))
@@ -121,7 +121,7 @@ def check_cache() -> str:
 
 
 def check_decoder(container: str, codec: str) -> Callable[[], str]:
-    """Write half a second of a tone in a format, 48 kHz stereo, and read it as users' files are."""
+    """Return a check that encodes half a second of a tone, 48 kHz stereo, and decodes it."""
 
     def check() -> str:
         import io
@@ -142,7 +142,7 @@ def check_decoder(container: str, codec: str) -> Callable[[], str]:
             output.mux(stream.encode(None))
         waveform = load_audio(file.getvalue())
         if not 0.4 < np.abs(waveform).max() < 0.6:
-            raise RuntimeError("a tone came back at another level. Do: pip install -U av soundfile")
+            raise RuntimeError("a decoded tone has another level. Do: pip install -U av soundfile")
         return f"{len(waveform) / SAMPLE_RATE:.2f} s of 0.50 s"
 
     return check

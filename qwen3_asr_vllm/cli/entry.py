@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command ``qwen3-asr``: transcribe files and streams, time words, serve HTTP, check it all.
 
-Exit codes: 0 all well; 1 a recording could not be transcribed, or doctor found a problem; 2 the
-command line is wrong; 130 stopped by Ctrl-C. What is asked for goes to stdout, everything else to
-stderr. NumPy, PyTorch and vLLM are imported where they are first needed, so that ``--help``
-answers at once.
+Exit codes: 0 success; 1 a recording failed, or doctor found a problem; 2 the command line is wrong;
+130 stopped by Ctrl-C. Results go to stdout, everything else to stderr. NumPy, PyTorch and vLLM are
+imported at their first use, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ WITH_ENGINE = {"transcribe": transcribe, "align": align, "stream": stream, "eval
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line; returns the exit code."""
+    """Run one command line and return its exit code."""
     open_closed_streams()
     try:
         code = _run(argv)
@@ -50,26 +49,26 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["serve"] and not {"-h", "--help"} & set(argv):
-        return serve(argv[1:])  # read by vLLM's parser; ours knows it only for --help
+        return serve(argv[1:])  # parsed by vLLM; this parser has it only for --help
     parser = make_parser()
     args, rest = parser.parse_known_args(without_booleans(map(with_hyphens, argv)))
     if args.command in WITH_ENGINE:
         return WITH_ENGINE[args.command](args, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    set_defaults({"VLLM_LOGGING_STREAM": "ext://sys.stderr"})  # stdout is for what was found
+    set_defaults({"VLLM_LOGGING_STREAM": "ext://sys.stderr"})  # stdout is for the findings
     if args.server:
         return _doctor_server(args.server, args.api_key)
     return _doctor(DECODERS if args.decoders else INSTALLATION | DECODERS)
 
 
 def _doctor(checks: dict[str, Callable[[], str]]) -> int:
-    """Print what is installed and how it fits together; 1 if something must be done."""
+    """Run checks and print their findings; return 1 if there is a problem."""
     problems = 0
     for name, check in checks.items():
         try:
             print(f"ok       {name}: {check()}")
-        except Exception as error:  # whatever is wrong with the installation is the answer
+        except Exception as error:  # every error is a finding
             problems += 1
             print(f"PROBLEM  {name}: {error}")
             if isinstance(error, ConnectionError):  # the other checks would fail alike

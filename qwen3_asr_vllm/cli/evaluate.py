@@ -20,7 +20,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         recordings = find_recordings(args.sources, report=complain)
         if silent := [r for r in recordings if reference_text(r.row) is None]:
-            raise ValueError(f"{silent[0]}: its manifest has no text that says what is said.")
+            raise ValueError(f"{silent[0]}: its manifest has no reference text.")
         if args.pred_text:
             results = pred_text_results(recordings)
         else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines and servers that commands use, and the environment that vLLM reads."""
+"""Engines and clients of the commands, and the environment variables of vLLM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from .terminal import INTERRUPTED, complain
 
-# What transcribe sets where the user has not: stdout is for the transcripts, stderr for errors.
+# Defaults of commands with an engine: stdout is for transcripts, stderr for errors.
 TRANSCRIBE_ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -31,7 +31,7 @@ def set_defaults(environment: dict[str, str]) -> None:
 
 
 def engine_options(command: str, rest: list[str]) -> dict[str, Any]:
-    """Arguments for ``vllm.LLM`` from options in vLLM's own spelling; exits 2 where wrong."""
+    """Parse engine options of vLLM into arguments of ``vllm.LLM``; exit with 2 for bad ones."""
     if not rest:
         return {}
     with ending_on_ctrl_c():
@@ -58,19 +58,19 @@ def load_aligner(model: str, options: dict[str, Any]) -> Any:
 
 
 def _import_vllm() -> None:
-    with ending_on_ctrl_c(), suppress(ImportError):  # which an engine reports better
+    with ending_on_ctrl_c(), suppress(ImportError):  # reported when the engine is created
         from vllm import LLM  # noqa: F401
 
 
 @contextmanager
 def ending_on_ctrl_c() -> Iterator[None]:
-    """End the process at once on Ctrl-C: imports that are interrupted end in tracebacks."""
+    """Exit at once on Ctrl-C: an interrupted import would print a traceback."""
 
     def end(*_: Any) -> None:
         os.write(2, b"qwen3-asr: stopped\n")
         os._exit(INTERRUPTED)
 
-    if current_thread() is not main_thread():  # which signals never interrupt
+    if current_thread() is not main_thread():  # signals interrupt the main thread only
         yield
         return
     before = signal.signal(signal.SIGINT, end)

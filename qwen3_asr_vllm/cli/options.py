@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of ``qwen3-asr``: its options, as Whisper and WhisperX spell them."""
+"""Options of the command line, with the names of Whisper and WhisperX."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
 DEFAULT_ALIGNER = "Qwen/Qwen3-ForcedAligner-0.6B"
-FLAGS = ("--word-timestamps", "--highlight-words")  # which Whisper has followed by one of these:
-BOOLEANS = ("True", "False")
+FLAGS = ("--word-timestamps", "--highlight-words")  # options that take a boolean in Whisper
+BOOLEANS = ("True", "False")  # values of these options in Whisper
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that refuses an option given twice, of which argparse would drop the first value."""
+    """A parser that rejects repeated options; argparse would ignore the first value."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,11 +54,14 @@ class _StoreOnce(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = _Parser(
         prog="qwen3-asr", description="Speech to text with Qwen3-ASR on vLLM.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"qwen3-asr {__version__}")
-    parser.add_argument("--list-languages", action=_ListLanguages, nargs=0, help="and exit")
+    parser.add_argument(
+        "--list-languages", action=_ListLanguages, nargs=0, help="list the languages and exit"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_transcribe(commands)
     _add_align(commands)
@@ -72,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_command(
     commands: Any, name: str, arguments: str, *, help: str, description: str
 ) -> argparse.ArgumentParser:
-    """One that loads an engine, and takes the options of vLLM's beside its own."""
+    """Add a command with an engine, which also takes the engine options of vLLM."""
     usage = f"qwen3-asr {name} {arguments} [options] [engine options of vllm serve]"
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=help, usage=usage, description=description, allow_abbrev=False
@@ -87,41 +90,57 @@ def _add_transcribe(commands: Any) -> None:
         "SOURCE...",
         help="transcribe files, folders, URLs, manifests",
         description="Transcribe audio or video: files, folders, globs, URLs, manifests (JSONL of "
-        'NeMo or Hugging Face, CSV, TSV, or a list), and "-", standard input. What is finished is '
-        "skipped, so a run that was stopped goes on. Options that are not listed here, such as "
-        "--gpu-memory-utilization 0.5, go to vLLM's engine; put them last. Every option may be "
-        "written with - or with _.",
+        'NeMo or Hugging Face, CSV, TSV, or a list), and "-" for standard input. Finished '
+        "recordings are skipped, so the same command continues a run that was stopped. Options "
+        "that are not listed here, such as --gpu-memory-utilization 0.5, go to the engine of vLLM; "
+        "put them last. Every option may be written with - or _.",
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     _add_model_options(parser)
-    add = parser.add_argument_group("what is written").add_argument
+    add = parser.add_argument_group("outputs").add_argument
     _add_format(add, "any of {}, or all; default: %(default)s", default="txt")
     add(
         "-o",
         "--output-dir",
         type=Path,
         metavar="DIR",
-        help="write DIR/NAME.txt and so on, in the folders of the sources; default: stdout",
+        help="write DIR/NAME.txt and so on, with the folders of the sources; default: stdout",
     )
     add("--stdout-only", action="store_true", help="write no files")
-    add("--manifest-out", type=Path, metavar="FILE", help="write JSONL with a pred_text for each")
-    add("--overwrite", action="store_true", help="transcribe what is finished again")
+    add(
+        "--manifest-out",
+        type=Path,
+        metavar="FILE",
+        help="write a JSONL manifest with a pred_text for each recording",
+    )
+    add("--overwrite", action="store_true", help="transcribe finished recordings again")
     _add_layout(add)
-    add = parser.add_argument_group("when words are said").add_argument
+    add = parser.add_argument_group("word times").add_argument
     add(
         "--word-timestamps",
         action="store_true",
-        help="time every word with a forced aligner: words in json, exact srt, vtt and lrc",
+        help="time every word with a forced aligner: words in json; exact srt, vtt and lrc",
     )
     names = ("--aligner", "--align-model")
-    add(*names, metavar="MODEL", help=f"that times them; default: {DEFAULT_ALIGNER}")
+    add(*names, metavar="MODEL", help=f"forced aligner; default: {DEFAULT_ALIGNER}")
     _add_ray_options(parser)
 
 
 def _add_ray_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("on many machines, with Ray").add_argument
-    add("--ray", type=_at_least(1), metavar="N", help="N engines on Ray write -o DIR/shard-*.jsonl")
-    add("--gpus-per-worker", type=float, default=1, metavar="N", help="0: CPU engines; default: 1")
+    add = parser.add_argument_group("many machines with Ray").add_argument
+    add(
+        "--ray",
+        type=_at_least(1),
+        metavar="N",
+        help="run N engines on Ray, which write -o DIR/shard-*.jsonl",
+    )
+    add(
+        "--gpus-per-worker",
+        type=float,
+        default=1,
+        metavar="N",
+        help="GPUs per engine; 0: CPU; default: 1",
+    )
 
 
 def _add_align(commands: Any) -> None:
@@ -130,8 +149,8 @@ def _add_align(commands: Any) -> None:
         "align",
         "AUDIO TEXT",
         help="time the words of a recording whose text is known",
-        description="When each word of a text is said in a recording. TEXT is a file, or - for "
-        "standard input; of SRT, VTT and LRC the cues are timed anew. Knows "
+        description="Time each word of a text in a recording. TEXT is a file, or - for standard "
+        "input; the cues of an SRT, VTT or LRC file get new times. Languages: "
         + ", ".join(sorted(ALIGNER_LANGUAGES))
         + ".",
     )
@@ -142,13 +161,13 @@ def _add_align(commands: Any) -> None:
     _add_audio_track(add)
     _add_language(add, otherwise="by the script")
     _add_format(add, "one of {}; default: %(default)s", default="json")
-    add("-o", "--output", type=Path, metavar="FILE", help="write it there; default: stdout")
-    add("--keep-lines", action="store_true", help="a segment, cue or lyric for each line of TEXT")
+    add("-o", "--output", type=Path, metavar="FILE", help="output file; default: stdout")
+    add("--keep-lines", action="store_true", help="make each line of TEXT a segment, cue or lyric")
     _add_layout(add)
 
 
 def _add_layout(add: Callable[..., Any]) -> None:
-    """How subtitles look."""
+    """Add the options of the subtitle layout."""
     add(
         "--max-line-width",
         type=_at_least(2),
@@ -164,7 +183,7 @@ def _add_layout(add: Callable[..., Any]) -> None:
     add(
         "--highlight-words",
         action="store_true",
-        help="show the word that is said: underlined in srt and vtt, with its time in lrc",
+        help="highlight the current word: underlined in srt and vtt, with its time in lrc",
     )
 
 
@@ -173,11 +192,11 @@ def _add_eval(commands: Any) -> None:
         commands,
         "eval",
         "MANIFEST...",
-        help="count the errors of a model on your own recordings",
-        description="Transcribe the recordings of a manifest and count what differs from its text: "
-        "WER and CER for each language, with the usual normalisers, and the speed. The manifest's "
-        "columns text, transcription or sentence hold the reference, language or lang its "
-        "language. Needs pip install 'qwen3-asr-vllm[eval]'.",
+        help="measure the error rates of a model on your own recordings",
+        description="Transcribe the recordings of a manifest and compare with its texts: WER and "
+        "CER for each language, with the usual normalisers, and the speed. The column text, "
+        "transcription or sentence of the manifest holds the reference, the column language or "
+        "lang the language. Needs pip install 'qwen3-asr-vllm[eval]'.",
     )
     parser.add_argument("sources", nargs="+", metavar="MANIFEST")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -189,21 +208,27 @@ def _add_eval(commands: Any) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options of transcribe and eval: the model, and how it recognises speech."""
+    """Add the options that transcribe and eval share: model and recognition."""
     add = parser.add_argument_group("model").add_argument
-    add("-m", "--model", help=f"default: {DEFAULT_MODEL}, or what the server serves")
+    add("-m", "--model", help=f"checkpoint; default: {DEFAULT_MODEL}, or the model of the server")
     add(
         "--server",
         metavar="URL",
-        help="a server, such as http://localhost:8000, instead of an "
-        "engine in this process; needs no vLLM here",
+        help="use a server such as http://localhost:8000 instead of an engine in this process; "
+        "needs no vLLM here",
     )
     _add_api_key(add)
-    add("--no-progress", action="store_true", help="no progress bar on a terminal")
+    add("--no-progress", action="store_true", help="hide the progress bar")
     add = parser.add_argument_group("recognition").add_argument
     _add_audio_track(add)
     _add_language(add, otherwise="detect")
-    add("--languages", type=_languages, default=[], metavar="LIST", help="detect one of these")
+    add(
+        "--languages",
+        type=_languages,
+        default=[],
+        metavar="LIST",
+        help="languages to detect one of",
+    )
     _add_context(add)
     add(
         "--keywords",
@@ -211,7 +236,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         type=_words,
         default=[],
         metavar="WORDS",
-        help="names and terms to expect, between commas",
+        help="names and terms to expect, separated by commas",
     )
     add(
         "--max-clip-s",
@@ -228,10 +253,10 @@ def _add_stream(commands: Any) -> None:
         commands,
         "stream",
         "FILE|-",
-        help="transcribe speech while it comes, from a pipe or a file",
-        description="Transcribe while audio comes: raw 16-bit PCM, mono, from a pipe (-), or a "
-        "file. On a terminal the text that may still change is redrawn in place; elsewhere there "
-        "is a line for each piece of text that is final. From a microphone: "
+        help="transcribe live speech from a pipe, or a file",
+        description="Transcribe live audio: raw 16-bit PCM, mono, from a pipe (-), or a file. On a "
+        "terminal, text that may still change is redrawn in place; elsewhere, each piece of final "
+        "text is a line. From a microphone: "
         "arecord -q -t raw -f S16_LE -r 16000 | qwen3-asr stream -",
     )
     parser.add_argument("file", metavar="FILE|-")
@@ -251,7 +276,7 @@ def _add_stream(commands: Any) -> None:
         type=_step_seconds,
         default=2.0,
         metavar="S",
-        help="seconds of new audio for which the model is asked again; default: %(default)g",
+        help="seconds of new audio per decoding step; default: %(default)g",
     )
 
 
@@ -260,20 +285,23 @@ def _add_serve(commands: Any) -> None:
         "serve",
         help="serve a model over HTTP",
         usage="qwen3-asr serve MODEL [--aligner MODEL] [options of vllm serve]",
-        description="vLLM's OpenAI-compatible server, with this package's audio routes and limits "
-        "that fit long recordings. All options of `vllm serve` work; --help=all lists them.",
+        description="The OpenAI-compatible server of vLLM, with the audio routes of this package "
+        "and limits for long recordings. All options of `vllm serve` work; --help=all lists them.",
         allow_abbrev=False,
     )
-    serve.add_argument("model", metavar="MODEL", nargs="?", help=f"such as {DEFAULT_MODEL}")
+    serve.add_argument(
+        "model", metavar="MODEL", nargs="?", help=f"checkpoint, such as {DEFAULT_MODEL}"
+    )
     serve.add_argument(
         "--aligner",
         metavar="MODEL",
-        help=f"such as {DEFAULT_ALIGNER}: a second server on this machine, which times words",
+        help=f"forced aligner, such as {DEFAULT_ALIGNER}, in a second server on this machine",
     )
     serve.add_argument(
         "--aligner-options",
         metavar="OPTIONS",
-        help="of vllm serve for the aligner, in one argument: --aligner-options='--dtype float32'",
+        help="options of vllm serve for the aligner, as one argument: "
+        "--aligner-options='--dtype float32'",
     )
 
 
@@ -283,14 +311,19 @@ def _add_doctor(commands: Any) -> None:
         "--decoders", action="store_true", help="only check that audio formats decode; needs no GPU"
     )
     doctor.add_argument(
-        "--server", metavar="URL", help="check a server that runs, such as http://localhost:8000"
+        "--server", metavar="URL", help="check a running server, such as http://localhost:8000"
     )
     _add_api_key(doctor.add_argument)
 
 
 def _add_api_key(add: Callable[..., Any]) -> None:
     key = os.environ.get("OPENAI_API_KEY")
-    add("--api-key", default=key, metavar="KEY", help="for the server; default: $OPENAI_API_KEY")
+    add(
+        "--api-key",
+        default=key,
+        metavar="KEY",
+        help="API key of the server; default: $OPENAI_API_KEY",
+    )
 
 
 def _add_audio_track(add: Callable[..., Any]) -> None:
@@ -308,7 +341,7 @@ def _add_language(add: Callable[..., Any], *, otherwise: str) -> None:
 
 def _add_context(add: Callable[..., Any]) -> None:
     names = ("-c", "--context", "--initial-prompt", "--prompt")
-    add(*names, default="", metavar="TEXT", help="what it is about, what was said before")
+    add(*names, default="", metavar="TEXT", help="text that biases the model, such as the topic")
 
 
 def _add_format(add: Callable[..., Any], help: str, *, default: str) -> None:
@@ -332,7 +365,7 @@ class _ListLanguages(argparse.Action):
 
 
 def with_hyphens(argument: str) -> str:
-    """An option as it is declared: --max_line_width=20 becomes --max-line-width=20."""
+    """Return an option with hyphens: --max_line_width=20 becomes --max-line-width=20."""
     if not argument.startswith("--"):
         return argument
     name = re.split("[=.]", argument, maxsplit=1)[0]
@@ -340,7 +373,7 @@ def with_hyphens(argument: str) -> str:
 
 
 def without_booleans(arguments: Iterable[str]) -> list[str]:
-    """Whisper says True or False after what is simply there or not: --word_timestamps True."""
+    """Turn the boolean values of Whisper into flags: --word_timestamps True."""
     kept: list[str] = []
     for argument in arguments:
         flag, _, value = argument.partition("=")
@@ -363,7 +396,7 @@ def _words(value: str) -> list[str]:
 
 
 def _formats(value: str) -> list[str]:
-    """The formats of a comma list, each once."""
+    """Parse a comma-separated list of formats, each once."""
     names = list(FORMATS) if value == "all" else list(dict.fromkeys(value.split(",")))
     if unknown := [name for name in names if name not in FORMATS]:
         known = ", ".join(FORMATS)
@@ -406,23 +439,24 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def wrong_layout(args: argparse.Namespace) -> str | None:
-    """What is wanted of subtitles, where none are."""
+    """Return an error for layout options without subtitles; None if there are none."""
     formats = ", ".join(args.formats)
     for name in line_layout(args):
         if not set(args.formats) & set(SUBTITLES):
-            return f"--{name.replace('_', '-')}: {formats} has no lines of subtitles; add -f srt"
+            return f"--{name.replace('_', '-')}: {formats} has no subtitle lines; add -f srt"
     if args.highlight_words and not set(args.formats) & set(KARAOKE):
-        return f"--highlight-words: {formats} shows no word as it is said; add -f srt"
+        return f"--highlight-words: {formats} does not highlight words; add -f srt"
     return None
 
 
 def line_layout(args: argparse.Namespace) -> dict[str, int]:
-    """What was given of how wide and how high subtitles may be."""
+    """Return the layout options of subtitles that were given."""
     layout = {"max_line_width": args.max_line_width, "max_line_count": args.max_line_count}
     return {name: value for name, value in layout.items() if value is not None}
 
 
 def writer(name: str, args: argparse.Namespace) -> Callable[[Transcript], str]:
+    """Return the function that writes a format, with the layout options."""
     layout: dict[str, Any] = line_layout(args) if name in SUBTITLES else {}
     karaoke: dict[str, Any] = {"highlight_words": args.highlight_words} if name in KARAOKE else {}
     return partial(FORMATS[name], **karaoke, **layout)

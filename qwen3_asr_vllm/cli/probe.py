@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``qwen3-asr doctor --server URL`` asks of a server that runs.
+"""Checks of a running server: ``qwen3-asr doctor --server URL``.
 
-Each check says what it found, or raises what is wrong and what to do.
+Each check returns its finding, or raises an error with the problem and a remedy.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .. import SUPPORTED_VLLM, __version__
 from ..corpus.client import Client, StatusError
 from ..geometry import SAMPLE_RATE
 
-TIMEOUT_S = 60  # without a byte; the tone takes a CPU a second or two
+TIMEOUT_S = 60  # seconds without a byte; a CPU transcribes the tone in a second or two
 _OURS = "Do: start it with `qwen3-asr serve`, or with VLLM_PLUGINS=qwen3_asr"
 _LOAD = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
 def server_checks(url: str, *, api_key: str | None = None) -> dict[str, Callable[[], str]]:
-    """Checks by name, in order. The first raises ConnectionError where nothing answers.
+    """Return checks by name, in order. The first raises ConnectionError without a response.
 
-    Raises ValueError for what is no address.
+    Raises ValueError for a URL that is not http(s).
     """
     client = Client(url, model="any", api_key=api_key, timeout_s=TIMEOUT_S)
 
@@ -49,7 +49,7 @@ def server_checks(url: str, *, api_key: str | None = None) -> dict[str, Callable
 
 
 def _if_exposed(check: Callable[[Client], str], client: Client) -> str:
-    """A check of what a proxy before a server of ours need not let through."""
+    """Run a check of a route that a proxy may hide."""
     try:
         return check(client)
     except StatusError as error:
@@ -78,7 +78,7 @@ def _models(client: Client) -> str:
     try:
         models = json.loads(client.get("/v1/models"))["data"]
     except ValueError as error:
-        raise ValueError(f"{error} Do: pass --api-key, if it wants one") from error
+        raise ValueError(f"{error} Do: pass --api-key, if the server needs one") from error
     return ", ".join(model["id"] for model in models)
 
 
@@ -86,7 +86,7 @@ def _about(client: Client) -> dict[str, object]:
     try:
         about: dict[str, object] = json.loads(client.get("/about"))
     except ValueError as error:
-        raise ValueError(f"vLLM's own answer ({error}) {_OURS}") from error
+        raise ValueError(f"the route is not of this package ({error}) {_OURS}") from error
     return about
 
 
@@ -106,7 +106,7 @@ def _limits(client: Client) -> str:
 
 def _page(client: Client) -> str:
     if not client.get("/").startswith(b"<!doctype html>"):
-        raise ValueError(f"something else answers there. {_OURS}")
+        raise ValueError(f"/ is not the page of this package. {_OURS}")
     return f"{client.url}/"
 
 
@@ -117,7 +117,7 @@ def _metrics(client: Client) -> str:
 
 
 def _tone() -> bytes:
-    """A second of 440 Hz, as a wav file."""
+    """Return a wav file with a second of 440 Hz."""
     angles = 2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE
     file = io.BytesIO()
     with wave.open(file, "wb") as output:

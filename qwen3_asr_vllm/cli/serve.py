@@ -9,7 +9,7 @@ from .terminal import usage_error
 
 
 def serve(argv: list[str]) -> int:
-    """Run one server, or two with ``--aligner``, until they end or a signal comes."""
+    """Run a server, and one for ``--aligner``, until it ends or receives a signal."""
     if not argv:
         return usage_error(f"serve needs a model, such as {DEFAULT_MODEL}")
     try:

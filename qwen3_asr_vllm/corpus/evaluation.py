@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Error rates of transcripts against what was said, per language, as the field counts them.
+"""Error rates of transcripts against reference texts, per language: WER and CER.
 
 Texts are normalised as for Whisper's evaluations: English in spelling, numbers and contractions,
-other languages in case, marks and punctuation. WER counts words; where a language is written
-without spaces there are none, and only CER, over characters without spaces, means something.
+other languages in case, marks and punctuation. WER counts words; a language written without spaces
+has CER only, which counts characters without spaces.
 Needs jiwer and whisper-normalizer: pip install 'qwen3-asr-vllm[eval]'.
 """
 
@@ -20,23 +20,23 @@ from ..languages import SPACELESS_LANGUAGES, resolve_language
 from ..recordings import Recording, Result
 from ..transcript import Transcript
 
-TEXT_FIELDS = ("text", "transcription", "sentence", "transcript")  # of a manifest's row
+TEXT_FIELDS = ("text", "transcription", "sentence", "transcript")  # reference text of a row
 LANGUAGE_FIELDS = ("language", "lang", "locale", "target_lang", "source_lang")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What was said in one recording, and what was heard."""
+    """Reference and hypothesis of one recording."""
 
     reference: str
     hypothesis: str
-    language: str | None  # its name; None: not known
+    language: str | None  # name of the language; None: unknown
     seconds: float
 
 
 @dataclass(frozen=True)
 class Score:
-    """Errors of one language. Rates are shares; None where there is nothing to count."""
+    """Errors of one language. Rates are fractions; None if there are no words or characters."""
 
     language: str
     recordings: int
@@ -45,11 +45,11 @@ class Score:
     wer: float | None
     characters: int
     cer: float | None
-    invented: int  # recordings in which nobody speaks, and yet words were heard
+    hallucinated: int  # recordings without speech whose hypothesis has words
 
 
 def evaluate(pairs: Iterable[Pair]) -> list[Score]:
-    """A score for each language, by name. Raises ImportError naming what is to be installed."""
+    """Return a score for each language, sorted by name. Raises ImportError without jiwer."""
     pairs_by_language: dict[str, list[Pair]] = {}
     for pair in pairs:
         pairs_by_language.setdefault(pair.language or "unknown", []).append(pair)
@@ -69,17 +69,17 @@ def _score(language: str, pairs: list[Pair]) -> Score:
         wer=_rate(words),
         characters=sum(characters[:3]),
         cer=_rate(characters),
-        invented=sum(not reference and bool(heard) for reference, heard in texts),
+        hallucinated=sum(not reference and bool(text) for reference, text in texts),
     )
 
 
 def _counts(texts: list[tuple[str, str]], process: str) -> list[int]:
-    """Hits, substitutions, deletions and insertions; jiwer takes no empty reference alone."""
-    spoken = [(reference, heard) for reference, heard in texts if reference]
+    """Return hits, substitutions, deletions, insertions; empty references are skipped."""
+    spoken = [(reference, text) for reference, text in texts if reference]
     if not spoken:
         return []
-    references, heard = map(list, zip(*spoken, strict=True))
-    output = getattr(_require("jiwer"), process)(references, heard)
+    references, hypotheses = map(list, zip(*spoken, strict=True))
+    output = getattr(_require("jiwer"), process)(references, hypotheses)
     return [output.hits, output.substitutions, output.deletions, output.insertions]
 
 
@@ -93,13 +93,16 @@ def _joined(text: str) -> str:
 
 @cache
 def normalizer(language: str) -> Callable[[str], str]:
-    """The text normaliser that a language is usually scored with."""
+    """Return the usual text normaliser of a language."""
     _require("whisper_normalizer")
     if language == "English":
         from whisper_normalizer.english import EnglishTextNormalizer
 
         return EnglishTextNormalizer()
-    if language in ("Hindi", "Thai"):  # Whisper's basic one takes their vowels for accents
+    if language in (
+        "Hindi",
+        "Thai",
+    ):  # Whisper's basic normaliser would strip their vowels as accents
         jiwer = _require("jiwer")
         steps = (jiwer.RemovePunctuation(), jiwer.ToLowerCase(), jiwer.RemoveMultipleSpaces())
         return jiwer.Compose([*steps, jiwer.Strip()])
@@ -116,8 +119,10 @@ def _require(package: str) -> Any:
 
 
 def pair(result: Result, *, language: str | None = None) -> Pair:
-    """A result to be scored against its row. Where that names no language, ``language`` or what
-    was heard does. Its transcript must be there."""
+    """Return the reference and hypothesis of a result with a transcript.
+
+    The language is the row's or, if it has none, ``language`` or that of the transcript.
+    """
     recording, transcript = result.source, result.transcript
     assert transcript is not None
     return Pair(
@@ -129,7 +134,7 @@ def pair(result: Result, *, language: str | None = None) -> Pair:
 
 
 def pred_text_results(recordings: Iterable[Recording]) -> list[Result]:
-    """Results as the rows of a manifest have them. Raises ValueError where one has none."""
+    """Return the ``pred_text`` of each row as a result. Raises ValueError for a row without it."""
     results = []
     for index, recording in enumerate(recordings):
         row = recording.row
@@ -141,17 +146,17 @@ def pred_text_results(recordings: Iterable[Recording]) -> list[Result]:
 
 
 def report(scores: Iterable[Score], *, speed: float | None, failed: int, as_json: bool) -> str:
-    """A table or JSON. ``speed``: seconds of audio per second; None: not measured."""
+    """Return a table or JSON. ``speed`` is in seconds of audio per second; None: unknown."""
     scores = list(scores)
     if as_json:
         rows = [asdict(score) for score in scores]
         document = {"scores": rows, "audio_s_per_s": speed, "failed": failed}
         return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
-    lines = ["language    recordings    audio s     WER %     CER %  invented"]
+    lines = ["language    recordings    audio s     WER %     CER %  hallucinated"]
     for score in scores:
         lines.append(
             f"{score.language:12}{score.recordings:10}{score.seconds:11.1f}"
-            f"{_percent(score.wer):>10}{_percent(score.cer):>10}{score.invented:10}"
+            f"{_percent(score.wer):>10}{_percent(score.cer):>10}{score.hallucinated:14}"
         )
     if speed is not None:
         lines.append(f"{speed:.1f} seconds of audio per second")
@@ -165,12 +170,12 @@ def _percent(rate: float | None) -> str:
 
 
 def reference_text(row: Mapping[str, Any]) -> str | None:
-    """What a manifest's row says was said; None where it does not."""
+    """Return the reference text of a row; None if it has none."""
     return next((str(row[name]) for name in TEXT_FIELDS if row.get(name) is not None), None)
 
 
 def stated_language(row: Mapping[str, Any]) -> str | None:
-    """The language that a manifest's row states, by name; None where it states none we know."""
+    """Return the language of a row, by name if known; None if the row has none."""
     stated = next((str(row[name]) for name in LANGUAGE_FIELDS if row.get(name)), None)
     try:
         return resolve_language(stated)

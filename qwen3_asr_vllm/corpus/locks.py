@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run at a time for each output: a lock that ends with its process, however that ends."""
+"""One run at a time per output: a file lock that ends with its process."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-PATIENCE_S = 2.0  # engines of a run that was killed hold its lock until they end, too
+PATIENCE_S = 2.0  # seconds to wait: the engines of a killed run hold its lock until they exit
 
 _logger = logging.getLogger(__name__)
 
 
 class OutputInUseError(OSError):
-    """Another run writes there."""
+    """Another run writes to this output."""
 
 
 @contextmanager
 def locked(path: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of ``output``, which is on the file ``path``: made here, removed if empty.
+    """Hold the lock of ``output`` on the file ``path``, which is created, and removed if empty.
 
-    Raises OutputInUseError where another run holds it.
+    Raises OutputInUseError if another run holds it.
     """
     file = _lock(path, output)
     try:
@@ -44,7 +44,7 @@ def _lock(path: Path, output: Path) -> BinaryIO:
         file.close()
         if time.monotonic() > patient_until:
             raise OutputInUseError(
-                f"another run writes to {output}; wait for it to end, or write somewhere else"
+                f"another run writes to {output}; wait for it to end, or choose another output"
             )
         time.sleep(0.05)
 
@@ -57,12 +57,14 @@ def _try_lock(file: BinaryIO, output: Path) -> bool:
     except BlockingIOError:
         return False
     except (ImportError, OSError) as error:
-        _logger.warning("%s cannot be locked (%s); let no other run write there", output, error)
+        _logger.warning(
+            "%s cannot be locked (%s); do not start another run that writes to it", output, error
+        )
     return True
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether it still is the file of this name: another run may have replaced it meanwhile."""
+    """Return whether the open file is still at ``path``: another run may have replaced it."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     return False

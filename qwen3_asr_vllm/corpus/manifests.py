@@ -3,9 +3,9 @@
 
     bytes -> text (UTF-8, or UTF-16 and UTF-32 with a byte order mark) -> rows, each with its line
 
-TSV has no quotes, as Common Voice writes it. CSV has those of RFC 4180, strictly: a quote that
-never closes would swallow the rows after it. A row that cannot be read comes out as the error that
-says why, so that it hides none of the others.
+TSV has no quotes, as in Common Voice. CSV has the quotes of RFC 4180, strictly: a quote that never
+closes would swallow the rows after it. An unreadable row is yielded as its error, so that it hides
+no other row.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, TypeAlias
 
 from ..media.containers import AUDIO_SUFFIXES
 
-PATH_FIELDS = ("audio_filepath", "file_name", "audio", "path")  # of a row, in this order
+PATH_FIELDS = ("audio_filepath", "file_name", "audio", "path")  # the first that a row has counts
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 MANIFEST_SUFFIXES = (".jsonl", ".json", *DELIMITERS, ".txt", ".lst", ".list")
 
 _ANY_DELIMITER = ",;\t|"
 _ENCODINGS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
@@ -36,11 +36,11 @@ _ENCODINGS = {
 _SPACE = re.compile(r"\s*")
 _NEEDS_PATH = f"names no audio; one of {', '.join(PATH_FIELDS)} must be a path."
 
-Row: TypeAlias = tuple[int, Mapping[str, Any] | ValueError]  # its line, and why it cannot be read
+Row: TypeAlias = tuple[int, Mapping[str, Any] | ValueError]  # line; fields or an error
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a manifest. Raises ValueError, OSError where there is no reading any."""
+    """Return the rows of a manifest. Raises ValueError, OSError for an unreadable file."""
     text = decode_text(path.read_bytes())
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".json"):
@@ -49,9 +49,9 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def decode_text(data: bytes) -> str:
-    """The text of a file, without byte order marks, its lines ended by LF.
+    """Return the text of a file without byte order marks, with LF as line ends.
 
-    Raises ValueError, with the line, for what is neither UTF-8 nor marked as UTF-16 or UTF-32.
+    Raises ValueError, with the line, for bytes that are neither UTF-8 nor marked UTF-16 or UTF-32.
     """
     encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
     try:
@@ -65,7 +65,9 @@ def decode_text(data: bytes) -> str:
 
 
 def _list_rows(text: str) -> Iterator[Row]:
-    for line, content in enumerate(text.split("\n"), 1):  # str.splitlines() also cuts at U+2028
+    for line, content in enumerate(
+        text.split("\n"), 1
+    ):  # str.splitlines() would also split at U+2028
         if path := content.strip():
             yield line, {"audio_filepath": path}
 
@@ -74,7 +76,7 @@ def _list_rows(text: str) -> Iterator[Row]:
 
 
 def _json_rows(text: str) -> Iterator[Row]:
-    """Of objects, one after the other; of a list of them; of an object with such a list."""
+    """Yield the rows of JSON lines, of a list of objects, or of an object with such a list."""
     values = list(_json_values(text))
     is_one = len(values) == 1
     for line, value in values:
@@ -89,18 +91,18 @@ def _json_rows(text: str) -> Iterator[Row]:
 
 
 def _json_values(text: str) -> Iterator[tuple[int, Any]]:
-    """Each value with its line. After what is not JSON, the next line goes on."""
+    """Yield each value with its line. After invalid JSON, reading continues on the next line."""
     decoder, line, counted = json.JSONDecoder(), 1, 0
-    while (place := _end_of_space(text, counted)) < len(text):
-        line += text.count("\n", counted, place)
+    while (position := _end_of_space(text, counted)) < len(text):
+        line += text.count("\n", counted, position)
         try:
-            value, end = decoder.raw_decode(text, place)
+            value, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            value, end = ValueError(f"not JSON ({error})."), text.find("\n", place)
+            value, end = ValueError(f"not JSON ({error})."), text.find("\n", position)
         yield line, value
         if end < 0:
             return
-        line += text.count("\n", place, end)
+        line += text.count("\n", position, end)
         counted = end
 
 
@@ -110,7 +112,7 @@ def _end_of_space(text: str, start: int) -> int:
 
 
 def _entries(value: Any) -> list[Any] | None:
-    """The rows in a file of one value; None where it is a row itself."""
+    """Return the rows within the only value of a file; None if the value is a row itself."""
     if isinstance(value, dict) and not any(map(value.get, PATH_FIELDS)):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         return lists[0] if len(lists) == 1 else None
@@ -127,7 +129,7 @@ def _json_row(value: Any) -> Mapping[str, Any] | ValueError:
 
 
 def _table_rows(text: str, usual: str) -> Iterator[Row]:
-    """Rows by the names of the first line. Raises ValueError where none of them is a path's."""
+    """Yield rows with the names of the first line. Raises ValueError if none is a path's."""
     first = next(filter(str.strip, text.split("\n")), "")
     if not first:
         return
@@ -138,7 +140,7 @@ def _table_rows(text: str, usual: str) -> Iterator[Row]:
         if isinstance(record, ValueError):
             yield line, record
         elif not any(map(str.strip, record)):
-            continue  # spreadsheets end in rows of delimiters
+            continue  # an empty row, as at the end of spreadsheets
         elif not names:
             names = [name.strip() for name in record]
             if twice := [name for name in names if name and names.count(name) > 1]:
@@ -151,7 +153,7 @@ def _table_rows(text: str, usual: str) -> Iterator[Row]:
 
 
 def _delimiter(first: str, usual: str) -> str:
-    """That with which the first line has the name of a path's column."""
+    """Return the delimiter that gives the first line a column of paths."""
     for delimiter in dict.fromkeys(usual + _ANY_DELIMITER):
         is_tab = delimiter == "\t"
         names = first.split("\t") if is_tab else next(csv.reader([first], delimiter=delimiter))
@@ -182,14 +184,14 @@ def _quoted(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | ValueE
             yield line, ValueError(f"not CSV{lines} ({error}); {advice}.")
             continue
         if reader.line_num > line and _holds_rows(record, delimiter):
-            message = f"a field in quotes goes on to line {reader.line_num}, over whole rows"
+            message = f"a field in quotes extends to line {reader.line_num}, over whole rows"
             yield line, ValueError(f"{message}; double the quotes inside of fields.")
         else:
             yield line, record
 
 
 def _holds_rows(record: list[str], delimiter: str) -> bool:
-    """Whether a field has lines that name audio: rows that an unbalanced quote swallowed."""
+    """Return whether a field holds whole rows, which an unbalanced quote swallowed."""
     lines = (line for field in record if "\n" in field for line in field.split("\n"))
     cells = (cell for line in lines for cell in line.split(delimiter))
     return any(PurePath(cell.strip('"')).suffix.lower() in AUDIO_SUFFIXES for cell in cells)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A corpus on many machines: Ray Data, whose actors have an engine each.
+"""Transcribe a corpus on many machines with Ray Data, one engine per actor.
 
-    manifest -> batches -> actor with an engine (many) -> FOLDER/shard-*.jsonl -> again: the rest
+    manifest -> batches -> actors with an engine each -> FOLDER/shard-*.jsonl
 
-Ray places the actors, hands out batches, and starts an actor again that was killed, with its
-batch. A shard appears whole or not at all and has the name of its batch, so a batch that is done
-twice is written once; what is in the shards of an earlier run is not done again. Sources and
-FOLDER must be the same from all machines: a shared file system, or URLs.
+Ray starts the actors, distributes batches, and restarts a killed actor with its batch. A shard
+appears complete or not at all and has the name of its batch, so a repeated batch overwrites its own
+shard. Recordings in the shards of an earlier run are skipped. Sources and FOLDER must be the same
+on all machines: a shared file system, or URLs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..recordings import Progress, Recording, Result, is_url
 from .outputs import OutputFolder, OutputManifest, check_apart, output_line, write_whole
 from .sources import Report, find_recordings
 
-BATCH_SIZE = 256  # recordings: an engine runs empty at the end of each
+BATCH_SIZE = 256  # recordings per batch; an engine runs empty at the end of each batch
 SHARDS = "shard-*.jsonl"
 
 _logger = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. ``failed`` has the error of each recording without a transcript."""
+    """The outcome of a run. ``failed`` has the error of each recording without a transcript."""
 
     num_done: int
-    num_skipped: int  # done by an earlier run
-    seconds: float  # of audio, heard by this run
+    num_skipped: int  # recordings that an earlier run finished
+    seconds: float  # seconds of audio that this run transcribed
     failed: dict[str, str]
 
 
@@ -70,14 +70,14 @@ def transcribe_on_ray(
     """
     options = merge_options(options, fields)
     with OutputFolder.lock(folder):
-        recordings = find_recordings(map(_found_from_anywhere, sources), report=report)
+        recordings = find_recordings(map(_absolute, sources), report=report)
         check_apart((recording.key, recording) for recording in recordings)
         done = set(done_keys(folder))
         todo = [recording for recording in recordings if done.isdisjoint(recording.keys)]
         model_path = os.path.abspath(model) if os.path.isdir(model) else model
         failed: dict[str, str] = {}
-        seconds, num_done, num_answers = 0.0, 0, 0
-        for answers in _batches_done(
+        seconds, num_done, num_outcomes = 0.0, 0, 0
+        for outcomes in _batches_done(
             todo,
             batch_size=batch_size,
             num_workers=min(num_workers, -(-len(todo) // batch_size)),
@@ -85,24 +85,24 @@ def transcribe_on_ray(
             worker={"folder": str(folder.absolute()), "model": model_path, "options": options}
             | {"engine_options": engine_options or {}},
         ):
-            failed |= {a["source"]: a["error"] for a in answers if a["error"]}
-            seconds += sum(a["seconds"] for a in answers)
-            num_done += sum(not a["error"] for a in answers)
-            num_answers += len(answers)
+            failed |= {x["source"]: x["error"] for x in outcomes if x["error"]}
+            seconds += sum(x["seconds"] for x in outcomes)
+            num_done += sum(not x["error"] for x in outcomes)
+            num_outcomes += len(outcomes)
             if progress:
-                progress(Progress(num_answers, num_answers, seconds, seconds, len(todo)))
+                progress(Progress(num_outcomes, num_outcomes, seconds, seconds, len(todo)))
         return Summary(num_done, len(recordings) - len(todo), seconds, failed)
 
 
-def _found_from_anywhere(source: str) -> str:
-    """Absolute, for workers run elsewhere. Raises ValueError for standard input."""
+def _absolute(source: str) -> str:
+    """Return an absolute path or a URL for workers. Raises ValueError for standard input."""
     if source == "-":
         raise ValueError("workers on Ray cannot read standard input; write it to a file.")
     return source if is_url(source) else os.path.abspath(source)
 
 
 def done_keys(folder: Path) -> Iterator[tuple[str, float]]:
-    """What is in the shards of a folder."""
+    """Yield the keys of the recordings in the shards of a folder."""
     for shard in sorted(folder.glob(SHARDS)):
         yield from OutputManifest(shard).keys()
 
@@ -115,7 +115,7 @@ def _batches_done(
     num_gpus: float,
     worker: dict[str, Any],
 ) -> Iterator[list[dict[str, Any]]]:
-    """What became of each batch, as they are done."""
+    """Yield the outcomes of each finished batch."""
     if not todo:
         return
     ray = _ray()
@@ -129,11 +129,11 @@ def _batches_done(
         fn_constructor_kwargs=worker,
     )
     for row in data.iter_rows():
-        yield json.loads(row["answers"])
+        yield json.loads(row["outcomes"])
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics
     try:
         import ray
         import ray.data
@@ -145,7 +145,7 @@ def _ray() -> Any:
 
 
 class Worker:
-    """One actor: an engine, which Ray gives batches."""
+    """An actor with an engine, which transcribes batches."""
 
     def __init__(
         self,
@@ -161,23 +161,23 @@ class Worker:
         self._folder, self._options = Path(folder), options
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[str]]:
-        return {"answers": [json.dumps(self._transcribe(batch)) for batch in rows["batch"]]}
+        return {"outcomes": [json.dumps(self._transcribe(batch)) for batch in rows["batch"]]}
 
     def _transcribe(self, batch: str) -> list[dict[str, Any]]:
         recordings = [Recording(**fields) for fields in json.loads(batch)]
         try:
             results = list(self._model.transcribe(recordings, self._options))
         except EngineDiedError:
-            os._exit(1)  # Ray starts another worker, which gets the batch
-        lines, answers = zip(*map(_line_and_answer, results), strict=True)
+            os._exit(1)  # Ray starts another worker with the same batch
+        lines, outcomes = zip(*map(_line_and_outcome, results), strict=True)
         name = hashlib.sha256(batch.encode()).hexdigest()[:16]
         if text := "".join(lines):
             write_whole(self._folder / f"shard-{name}.jsonl", text)
-        return list(answers)
+        return list(outcomes)
 
 
-def _line_and_answer(result: Result) -> tuple[str, dict[str, Any]]:
-    """The line of its shard, empty where there is none, and what is told of a recording."""
+def _line_and_outcome(result: Result) -> tuple[str, dict[str, Any]]:
+    """Return the line of a shard, empty for an error, and the outcome for the summary."""
     line, seconds, error = "", 0.0, result.error
     if result.transcript is not None:
         try:
@@ -185,5 +185,5 @@ def _line_and_answer(result: Result) -> tuple[str, dict[str, Any]]:
             seconds = result.transcript.duration
         except ValueError as unwritable:
             error = unwritable
-    told = {"source": str(result.source), "seconds": seconds}
-    return line, told | {"error": str(error) if error else None}
+    outcome = {"source": str(result.source), "seconds": seconds}
+    return line, outcome | {"error": str(error) if error else None}

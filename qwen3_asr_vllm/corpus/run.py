@@ -3,7 +3,7 @@
 
     sources -> recordings -> without those that are done -> model -> DIR/NAME.txt, manifest.jsonl
 
-A run that was stopped goes on from where it was; a recording that fails leaves the others alone.
+A run that was stopped continues where it stopped; a recording that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Summary:
     """The outcome of a run."""
 
     num_done: int
-    num_skipped: int  # done by an earlier run
-    failed: tuple[tuple[str, str], ...]  # each recording without a transcript, and why
+    num_skipped: int  # recordings that an earlier run finished
+    failed: tuple[tuple[str, str], ...]  # recordings without a transcript, each with its error
 
 
 def run(
@@ -59,7 +59,7 @@ def run(
     on_transcript: OnTranscript | None = None,
     **fields: Any,
 ) -> Summary:
-    """Transcribe a corpus into files, and skip what an earlier run has done.
+    """Transcribe a corpus into files, and skip the recordings that an earlier run finished.
 
         from qwen3_asr_vllm import Qwen3ASR
         from qwen3_asr_vllm.corpus.run import run
@@ -106,7 +106,7 @@ def open_corpus(
     overwrite: bool,
     report: Report,
 ) -> Iterator[Corpus]:
-    """Find the recordings and lock the outputs. Raises what ``run`` does before it transcribes."""
+    """Find the recordings and lock the outputs. Raises the same errors as ``run``."""
     sources = list(sources)
     with ExitStack() as stack:
         recordings = find_recordings(sources, report=report)
@@ -140,7 +140,7 @@ class Corpus:
     """Recordings and the outputs that are locked for them."""
 
     recordings: list[Recording]
-    todo: list[Recording]  # not done by an earlier run
+    todo: list[Recording]  # recordings that no earlier run finished
     outputs: list[Output]
     report: Report
     _failed: list[tuple[str, str]] = field(default_factory=list)
@@ -155,7 +155,7 @@ class Corpus:
         *,
         on_transcript: OnTranscript | None = None,
     ) -> Summary:
-        """Transcribe what is to do; ``load`` is only called where something is."""
+        """Transcribe the recordings of ``todo``; ``load`` is called only if there are any."""
         if found := [recording for recording in self.todo if self._can_be_done(recording)]:
             for result in load()(found, in_order=not self.outputs):
                 self._take(result, on_transcript)
@@ -175,7 +175,7 @@ class Corpus:
         return True
 
     def _take(self, result: Result, on_transcript: OnTranscript | None) -> None:
-        """Write one result, or note why there is none."""
+        """Write one transcript, or record its error."""
         recording: Recording = result.source
         if result.transcript is None:
             self._fail(recording, result.error)

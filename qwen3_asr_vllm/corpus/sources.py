@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recordings of a corpus: files, folders, globs, URLs, standard input, and manifests.
 
-Nothing is left out in silence: what a folder holds beside audio is counted and named, and a
-manifest with a row that cannot be read is refused, with all such rows. A name may be spelled with
-composed accents (NFC) or decomposed ones (NFD, as macOS writes them): both find the same file.
+Every omission is reported: other files of a folder are counted by suffix, and a manifest with
+unreadable rows is rejected, with an error for each of them. A name may have composed accents (NFC)
+or decomposed ones (NFD, as on macOS): both find the same file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..media.containers import AUDIO_SUFFIXES
 from ..recordings import Recording, is_url
 from .manifests import MANIFEST_SUFFIXES, PATH_FIELDS, read_rows
 
-MAX_SECONDS = 1e9  # of an offset: 30 years
-MAX_PROBLEMS = 20  # of a manifest, in one message
+MAX_SECONDS = 1e9  # upper bound of an offset: 30 years
+MAX_PROBLEMS = 20  # upper bound of unreadable rows that one message lists
 
 Report: TypeAlias = Callable[[str], object]
 
@@ -32,12 +32,11 @@ _logger = logging.getLogger(__name__)
 
 
 def find_recordings(sources: Iterable[str], *, report: Report = _logger.warning) -> list[Recording]:
-    """All recordings of files, folders, globs, URLs, manifests, and "-".
+    """Return all recordings of files, folders, globs, URLs, manifests, and "-".
 
-    ``report`` is called with what a folder or glob leaves out.
+    ``report`` is called with a message about the files that a folder or glob leaves out.
 
-    Raises ValueError for sources that hold none and manifests that cannot be read: one message
-    for all of them.
+    Raises one ValueError for all sources without recordings and all unreadable manifests.
     """
     recordings: list[Recording] = []
     problems: list[str] = []
@@ -59,7 +58,7 @@ def _find(source: str, report: Report) -> list[Recording]:
         return [Recording(source, mirrored_name(name))]
     source = spelled_as_on_disk(source)
     path = Path(source)
-    if os.path.isdir(path):  # unlike is_dir(), no error for a name that is too long
+    if os.path.isdir(path):  # returns False for a name that is too long, for which is_dir() raises
         return _below(path, source, sorted(_audio_files(path, report)))
     if path.suffix.lower() in MANIFEST_SUFFIXES and os.path.isfile(path):
         return read_manifest(path)
@@ -69,7 +68,7 @@ def _find(source: str, report: Report) -> list[Recording]:
 
 
 def spelled_as_on_disk(path: str, folder: str | Path = "") -> str:
-    """A path below ``folder`` as its files are called, which may be in NFC or in NFD."""
+    """Return a path below ``folder`` with the accents of the files on disk, in NFC or NFD."""
     if path.isascii() or os.path.lexists(os.path.join(folder, path)):
         return path
     found = ""
@@ -84,7 +83,7 @@ def spelled_as_on_disk(path: str, folder: str | Path = "") -> str:
 
 
 def _audio_files(folder: Path, report: Report) -> Iterator[Path]:
-    """The files below a folder that are called as audio is; all others are reported."""
+    """Yield the files below a folder that have a suffix of audio; report all others."""
     others: Counter[str] = Counter()
     for path in _files(folder, report):
         suffix = path.suffix.lower()
@@ -94,47 +93,47 @@ def _audio_files(folder: Path, report: Report) -> Iterator[Path]:
         elif is_hidden:
             others[f"hidden {suffix}"] += 1
         elif _is_special(path):
-            others[f"{suffix} that is no file"] += 1
+            others[f"{suffix} that is not a file"] += 1
         else:
             yield path
     if others := +others:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common())
-        report(f"{folder}: {_count(others.total(), 'file is', 'files are')} no audio: {kinds}")
+        report(f"{folder}: {_count(others.total(), 'file is', 'files are')} not audio: {kinds}")
 
 
 def _files(folder: Path, report: Report) -> Iterator[Path]:
-    """All files below a folder, those behind links to folders last; no folder twice."""
+    """Yield all files below a folder once; those in linked folders come last."""
     seen: set[tuple[int, int]] = set()
     folders = [str(folder)]
     for start in folders:
         for place, inner, names in os.walk(start, onerror=lambda e: report(f"not searched: {e}")):
             status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was searched
                 inner.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
             links = (os.path.join(place, name) for name in sorted(inner))
-            folders += filter(os.path.islink, links)  # which os.walk does not follow
+            folders += filter(os.path.islink, links)  # os.walk does not follow links
             yield from (Path(place, name) for name in names)
 
 
 def _matches(pattern: str, report: Report) -> list[Path]:
-    """The files that a glob matches; folders, pipes and devices are reported."""
+    """Return the files that a glob matches; report folders, pipes and devices."""
     found = sorted(map(Path, glob.glob(pattern, recursive=True)))
     folders = [] if "**" in pattern else [path for path in found if path.is_dir()]
     if folders:
         count = _count(len(folders), "folder", "folders")
         report(f"{pattern}: {count} not searched, such as {folders[0]}; add /** to search them")
     if special := [path for path in found if not path.is_dir() and _is_special(path)]:
-        report(f"{pattern}: {special[0]} is no file ({len(special)} of these)")
+        report(f"{pattern}: {special[0]} is not a file ({len(special)} of these)")
     return [path for path in found if not path.is_dir() and not _is_special(path)]
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is a pipe, socket or device, which may never end."""
+    """Return whether this is a pipe, socket or device, which may never end."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # a broken link, say: opening it gives the reason
+    except OSError:  # such as a broken link: opening it gives the reason
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
@@ -144,7 +143,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folder that all matches of a glob are in."""
+    """Return the folder that contains all matches of a glob."""
     parents = [parent for parent in pattern.parents if not glob.has_magic(str(parent))]
     return parents[0]
 
@@ -156,7 +155,7 @@ def _below(folder: Path, source: str, files: list[Path]) -> list[Recording]:
 
 
 def mirrored_name(path: str | PurePosixPath | Path) -> str:
-    """A path without suffix that stays below wherever it is put: no root and no "..".
+    """Return a relative path without suffix and without "..".
 
     >>> mirrored_name("../data/talks/monday.v2.mp3")
     'data/talks/monday.v2'
@@ -172,10 +171,10 @@ def mirrored_name(path: str | PurePosixPath | Path) -> str:
 
 
 def read_manifest(path: Path) -> list[Recording]:
-    """The recordings of a manifest; relative paths are relative to it.
+    """Return the recordings of a manifest; its relative paths start at its folder.
 
-    Raises ValueError, with the file and line of each, for rows that cannot be read or name no
-    audio, and for a manifest without rows.
+    Raises ValueError for unreadable rows and rows that name no audio, with the file and line of
+    each, and for a manifest without rows.
     """
     recordings: list[Recording] = []
     problems: list[str] = []
@@ -202,7 +201,7 @@ def _of_row(folder: Path, row: Mapping[str, Any] | ValueError) -> Recording:
     audio = next((row[name] for name in PATH_FIELDS if row.get(name)), None)
     if not isinstance(audio, str):
         raise ValueError(f"names no audio; one of {', '.join(PATH_FIELDS)} must be a path.")
-    audio.encode()  # half a surrogate pair is no part of a name
+    audio.encode()  # raises for half a surrogate pair
     if "\0" in audio:
         raise ValueError("the path holds a NUL character, as UTF-16 read as UTF-8 does.")
     offset = _seconds(row, "offset")
@@ -217,7 +216,7 @@ def _of_row(folder: Path, row: Mapping[str, Any] | ValueError) -> Recording:
         name if offset is None else f"{name}_{offset:.3f}",
         row,
         offset_s=offset or 0.0,
-        # NeMo states the duration of every row; without an offset it is that of the file.
+        # NeMo states a duration in every row; without an offset it is that of the file.
         duration_s=None if offset is None else _seconds(row, "duration"),
     )
 

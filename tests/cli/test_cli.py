@@ -276,7 +276,7 @@ def test_what_is_finished_is_skipped(model, files, tmp_path, capsys):
     first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     (tmp_path / "out" / "b.srt").unlink()
     assert cli.main(line) == 1 and model.heard == files[1:]
-    assert "1 of 3 are finished; --overwrite does them again" in capsys.readouterr().err
+    assert "1 of 3 are finished; --overwrite transcribes them again" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
     assert cli.main([*line, "--overwrite"]) == 1 and len(model.heard) == 3
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
@@ -290,7 +290,7 @@ def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(model, files, tmp_pa
     model.transcribe = interrupted
     assert cli.main(["transcribe", *files, "-o", str(tmp_path / "out")]) == 130
     assert list(written(tmp_path / "out")) == ["a.txt"]
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command continues from here" in capsys.readouterr().err
 
 
 class FakeStream:
@@ -378,7 +378,7 @@ def test_a_run_on_ray_has_a_bar_too(files, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert cli.main(["transcribe", *files[:2], "--ray", "1", "-o", str(tmp_path)]) == 0
     assert re.search(r"50% \|.*\| 1/2 \d+\.\dx real time", terminal.getvalue())
-    assert "2 done, 0 were, 0 failed" in terminal.getvalue()
+    assert "2 transcribed, 0 skipped, 0 failed" in terminal.getvalue()
 
 
 def test_standard_input_is_a_recording(model, files, monkeypatch, capsys):
@@ -403,7 +403,7 @@ def test_ray_writes_shards_into_a_folder_and_nothing_else(files, line, capsys):
 @pytest.mark.parametrize("option", ["--word_timestamps", "--aligner=x", "--align_model=x"])
 def test_ray_times_no_words(files, option, capsys):
     assert cli.main(["transcribe", files[0], "--ray", "2", "-o", "out", option]) == 2
-    assert capsys.readouterr().err.startswith("qwen3-asr: --ray times no words;")
+    assert capsys.readouterr().err.startswith("qwen3-asr: --ray has no word times;")
 
 
 @pytest.mark.parametrize("option", ["--max-clip-s=30", "--gpu-memory-utilization=0.5"])
@@ -414,7 +414,7 @@ def test_a_server_is_not_told_what_it_decides_itself(files, option, capsys):
 
 def test_a_server_that_does_not_answer_is_named(files, capsys):
     assert cli.main(["transcribe", files[0], "--server", "localhost:1"]) == 1
-    assert "no server answers at http://localhost:1" in capsys.readouterr().err
+    assert "the server at http://localhost:1 is unreachable" in capsys.readouterr().err
 
 
 def test_two_files_are_never_written_to_one(model, files, tmp_path, capsys):
@@ -686,17 +686,20 @@ def test_doctor_finds_our_model_without_a_checkpoint():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("transcribe a.wav --aligner x", "--aligner is for --word-timestamps"),
+        ("transcribe a.wav --aligner x", "--aligner needs --word-timestamps"),
         ("transcribe a.wav --highlight_words", "add --word-timestamps"),
-        ("transcribe a.wav --highlight_words --word_timestamps -f json", "json shows no word"),
-        ("transcribe a.wav --max_line_width 20", "--max-line-width: txt has no lines"),
+        (
+            "transcribe a.wav --highlight_words --word_timestamps -f json",
+            "json does not highlight words",
+        ),
+        ("transcribe a.wav --max_line_width 20", "--max-line-width: txt has no subtitle lines"),
         ("transcribe a.wav -o out -f txt,lrc --max_line_count 1", "--max-line-count: txt, lrc"),
         ("transcribe a.wav -o out --ray 1 --max_line_count 1", "--max-line-count: txt"),
         ("transcribe a.wav --server u --word-timestamps --aligner x", "QWEN3_ASR_ALIGNER_URL"),
         ("align a.wav missing.txt", "missing.txt"),
         ("align a.wav a.txt -f srt,vtt", "one format"),
-        ("align a.wav a.txt --highlight_words", "json shows no word"),
-        ("align a.wav a.txt -f lrc --max_line_width 20", "lrc has no lines"),
+        ("align a.wav a.txt --highlight_words", "json does not highlight words"),
+        ("align a.wav a.txt -f lrc --max_line_width 20", "lrc has no subtitle lines"),
         ("align a.wav a.txt -l Polish", "does not know Polish"),
         ("align a.wav a.txt -f srt --keep-lines --max_line_width 20", "lines of the text are kept"),
         ("align a.wav a.txt -o .", ". is a folder"),

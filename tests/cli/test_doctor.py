@@ -31,7 +31,7 @@ def test_it_notices_a_port_that_is_taken_and_a_limit_that_is_set(monkeypatch):
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        assert doctor.INSTALLATION["port"]() == f"{port} is taken; another server needs --port"
+        assert doctor.INSTALLATION["port"]() == f"{port} is in use; another server needs --port"
     monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "25")
     assert doctor.INSTALLATION["limits"]() == "uploads of 25 MiB, 4 h, 4 GiB decoded"
 

@@ -70,12 +70,12 @@ def test_what_a_scan_leaves_out_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
     found, told = scan(tmp_path)
     assert found == ["a", "d"]
-    left_out = ".jpg (2), .txt (1), .wav that is no file (1), hidden .wav (1), no suffix (1)"
-    assert sorted(told[0].partition("no audio: ")[2].split(", ")) == left_out.split(", ")
-    assert told[0].startswith(f"{tmp_path}: 6 files are no audio")
+    left_out = ".jpg (2), .txt (1), .wav that is not a file (1), hidden .wav (1), no suffix (1)"
+    assert sorted(told[0].partition("not audio: ")[2].split(", ")) == left_out.split(", ")
+    assert told[0].startswith(f"{tmp_path}: 6 files are not audio")
     found, told = scan(tmp_path / "*")
     assert len(found) == 6 and told == [
-        f"{tmp_path}/*: {tmp_path}/pipe.wav is no file (1 of these)"
+        f"{tmp_path}/*: {tmp_path}/pipe.wav is not a file (1 of these)"
     ]
 
 
@@ -478,6 +478,6 @@ def test_transcripts_without_outputs_come_in_order(tmp_path):
 
 def test_a_file_that_is_no_such_manifest_is_not_overwritten(tmp_path):
     path = write_lines(tmp_path / "thesis.md", "# Chapter one")
-    with pytest.raises(ValueError, match="thesis.md:1 is no line of such a manifest"):
+    with pytest.raises(ValueError, match="thesis.md:1 is no line of an output manifest"):
         OutputManifest(path)
     assert path.read_text() == "# Chapter one\n"

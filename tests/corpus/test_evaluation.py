@@ -50,7 +50,7 @@ def test_rates_are_those_of_all_words_of_a_language_together():
         Pair("", "", "English", 5.0),
     ]
     chinese, english = evaluate(pairs)
-    assert (english.words, english.wer, english.invented) == (8, 2 / 8, 1)
+    assert (english.words, english.wer, english.hallucinated) == (8, 2 / 8, 1)
     assert (english.recordings, english.seconds) == (4, 13.0)
     assert (chinese.wer, chinese.cer) == (None, 0.5)
 
@@ -92,7 +92,7 @@ def test_a_manifest_that_says_what_was_heard_is_scored_without_a_model(tmp_path,
     assert "a.wav: its manifest has no pred_text" in capsys.readouterr().err
     path.write_text(json.dumps({"audio_filepath": "a.wav"}) + "\n")
     assert cli.main(["eval", str(path)]) == 2
-    assert "has no text that says what is said" in capsys.readouterr().err
+    assert "has no reference text" in capsys.readouterr().err
 
 
 @pytest.mark.vllm
