@@ -70,7 +70,7 @@ def check_model_class() -> str:
     resolved = ModelRegistry.models[ARCHITECTURE].load_model_cls()
     name = f"{resolved.__module__}.{resolved.__qualname__}"
     if not name.startswith("qwen3_asr_vllm."):
-        raise RuntimeError(f"vLLM serves Qwen3-ASR with {name}. Do: see plugin, above")
+        raise RuntimeError(f"vLLM serves Qwen3-ASR with {name}. Do: see plugin above")
     return name
 
 

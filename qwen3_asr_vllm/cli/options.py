@@ -159,7 +159,7 @@ def _add_align(commands: Any) -> None:
     add = parser.add_argument
     add("-m", "--model", "--aligner", default=DEFAULT_ALIGNER, help="default: %(default)s")
     _add_audio_track(add)
-    _add_language(add, otherwise="by the script")
+    _add_language(add, otherwise="detect by script")
     _add_format(add, "one of {}; default: %(default)s", default="json")
     add("-o", "--output", type=Path, metavar="FILE", help="output file; default: stdout")
     add("--keep-lines", action="store_true", help="make each line of TEXT a segment, cue or lyric")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Error rates: what counts as the same, and as how much of an error."""
+"""Error rates: which texts count as equal, and how errors are counted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_vowels_of_thai_and_hindi_are_kept():
     assert normalizer("Hindi")("नमस्ते, दुनिया।") == "नमस्ते दुनिया"
 
 
-def test_rates_are_those_of_all_words_of_a_language_together():
+def test_rates_pool_all_words_of_a_language():
     pairs = [
         Pair(
             "the train to London leaves today", "The train to London leaves today.", "English", 2.0
@@ -69,12 +69,13 @@ words = st.lists(st.sampled_from("ab cd ef gh".split()), min_size=1, max_size=6)
 
 
 @given(words, words)
-def test_wer_is_the_fewest_edits_per_word(said, heard):
-    expected = edits(said, heard) / len(said)
-    assert score(" ".join(said), " ".join(heard), "German").wer == pytest.approx(expected)
+def test_wer_is_the_fewest_edits_per_word(reference, hypothesis):
+    expected = edits(reference, hypothesis) / len(reference)
+    wer = score(" ".join(reference), " ".join(hypothesis), "German").wer
+    assert wer == pytest.approx(expected)
 
 
-def test_a_manifest_that_says_what_was_heard_is_scored_without_a_model(tmp_path, capsys):
+def test_pred_text_is_scored_without_a_model(tmp_path, capsys):
     rows = [
         {"audio_filepath": "a.wav", "text": "red green", "pred_text": "red blue", "lang": "en"},
         {"audio_filepath": "b.wav", "text": "你好", "pred_text": "你号", "lang": "zh-CN"},
@@ -96,7 +97,7 @@ def test_a_manifest_that_says_what_was_heard_is_scored_without_a_model(tmp_path,
 
 
 @pytest.mark.vllm
-def test_a_model_is_scored_on_what_it_hears(server, capsys):
+def test_a_model_is_scored_on_recordings(server, capsys):
     manifest = str(DATA / "heldout" / "manifest.jsonl")
     assert cli.main(["eval", manifest, "--server", server.url, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

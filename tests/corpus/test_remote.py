@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is sent to a server, and what becomes of its answers: a real HTTP server in a thread.
+"""Requests of a client and its use of the responses, with a real HTTP server in a thread.
 
 ``test_offline.py`` asks the real one.
 """
@@ -32,11 +32,11 @@ from qwen3_asr_vllm.pauses import Pauses
 from qwen3_asr_vllm.recordings import Recording
 from qwen3_asr_vllm.transcript import Segment, Transcript
 
-SAID = Transcript("Hi.", 1.0, (Segment(0.0, 0.5, "Hi.", "English"),), ("loop",))
+TRANSCRIPT = Transcript("Hi.", 1.0, (Segment(0.0, 0.5, "Hi.", "English"),), ("loop",))
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Notes each form; is busy at first for a file of "busy", and refuses one of "bad"."""
+    """Records each form; is busy at first for a file of "busy", and rejects one of "bad"."""
 
     def do_GET(self):
         self.answer(200, {"data": [{"id": "tiny"}]})
@@ -58,7 +58,7 @@ class Echo(http.server.BaseHTTPRequestHandler):
         elif content == b"bad":
             self.answer(400, {"error": {"message": "not audio"}})
         else:
-            self.answer(200, json.loads(FORMATS["verbose_json"](SAID)))
+            self.answer(200, json.loads(FORMATS["verbose_json"](TRANSCRIPT)))
 
     def answer(self, status, document, **headers):
         body = json.dumps(document).encode()
@@ -67,7 +67,7 @@ class Echo(http.server.BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        with suppress(BrokenPipeError):  # who asked has gone
+        with suppress(BrokenPipeError):  # the client has closed the connection
             self.wfile.write(body)
 
     def log_message(self, *_):
@@ -89,12 +89,12 @@ def echo(monkeypatch):
     server.server_close()
 
 
-def test_a_form_has_what_was_wished_for_and_the_file_as_it_is(echo, tmp_path):
+def test_a_form_holds_options_and_the_file(echo, tmp_path):
     (tmp_path / 'a"b.mp3').write_bytes(b"\x00sound\r\n")
     client = Client(echo.url + "/v1", api_key="secret")
     options = {"language": "German", "context": "Ämter", "keywords": ["Ulm", "Maier"]}
     (result,) = client.transcribe([Recording(str(tmp_path / 'a"b.mp3'), "a")], **options)
-    assert result.transcript == SAID
+    assert result.transcript == TRANSCRIPT
     ((headers, form),) = echo.forms
     assert headers["Authorization"] == "Bearer secret"
     assert [name for name, _ in form[:3]] == ["model", "response_format", "language"]
@@ -111,7 +111,7 @@ def test_every_option_becomes_a_field(echo):
         word_timestamps=True,
         audio_track=2,
     )
-    assert Client(echo.url).transcribe(b"y", options, context="Ulm") == SAID
+    assert Client(echo.url).transcribe(b"y", options, context="Ulm") == TRANSCRIPT
     ((_, form),) = echo.forms
     fields = [(name, str(value).strip()) for name, value in form if name != "file"]
     assert fields == [
@@ -152,7 +152,7 @@ def test_waveforms_are_sent_as_wav(echo):
     assert lengths == [8000, 16_000] and sent[2] == b"file"
 
 
-def test_results_come_in_order_and_a_refusal_is_one(echo):
+def test_results_come_in_order(echo):
     sources = [b"busy", b"x", b"bad", *[b"y"] * 100]
     seen = []
     results = list(Client(echo.url, num_connections=4).transcribe(sources, progress=seen.append))
@@ -163,48 +163,48 @@ def test_results_come_in_order_and_a_refusal_is_one(echo):
     assert (seen[-1].recordings_done, seen[-1].seconds_done) == (103, 102)
 
 
-def test_as_they_are_done_each_comes_once(echo):
+def test_unordered_results_come_once(echo):
     results = Client(echo.url, model="m").transcribe([b"busy", *[b"y"] * 50], in_order=False)
     assert sorted(r.index for r in results) == list(range(51))
 
 
-def test_standard_input_is_sent_again_where_a_server_is_busy(echo, monkeypatch):
+def test_standard_input_is_sent_again(echo, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"busy")))
     (result,) = Client(echo.url).transcribe([Recording("-", "stdin")])
-    assert result.transcript == SAID and echo.asked == {b"busy": 3}
+    assert result.transcript == TRANSCRIPT and echo.asked == {b"busy": 3}
 
 
-def test_a_busy_server_is_asked_again_when_it_says(echo):
+def test_retry_after_is_respected(echo):
     echo.when = {"Retry_After": "0.5"}
     start = time.monotonic()
     (result,) = Client(echo.url).transcribe([b"busy"])
-    assert result.transcript == SAID and 1 <= time.monotonic() - start < 30
+    assert result.transcript == TRANSCRIPT and 1 <= time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("stated", [None, "Wed, 21 Oct 2026 07:28:00 GMT", "nan", "-1", "0"])
-def test_what_says_no_time_to_come_again_counts_as_nothing_said(stated):
+def test_bad_retry_after_counts_as_missing(stated):
     assert remote._retry_after_s(stated) == remote.BUSY_DELAY_S
     assert remote._retry_after_s("86400") == 60
 
 
-def test_a_busy_server_is_waited_for_longer_than_a_broken_one(echo):
+def test_busy_servers_get_more_retries_than_broken_ones(echo):
     echo.times_busy = 30
     busy, cut, other = Client(echo.url).transcribe([b"busy", b"cut", b"y"])
-    assert busy.transcript == other.transcript == SAID
+    assert busy.transcript == other.transcript == TRANSCRIPT
     assert "closed connection" in str(cut.error)
     assert echo.asked == {b"busy": 31, b"cut": 4, b"y": 1}
 
 
-def test_a_server_that_hears_nobody_ends_the_run(echo):
+def test_a_server_always_busy_ends_the_run(echo):
     echo.times_busy = 10**6
     results = Client(echo.url, most_busy_s=0.2).transcribe([b"busy"] * 100)
     with pytest.raises(ConnectionError, match="busy for too long: later"):
         list(results)
 
 
-def test_who_waits_for_a_busy_server_is_told_once_until_it_answers(echo, monkeypatch):
+def test_on_busy_is_called_once_until_a_response(echo, monkeypatch):
     monkeypatch.setattr(remote, "REPORT_BUSY_S", 0.05)
-    echo.times_busy, told = 20, []
+    echo.times_busy, reported = 20, []
 
     def sources():
         for _ in range(2):
@@ -212,13 +212,13 @@ def test_who_waits_for_a_busy_server_is_told_once_until_it_answers(echo, monkeyp
             eventually(lambda: echo.asked[b"busy"] > 20)  # and it was answered
             echo.asked.clear()
 
-    client = Client(echo.url, on_busy=told.append, num_connections=4)
+    client = Client(echo.url, on_busy=reported.append, num_connections=4)
     results = client.transcribe(sources())
-    assert [result.transcript for result in results] == [SAID] * 2
-    assert told == [f"{echo.url} is busy; retrying: later"] * 2
+    assert [result.transcript for result in results] == [TRANSCRIPT] * 2
+    assert reported == [f"{echo.url} is busy; retrying: later"] * 2
 
 
-def test_a_dead_server_ends_the_run_and_not_each_recording(echo):
+def test_a_dead_server_ends_the_run(echo):
     read = 0
 
     def sources():
@@ -227,15 +227,15 @@ def test_a_dead_server_ends_the_run_and_not_each_recording(echo):
             read += 1
             yield b"y"
 
-    with socket.socket() as nobody:  # who does not listen
-        nobody.bind(("127.0.0.1", 0))
-        client = Client(f"http://127.0.0.1:{nobody.getsockname()[1]}", model="m", num_connections=2)
+    with socket.socket() as silent:  # bound, not listening
+        silent.bind(("127.0.0.1", 0))
+        client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", model="m", num_connections=2)
         with pytest.raises(ConnectionError, match="is unreachable"):
             list(client.transcribe(sources()))
     assert read < 20
 
 
-def test_a_source_that_waits_for_a_result_gets_it(echo):
+def test_sources_may_wait_for_results(echo):
     first_is_out = threading.Event()
 
     def sources():
@@ -243,12 +243,12 @@ def test_a_source_that_waits_for_a_result_gets_it(echo):
         yield b"y" if first_is_out.wait(60) else b"bad"
 
     results = Client(echo.url).transcribe(sources())
-    assert next(results).transcript == SAID
+    assert next(results).transcript == TRANSCRIPT
     first_is_out.set()
-    assert [result.transcript for result in results] == [SAID]
+    assert [result.transcript for result in results] == [TRANSCRIPT]
 
 
-def test_an_error_of_the_source_is_raised(echo):
+def test_errors_of_the_sources_are_raised(echo):
     def sources():
         yield b"y"
         raise RuntimeError("the list ended early")
@@ -257,26 +257,24 @@ def test_an_error_of_the_source_is_raised(echo):
         list(Client(echo.url).transcribe(sources()))
 
 
-def test_who_gives_up_does_not_wait_for_the_server(echo):
+def test_closing_the_results_cancels_requests(echo):
     results = Client(echo.url).transcribe([b"y", *[b"slow"] * 8], in_order=False)
-    assert next(results).transcript == SAID
+    assert next(results).transcript == TRANSCRIPT
     eventually(lambda: echo.asked[b"slow"] == 8)
     results.close()
     eventually(lambda: not [t for t in threading.enumerate() if "transcribe" in t.name], seconds=30)
 
 
-def test_a_run_that_ended_leaves_the_server_and_other_runs_alone(echo):
+def test_a_closed_run_leaves_other_runs_alone(echo):
     client = Client(echo.url, num_connections=1)
     first, second = (client.transcribe([b"y"] * 3) for _ in range(2))
-    assert next(first).transcript == next(second).transcript == SAID
+    assert next(first).transcript == next(second).transcript == TRANSCRIPT
     first.close()
-    assert [result.transcript for result in second] == [SAID] * 2
+    assert [result.transcript for result in second] == [TRANSCRIPT] * 2
     assert json.loads(client.get("/v1/models"))["data"]
 
 
-def test_parts_of_a_recording_are_sent_as_samples_and_it_is_decoded_once(
-    echo, tmp_path, monkeypatch
-):
+def test_parts_are_sent_as_samples(echo, tmp_path, monkeypatch):
     samples = np.linspace(-0.5, 0.5, 16_000, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     part = Recording(str(tmp_path / "a.wav"), "a", offset_s=0.25, duration_s=0.5)
@@ -292,7 +290,7 @@ def test_parts_of_a_recording_are_sent_as_samples_and_it_is_decoded_once(
     assert rate == 16_000 and np.array_equal(sent, samples[4000:12_000])
 
 
-def test_what_is_no_server_is_refused_at_once(echo):
+def test_bad_urls_are_rejected_at_once(echo):
     for url in ("ftp://h.test", "file:///etc", "http://"):
         with pytest.raises(ValueError, match="http"):
             Client(url)
@@ -301,7 +299,7 @@ def test_what_is_no_server_is_refused_at_once(echo):
 
 
 @pytest.mark.parametrize("words", [False, True])
-def test_a_transcript_is_the_same_after_the_wire(words):
+def test_transcripts_survive_verbose_json(words):
     from qwen3_asr_vllm.transcript import Word
 
     timed = (Word("Hi.", 1 / 3, 0.5),) if words else None
@@ -317,7 +315,7 @@ def test_a_transcript_is_the_same_after_the_wire(words):
         assert write(read) == write(rounded(transcript)), name
 
 
-def test_an_answer_of_another_server_is_read():
+def test_responses_of_other_servers_are_read():
     read = read_verbose_json({"text": "Hallo.", "language": "german", "duration": 2})
     assert read == Transcript("Hallo.", 2.0, (Segment(0, 2.0, "Hallo.", "German"),))
     with pytest.raises(ValueError, match="no verbose_json"):
