@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The WebSocket of a session: its handshake and its limits in time.
+"""WebSocket of a session: its handshake and its timeouts.
 
-uvicorn buffers what a client does not read and then lets the sender wait for ever; a session that
-waited with it would keep its reservation. So every await here ends: the client takes an event
-within ``SEND_S`` seconds, or its connection is dropped.
+uvicorn buffers events that a client does not read, then blocks the sender without limit. A blocked
+session would keep its reservation, so every await here is bounded: a client takes an event within
+``SEND_S`` seconds, or its connection is dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROTOCOL = "realtime"  # the subprotocol that OpenAI's clients offer
 
 
 class Connection:
-    """One WebSocket. Its methods raise WebSocketDisconnect once the client is gone or stuck."""
+    """One WebSocket. Methods raise WebSocketDisconnect if the client is gone or does not read."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self.websocket = websocket
@@ -38,22 +38,22 @@ class Connection:
         await self._within(self.websocket.accept(PROTOCOL if PROTOCOL in offered else None))
 
     async def refuse(self, error: ApiError) -> None:
-        """Answer the handshake with an HTTP error."""
+        """Reject the handshake with an HTTP error."""
         await self._within(self.websocket.send_denial_response(error.response()))
 
     async def send(self, event: dict[str, Any]) -> None:
         numbered = {"type": event["type"], "event_id": f"event_{uuid4().hex[:24]}"} | event
-        # escaped: what a client sent and is told again may hold half a surrogate pair
+        # ASCII only: values that echo the client may hold half a surrogate pair
         text = json.dumps(numbered)
         async with self._sending:
             await self._within(self.websocket.send_text(text))
 
     def receive(self) -> asyncio.Task[MutableMapping[str, Any]]:
-        """The next message, to wait for as long as the caller wants, and then to cancel."""
+        """Return a task for the next message; the caller waits for it and cancels it."""
         return asyncio.ensure_future(self.websocket.receive())
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Close what is open; a client that never answers is dropped."""
+        """Close the connection; drop a client that does not answer."""
         if self.websocket.application_state is WebSocketState.DISCONNECTED:
             return
         with suppress(WebSocketDisconnect):
@@ -63,15 +63,15 @@ class Connection:
     async def _within(self, sending: Awaitable[None]) -> None:
         try:
             await asyncio.wait_for(sending, SEND_S)
-        except (RuntimeError, asyncio.TimeoutError) as error:  # closed; or never read
+        except (RuntimeError, asyncio.TimeoutError) as error:  # closed, or not read in time
             self._drop()
             raise WebSocketDisconnect(1006) from error
 
     def _drop(self) -> None:
-        """Drop the connection with what it has not sent: uvicorn would wait for ever to send it.
+        """Drop the connection and its unsent events, which uvicorn would hold without limit.
 
-        ASGI has no word for that. Every connection of uvicorn's has a ``state`` of its own, in
-        its scope, which tells it from all others.
+        ASGI has no message for that. Every uvicorn connection has a ``state`` object of its own
+        in its scope, which identifies it.
         """
         server = getattr(self.websocket.app.state, "server", None)
         for protocol in list(server.server_state.connections) if server else ():
@@ -84,10 +84,10 @@ class Connection:
 
 
 def refuse_compression(app: FastAPI) -> None:
-    """Accept no compressed frames: 16 KB of them may be 16 MiB of JSON.
+    """Disable compressed frames: 16 KB of them may expand to 16 MiB of JSON.
 
-    vLLM has no option for it, but keeps its uvicorn server in the state of the app before that
-    server starts, and every connection reads the server's config.
+    vLLM has no option for it. It stores its uvicorn server in the state of the app before that
+    server starts, and every connection reads the config of the server.
     """
     lifespan = app.router.lifespan_context
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that decode uploads: a template, and a child of it for each file.
+"""Decoder processes: a template, and a child of it for each file.
 
     server -- job, file, memory --> template -- fork --> child --> progress, warnings, result
 
 The template imports the decoders once, so a child starts in milliseconds. A child decodes one
-file within ``Limits`` and ends: no file meets what another one left behind. The template ends
+file within ``Limits`` and ends, so no file affects another. The template ends
 when the server's end of its socket is closed, however the server ends; its children end with it.
 
 Messages are JSON, one in each packet of a Unix socket. They are never pickles: a file that takes
@@ -40,46 +40,46 @@ LOADERS: dict[str, Callable[..., Any]] = {
     load.__name__: load for load in (load_audio, load_channels)
 }
 ERRORS = {error.__name__: error for error in (ChannelError, ValueError, ImportError)}
-OUT_OF_MEMORY = os.strerror(errno.ENOMEM)  # in errors of FFmpeg's
-MAX_PACKET = 1 << 16  # bytes
+OUT_OF_MEMORY = os.strerror(errno.ENOMEM)  # text of FFmpeg's errors without memory
+MAX_PACKET = 1 << 16  # bytes of a message
 MAX_TEXT = 8_000  # characters of a warning or an error
-READ_BYTES_PER_S = 64 << 20  # of a file, in a second of CPU time
-PROGRESS_S = 5.0  # seconds of audio between two reports
+READ_BYTES_PER_S = 64 << 20  # bytes of a file per second of CPU time
+PROGRESS_S = 5.0  # seconds of audio between two progress reports
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may cost. The limits grow with the audio that is already decoded.
+    """Limits of decoding one file. They grow with the audio that is already decoded.
 
     A table or a tag that expands into gigabytes does so before the first sample; a recording of
-    four hours takes its memory step by step.
+    four hours needs its memory step by step.
     """
 
-    memory_bytes: int = 60 << 20  # more than the process has before it opens the file
+    memory_bytes: int = 60 << 20  # beyond the memory of the process before it opens the file
     memory_bytes_per_s: int = 3 * 4 * SAMPLE_RATE  # of audio: its parts, the whole, a reserve
     cpu_s: float = 2.0
-    cpu_s_per_s: float = 0.1  # of audio
-    stall_s: int = 60  # wall time between two reports
+    cpu_s_per_s: float = 0.1  # CPU seconds per second of audio
+    stall_s: int = 60  # seconds of wall time between two progress reports
 
     def for_file(self, num_bytes: int) -> Limits:
-        """The limits of a file of this size, which its decoder may read more than once."""
+        """Return the limits of a file of this size; its decoder may read it more than once."""
         return replace(self, cpu_s=self.cpu_s + num_bytes / READ_BYTES_PER_S)
 
     def memory(self, audio_s: float) -> int:
-        """Bytes, after so many seconds of audio."""
+        """Return the bytes allowed after ``audio_s`` seconds of audio."""
         return int(self.memory_bytes + audio_s * self.memory_bytes_per_s)
 
     def cpu(self, audio_s: float) -> int:
-        """Seconds of CPU time, after so many seconds of audio. The kernel counts whole ones."""
+        """Return the whole seconds of CPU time allowed after ``audio_s`` seconds of audio."""
         return int(self.cpu_s + audio_s * self.cpu_s_per_s)
 
 
 def main() -> None:
     """Run the template on the socket whose descriptor is the first argument."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a server that stops still answers its requests
+        signal.signal(number, signal.SIG_IGN)  # a stopping server completes its requests
     for package in ("soundfile", "soxr", "av"):
-        with suppress(ImportError, OSError):  # the loader reports it to who needs it
+        with suppress(ImportError, OSError):  # reported when a file needs it
             import_module(package)
     with suppress(ImportError):
         audio_decoders()
@@ -115,7 +115,7 @@ class Template:
             return False
         link, file, output = descriptors
         template, server = os.getpid(), socket.socket(fileno=link)
-        with suppress(OSError):  # no process is left: the server sees its socket closed
+        with suppress(OSError):  # fork failed: the server sees its socket closed
             if (child := os.fork()) == 0:
                 self._control.close()
                 run_child(template, server, file, output, json.loads(packet))
@@ -129,7 +129,7 @@ class Template:
             child, status = os.waitpid(-1, os.WNOHANG)
             if child == 0:
                 return
-            with self._links.pop(child) as server, suppress(OSError):  # it has its result
+            with self._links.pop(child) as server, suppress(OSError):  # the server has the result
                 server.setblocking(False)
                 _send(server, exit_code=os.waitstatus_to_exitcode(status))
 
@@ -141,7 +141,7 @@ def run_child(
     try:
         kill_with_parent(template)
         signal.set_wakeup_fd(-1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print what files hold
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print contents of files
         Child(server, Limits(**job.pop("limits"))).decode(file, output, **job)
     except OSError:
         pass  # the server has closed its end
@@ -156,7 +156,7 @@ class Child:
         self._server, self._limits = server, limits
         self._idle_bytes = _address_space()
         self._audio_s = 0.0
-        self._report_s = 0.0  # the audio after which it reports next
+        self._report_s = 0.0  # seconds of audio at which the next report is due
 
     def decode(self, file: int, output: int, *, loader: str, options: dict[str, Any]) -> None:
         """Write the waveform of each channel to ``output``, and send their lengths."""
@@ -197,7 +197,7 @@ class Child:
         signal.alarm(self._limits.stall_s)  # unhandled, it ends the process
 
     def _lift(self) -> None:
-        """End the limits: what is left to do depends on no file."""
+        """Lift the memory limit: the rest of the work does not depend on the file."""
         _set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
 
     def _send(self, **message: Any) -> None:
@@ -205,7 +205,7 @@ class Child:
 
 
 def _described(error: Exception) -> tuple[str, str]:
-    """The name of its type, as the server knows it, and its text."""
+    """Return the name of the error's type, as the server knows it, and its text."""
     if _is_out_of_memory(error):
         return MemoryError.__name__, ""
     for kind in type(error).__mro__:
@@ -226,13 +226,13 @@ def _set_limit(kind: int, soft: int) -> None:
 
 
 def _address_space() -> int:
-    """Bytes of this process's address space."""
+    """Return the bytes of this process's address space."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a failed allocation is the cause of ``error``."""
+    """Return whether a failed allocation is the cause of ``error``."""
     while error is not None:
         if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
             return True

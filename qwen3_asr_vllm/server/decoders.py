@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode uploads in processes of their own, so that no file can harm other requests.
+"""Decoder processes: decode uploads so that no file can harm other requests.
 
     wav with plain PCM -> this thread
     anything else      -> a child of ``decode_worker.py``, with limits on memory and CPU time
@@ -39,8 +39,8 @@ from .decode_worker import ERRORS, LOADERS, MAX_PACKET, Limits
 
 logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-MAX_COPIED_BYTES = 1 << 20  # an upload that is larger lies on disk
-MAX_HEADER_BYTES = 1 << 16  # of a wav file that a thread decodes, without its samples
+MAX_COPIED_BYTES = 1 << 20  # bytes; a larger upload lies on disk already
+MAX_HEADER_BYTES = 1 << 16  # bytes besides the samples of a wav file that a thread decodes
 PLAIN_CHUNKS = {b"fmt ", b"data", b"fact", b"LIST", b"PEAK", b"bext", b"JUNK"}
 PLAIN_TAGS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}  # PCM, float, G.711: bits
 EXTENSIBLE = 0xFFFE  # the tag is the first two bytes of the subformat
@@ -51,9 +51,9 @@ class DecodeError(ValueError):
 
 
 class Template:
-    """The template of this process: started when it is first needed, and again if it dies.
+    """The template process of this server: started when first needed, and again if it dies.
 
-    It ends when our end of its socket is closed, at the latest when this process ends.
+    It ends when the server's end of its socket is closed, at the latest when the server ends.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Template:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, dead: socket.socket | None = None) -> socket.socket:
-        """Its socket. It is started unless it has a socket that is not ``dead``."""
+        """Return its socket. Starts it unless it has a socket other than ``dead``."""
         with self._lock:
             if self._socket is None or self._socket is dead:
                 if self._process is not None:
@@ -72,7 +72,7 @@ class Template:
             return self._socket
 
     def submit(self, packet: bytes, descriptors: list[int]) -> None:
-        """Have a child forked for a job."""
+        """Ask the template to fork a child for a job."""
         control = self.start()
         try:
             socket.send_fds(control, [packet], descriptors)
@@ -97,25 +97,25 @@ _TEMPLATE = Template()
 
 
 class Decoders:
-    """Decoder processes of one server. Threads may share it; each decodes one file at a time."""
+    """Decoder processes of one server. Thread-safe; a thread decodes one file at a time."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
 
     def warm(self) -> None:
-        """Start the template, which imports the decoders beside this call."""
+        """Start the template, which imports the decoders in the background."""
         if sys.platform == "linux":
             _TEMPLATE.start()
 
     def load_audio(self, file: BinaryIO, **options: Any) -> np.ndarray:
-        """The waveform of a file. ``options`` are those of ``audio.load_audio``.
+        """Return the waveform of a file. ``options`` are those of ``audio.load_audio``.
 
-        Raises DecodeError, too, and Busy where the decoders have to be started again.
+        Also raises DecodeError, and Busy if the decoders have to be restarted.
         """
         return self._load("load_audio", file, options)[0]
 
     def load_channels(self, file: BinaryIO, num_channels: int, **options: Any) -> list[np.ndarray]:
-        """The waveform of each channel. ``options`` are those of ``audio.load_channels``."""
+        """Return the waveform of each channel. ``options``: those of ``audio.load_channels``."""
         return self._load("load_channels", file, options | {"num_channels": num_channels})
 
     def _load(self, loader: str, file: BinaryIO, options: dict[str, Any]) -> list[np.ndarray]:
@@ -136,7 +136,7 @@ class Decoders:
 
 @contextmanager
 def _started(job: dict[str, Any], file: BinaryIO, output: int) -> Iterator[socket.socket]:
-    """A child that decodes ``file``; it ends with the block."""
+    """Start a child that decodes ``file``; it ends with the block."""
     packet = json.dumps(job, default=asdict).encode()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
@@ -148,7 +148,7 @@ def _started(job: dict[str, Any], file: BinaryIO, output: int) -> Iterator[socke
 def _follow(
     child: socket.socket, limits: Limits, callbacks: dict[str, Callable[..., object]]
 ) -> list[int]:
-    """The lengths of the waveforms. Raises what the child reports, or how it ended."""
+    """Return the lengths of the waveforms. Raises the error or the exit of the child."""
     audio_s = 0.0
     while packet := child.recv(MAX_PACKET):
         ((kind, value),) = json.loads(packet).items()
@@ -166,7 +166,7 @@ def _follow(
 
 
 def _error(name: str, text: str, limits: Limits, audio_s: float) -> Exception:
-    """The error of a type that a child names."""
+    """Return the error that a child reported."""
     if name in ERRORS:
         return ERRORS[name](text)
     if name == MemoryError.__name__:
@@ -176,7 +176,7 @@ def _error(name: str, text: str, limits: Limits, audio_s: float) -> Exception:
 
 
 def _ended(exit_code: int, limits: Limits, audio_s: float) -> DecodeError:
-    """The error of a child that ended by a signal, whose negative number this is."""
+    """Return the error of a child that exited; a negative code is the signal that ended it."""
     if exit_code == -signal.SIGXCPU:
         return _too_much(f"{limits.cpu(audio_s)} s of CPU time", audio_s)
     if exit_code == -signal.SIGALRM:
@@ -201,7 +201,7 @@ def _ignore(_: float) -> None:
 
 @contextmanager
 def _memory() -> Iterator[int]:
-    """A descriptor of shared memory. /dev/shm would be too small: 64 MB in a container."""
+    """Yield a descriptor of shared memory. /dev/shm is too small: 64 MB in a container."""
     descriptor = os.memfd_create("waveform", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         yield descriptor
@@ -211,7 +211,7 @@ def _memory() -> Iterator[int]:
 
 @contextmanager
 def _descriptor(file: BinaryIO) -> Iterator[int]:
-    """A descriptor of the file, or of a copy of one that may lie in memory."""
+    """Yield a descriptor of the file, or of a copy if the file may be in memory."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if size > MAX_COPIED_BYTES:
@@ -225,16 +225,17 @@ def _descriptor(file: BinaryIO) -> Iterator[int]:
 
 
 def _waveforms(memory: int, lengths: list[int]) -> list[np.ndarray]:
-    """The waveforms that a child has written, mapped rather than copied."""
-    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # a page that is gone is a SIGBUS
+    """Return the waveforms that a child has written, mapped rather than copied."""
+    # Reading a page that is cut off would raise SIGBUS.
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     samples = np.frombuffer(mmap.mmap(memory, 0, access=mmap.ACCESS_COPY), np.float32)
     return np.split(samples, np.cumsum(lengths)[:-1])
 
 
 def is_plain_pcm(file: BinaryIO) -> bool:
-    """Whether it is a wav file of PCM, float or G.711 samples that costs nothing but to read.
+    """Return whether a file is wav with PCM, float or G.711 samples, which need no decoder.
 
-    Each of its chunks is known, stands there once and lies within the file.
+    Each of its chunks is known, occurs once and lies within the file.
     """
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -242,20 +243,20 @@ def is_plain_pcm(file: BinaryIO) -> bool:
         return False
     sizes: dict[bytes, int] = {}
     layout = b""
-    while (place := file.tell()) < end:
+    while (offset := file.tell()) < end:
         name, size = file.read(4), int.from_bytes(file.read(4), "little")
-        if name not in PLAIN_CHUNKS or name in sizes or place + 8 + size > end:
+        if name not in PLAIN_CHUNKS or name in sizes or offset + 8 + size > end:
             return False
         sizes[name] = size
         if name == b"fmt ":
             layout = file.read(min(size, MAX_HEADER_BYTES))
-        file.seek(place + 8 + size + size % 2)
+        file.seek(offset + 8 + size + size % 2)
     header_bytes = sum(sizes.values()) - sizes.get(b"data", 0)
     return b"data" in sizes and header_bytes <= MAX_HEADER_BYTES and _is_plain(layout)
 
 
 def _is_plain(layout: bytes) -> bool:
-    """Whether the "fmt " chunk of a wav file states samples that need no decoder."""
+    """Return whether the "fmt " chunk of a wav file states samples that need no decoder."""
     if len(layout) < 16:
         return False
     tag, *_, bits = struct.unpack("<HHIIHH", layout[:16])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The events of ``/v1/realtime``: how a client writes them, and how it reads ours.
+"""Events of ``/v1/realtime``: read the client's, write the server's, in three dialects.
 
-Three dialects differ in names and shapes, not in what happens: OpenAI's events of today, those
+Dialects differ in names and shapes, not in behaviour: OpenAI's events of today, those
 of OpenAI's beta (``transcription_session.update`` and its flat fields), and vLLM's own
 (``session.update {"model": ...}``, errors as strings). A dialect turns what happens in a session
 into events; each method returns the events to send.
@@ -33,7 +33,7 @@ Events: TypeAlias = list[dict[str, Any]]
 _BETA_HEADER, _BETA_PROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
 _NO_BINARY = (
-    " It came in a binary frame: send events as JSON in text frames, and audio as base64 in "
+    " It was sent in a binary frame: send events as JSON in text frames, and audio as base64 in "
     "input_audio_buffer.append."
 )
 
@@ -42,10 +42,10 @@ _NO_BINARY = (
 
 
 def read_event(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object of one WebSocket message. Raises EventError for anything else.
+    """Parse the JSON object of one WebSocket message. Raises EventError for anything else.
 
-    Lists and objects cost a hundred times their text, and a message may have 16 MiB, so they are
-    counted before they are parsed.
+    Lists and objects need a hundred times the memory of their text, and a message may have 16 MiB,
+    so they are counted before they are parsed.
     """
     text = message.get("text")
     try:
@@ -62,7 +62,7 @@ def read_event(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_audio(audio: Any) -> bytes:
-    """The bytes of an event's base64, with line breaks, url-safe or unpadded as it may be."""
+    """Decode an event's base64, which may be URL-safe, unpadded, or broken into lines."""
     try:
         if not isinstance(audio, str):
             raise ValueError("it is no string")
@@ -78,10 +78,10 @@ def read_audio(audio: Any) -> bytes:
 class OpenAI:
     """OpenAI's transcription events."""
 
-    announces_audio = False  # whether a client commits before its audio, too
+    announces_audio = False  # True: clients also commit before they send audio
 
     def of_update(self, kind: str, changes: Mapping[str, Any]) -> OpenAI:
-        """The dialect of a client that updates its session with this event."""
+        """Return the dialect of a client that updates its session with this event."""
         return Beta() if kind.startswith(Beta.SESSION) else self
 
     def created(self, session_id: str, config: Config) -> Events:
@@ -160,7 +160,7 @@ class OpenAI:
         return [{"type": "error", "error": described}]
 
     def _session(self, kind: str, session_id: str, config: Config) -> dict[str, Any]:
-        """The session; ``id`` and ``created`` are where vLLM's clients look."""
+        """Return a session event; its ``id`` and ``created`` are for vLLM's clients."""
         about = {"id": session_id, "object": "realtime.transcription_session", "expires_at": None}
         session = about | self._described(config)
         return {"type": kind, "session": session, "id": session_id, "created": int(time.time())}
@@ -179,7 +179,7 @@ class Beta(OpenAI):
     SESSION = "transcription_session"
 
     def __init__(self, *, prefix: str = SESSION) -> None:
-        self._prefix = prefix  # of the names of events about the session
+        self._prefix = prefix  # prefix of session event names
 
     def of_update(self, kind: str, changes: Mapping[str, Any]) -> OpenAI:
         is_of_today = kind == "session.update" and changes.keys() & {"type", "audio"}
@@ -226,7 +226,7 @@ class VLLM(OpenAI):
 
 
 def opened_with(headers: Mapping[str, str], subprotocols: list[str], intent: str | None) -> OpenAI:
-    """The dialect of a handshake: the beta's where its header or subprotocol is there."""
+    """Return the dialect of a handshake: the beta's if it has its header or subprotocol."""
     is_beta = _BETA_HEADER in headers.get("openai-beta", "") or _BETA_PROTOCOL in subprotocols
     if not is_beta:
         return OpenAI()

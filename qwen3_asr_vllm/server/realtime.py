@@ -3,10 +3,10 @@
 
     reader: client events -> samples -> turns -> items        worker: item by item -> engine -> text
 
-Which engine request comes next, and which text is final, is decided in ``streaming.py``; where
-utterances begin and end in ``turns.py``; how events look in ``dialects.py``. Here are the tasks of
-a session and its back-pressure: a client that sends faster than the engine transcribes is not read
-from for a while, and one that goes away takes its requests with it.
+``streaming.py`` decides which engine request is next and which text is final, ``turns.py`` where
+utterances begin and end, ``dialects.py`` how events look. This module runs the tasks of a session.
+Back-pressure slows clients that send faster than the engine transcribes; disconnecting cancels
+their requests.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-# Seconds of audio that wait for the engine before the client has to: 19 MB. Not less, for a client
-# that waits cannot answer pings, and is taken for dead after 20 s or so.
+# Seconds of audio that wait for the engine before back-pressure starts: 19 MB. The limit is high
+# because a client under back-pressure cannot answer pings and counts as dead after about 20 s.
 MAX_BACKLOG_S = 300
-FREE_BACKLOG_S = 10  # of it, that no other can make wait: more than the longest step
-ROOM_POLL_S = 1.0
+FREE_BACKLOG_S = 10  # seconds of backlog without a reservation: more than the longest step
+ROOM_POLL_S = 1.0  # seconds between two checks for room
 MAX_ROOM_S = 600.0  # seconds without room for one more second of audio: the session ends
 DECODE_S = 600.0  # seconds for the engine to answer one request
-MIN_COMMIT_S = 0.1  # OpenAI's
-TOKENS_PER_S = 26  # of a clip: 13 of audio, and up to about as many of text
-TEMPLATE_TOKENS = 16  # of a prompt, beside context, audio and text
-SECOND = 48_000  # bytes at 24 kHz
+MIN_COMMIT_S = 0.1  # seconds of audio, as in OpenAI's API
+TOKENS_PER_S = 26  # tokens per second of a clip: 13 of audio, about as many of text
+TEMPLATE_TOKENS = 16  # tokens of a prompt besides context, audio and text
+SECOND = 48_000  # bytes of one second at 24 kHz
 
 
 # the engine ---------------------------------------------------------------------------------
 
 
 class Realtime(EngineServing):
-    """The state of the route: what its sessions share."""
+    """State of the route, shared by its sessions."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Realtime(EngineServing):
         self._control_tokens = control_tokens(self._tokenizer)
 
     def allows(self, origin: str | None, host: str) -> bool:
-        """Whether a page of this origin may connect; only browsers send one."""
+        """Return whether a page of this origin may connect; only browsers send an origin."""
         allowed = {"*", origin} & set(self.allowed_origins)
         return origin is None or bool(allowed) or urlsplit(origin).netloc == host
 
@@ -104,13 +104,13 @@ class Realtime(EngineServing):
         )
 
     def stream_options(self, config: Config) -> dict[str, Any]:
-        """Those of the config, its context without the tokenizer's control tokens."""
+        """Return the options of the config, without control tokens in the context."""
         options = config.stream_options
         context = sanitize_context(options["context"], self._control_tokens)
         return {**options, "context": context}
 
     def check(self, transcription: Transcription) -> None:
-        """Raises EventError for a model that is not served, or a context that does not fit."""
+        """Raise EventError for a model that is not served, or a context that does not fit."""
         self.check_model(transcription.model)
         limit = self.model_config.max_model_len - TEMPLATE_TOKENS
         limit = max(0, limit - round(TOKENS_PER_S * self.max_clip_s))
@@ -134,13 +134,13 @@ class Realtime(EngineServing):
     async def decode(
         self, request: StreamRequest, model: str | None, headers: Mapping[str, str]
     ) -> RequestOutput:
-        """The engine's output for a request; cancelling the call aborts the request.
+        """Return the engine's output for a request; cancelling the call aborts the request.
 
         ``headers`` are those of the session, for the engine's traces.
         """
         try:
             return await self._decode(request, model, headers)
-        except GenerationError:  # the engine may have evicted audio that is sent once: send again
+        except GenerationError:  # the engine may have evicted audio that was sent once
             return await self._decode(request, model, headers)
 
     async def _decode(
@@ -159,12 +159,12 @@ class Realtime(EngineServing):
             async with aclosing(outputs):
                 async for output in outputs:
                     self._raise_if_error(output.outputs[0].finish_reason, request_id)
-        if output.outputs[0].finish_reason == "abort":  # not by its client, who is gone then
-            raise RuntimeError("the server is stopping; ask again in a few seconds.")
+        if output.outputs[0].finish_reason == "abort":  # by a server that stops
+            raise RuntimeError("the server is stopping; retry, or use another server.")
         return output
 
     def read(self, request: StreamRequest, output: RequestOutput) -> EngineOutput:
-        """An output of vLLM's, with the log-probabilities that the request wants."""
+        """Convert vLLM's output, with the log-probabilities that the request wants."""
         collector = OutputCollector(request.decoding, self._language_token_ids)
         collector.push(output.outputs[0])
         return collector.output()
@@ -174,7 +174,7 @@ class Realtime(EngineServing):
 
 
 async def realtime(websocket: WebSocket) -> None:
-    """One session, from its handshake to its end."""
+    """Run one session, from its handshake to its end."""
     shared, connection = server_state(websocket.app).realtime, Connection(websocket)
     with suppress(WebSocketDisconnect):
         if shared is None:
@@ -221,13 +221,13 @@ class Backlog:
         self.make_room()
 
     def make_room(self) -> None:
-        self._has_room()  # holds less from now on
+        self._has_room()  # lowers the reservation
         self._room.set()
 
     async def wait_for_room(self) -> None:
-        """Back-pressure: the client is not read from while too much waits for the engine.
+        """Apply back-pressure: return once little enough audio waits for the engine.
 
-        Raises SessionEnd where the engine takes nothing for too long.
+        Raises SessionEnd if the engine takes no audio for too long.
         """
         end = time.monotonic() + MAX_ROOM_S
         while not self._has_room():
@@ -239,7 +239,7 @@ class Backlog:
                 await asyncio.wait_for(self._room.wait(), ROOM_POLL_S)
 
     def _has_room(self) -> bool:
-        """Whether what waits is little enough for a session, and for the server with all others."""
+        """Return whether the backlog fits the limits of the session and of the server."""
         waiting_s = sum(item.num_waiting for item in self.items) / SAMPLE_RATE
         try:
             self._reservation.hold(max(0.0, waiting_s - FREE_BACKLOG_S))
@@ -265,12 +265,12 @@ class Session:
         self.dialect = opened_with(self.headers, subprotocols, query.get("intent"))
         self.turns = Turns(self.config.audio.input)
         self.items: asyncio.Queue[Item] = asyncio.Queue()
-        self.item: Item | None = None  # open: not committed
-        self.last_id: str | None = None  # of the last committed item
+        self.item: Item | None = None  # the open item, not committed yet
+        self.last_id: str | None = None  # id of the last committed item
         self.backlog = Backlog(reservation)
 
     async def run(self) -> None:
-        """Until the client goes away, stays idle, or the server stops."""
+        """Serve until the client disconnects or stays idle, or the server stops."""
         await self._send(self.dialect.created(self.id, self.config))
         tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._work())]
         try:
@@ -320,13 +320,13 @@ class Session:
                 await self._send(self.dialect.error(error, event.get("event_id")))
 
     async def _messages(self) -> AsyncIterator[Mapping[str, Any]]:
-        """The client's messages, until it has been idle for too long and no text is on its way."""
+        """Yield the client's messages. Raises SessionEnd if it is idle and no text is pending."""
         while True:
             receiving = self.connection.receive()
             try:
                 while not (await asyncio.wait({receiving}, timeout=self.shared.idle_s))[0]:
                     if not self.backlog.is_text_pending:
-                        text = f"no event came for {self.shared.idle_s:g} s; the session ends."
+                        text = f"no event arrived for {self.shared.idle_s:g} s; the session ends."
                         raise SessionEnd(text, code="idle_timeout")
                 message = receiving.result()
             finally:
@@ -336,10 +336,10 @@ class Session:
             yield message
 
     async def _update(self, event: dict[str, Any]) -> None:
-        """Take a new config. It holds for the open item, too; text that is final stays."""
+        """Apply a new config, also to the open item; final text stays."""
         changes = event.get("session")
         if "session" not in event and "model" in event:
-            self._speak_vllm(event["model"])
+            self._switch_to_vllm(event["model"])
             return
         config = self.config.updated(changes)
         self.shared.check(config.audio.input.transcription)
@@ -353,8 +353,8 @@ class Session:
             self.item.configure(now.transcription.model, **self.shared.stream_options(config))
         await self._send(self.dialect.updated(self.id, self.config))
 
-    def _speak_vllm(self, model: Any) -> None:
-        """vLLM's own dialect: 16 kHz, no turns, other names for the text."""
+    def _switch_to_vllm(self, model: Any) -> None:
+        """Switch to vLLM's own dialect: 16 kHz, no turns, other event names."""
         self.dialect = VLLM()
         if not model:
             raise EventError("Missing required field: model", code="invalid_event", param="model")
@@ -370,15 +370,15 @@ class Session:
         for start in range(0, len(data), SECOND):
             await self._take(self.turns.decode(data[start : start + SECOND]))
             await self.backlog.wait_for_room()
-            await asyncio.sleep(0)  # an event may hold minutes, and other sessions go on meanwhile
+            await asyncio.sleep(0)  # let other sessions run: an event may hold minutes
 
     def _check_known_model(self) -> None:
-        """Raises EventError where the URL names a model that is not served, and no update one."""
+        """Raise EventError if the URL names an unknown model and no update named another."""
         if self.config.audio.input.transcription.model is None:
             self.shared.check_model(self.url_model)
 
     async def _take(self, samples: np.ndarray) -> None:
-        """Samples for the open item, or in turns for one item after the other."""
+        """Pass samples to the open item, or to one item for each turn."""
         for event in self.turns.push(samples):
             match event:
                 case Speech(samples=speech):
@@ -392,7 +392,7 @@ class Session:
                     await self._close_item()
 
     async def _append_speech(self, samples: np.ndarray) -> None:
-        """For the open item; one that gets too long is committed, and the rest opens another."""
+        """Append to the open item; at its maximum length it is committed and another opens."""
         limit = round(self.shared.max_utterance_s * SAMPLE_RATE)
         while len(samples):
             item = self.item or self._open_item()
@@ -435,7 +435,7 @@ class Session:
         return self.item
 
     async def _close_item(self) -> None:
-        """Commit the open item: its text is completed, and later audio is the next one's."""
+        """Commit the open item: its text is completed, and later audio opens another."""
         item, self.item = self.item, None
         assert item is not None
         await self._send(self.dialect.committed(item, self.last_id))
@@ -445,7 +445,7 @@ class Session:
     # --- worker -----------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        """Item after item, in the order of their audio."""
+        """Transcribe the items in the order of their audio."""
         while True:
             item = await self.items.get()
             if item.is_dropped:
@@ -467,7 +467,7 @@ class Session:
                 await self._send_delta(item, update)
         except WebSocketDisconnect:
             raise
-        except Exception as error:  # the engine's; the session goes on
+        except Exception as error:  # an engine error; the session continues
             logger.exception("Item %s of realtime session %s failed.", item.id, self.id)
             item.drop()
             await self._send(self.dialect.failed(item, str(error)))
@@ -481,7 +481,7 @@ class Session:
         )
 
     async def _decode(self, item: Item, request: StreamRequest) -> Update:
-        """Run one engine request; the text that it made final."""
+        """Run one engine request; returns the text that it made final."""
         item.is_decoding = True
         decoding = self.shared.decode(request, item.model, self.headers)
         try:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a realtime session, as OpenAI writes it, in two shapes.
+"""Configuration of a realtime session, in OpenAI's two shapes.
 
     {"type": "transcription", "audio": {"input": {"format": ..., "transcription": ...}}}    today
     {"input_audio_format": "pcm16", "input_audio_transcription": ..., ...}                  beta
 
-An update holds what changes; ``Config.updated`` merges it and raises ``EventError``, which names
-the field, for what cannot be done. What is accepted although it has no effect is reported as null.
+An update holds the changed fields. ``Config.updated`` merges it, or raises ``EventError``, which
+names the wrong field. Fields that are accepted without effect are reported as null.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_MESSAGE = 1_000  # characters of an error: it may quote what the client sent
 
 
 class EventError(Exception):
-    """An event that cannot be done, with the message, code and field for the client."""
+    """An invalid event, with the message, code and field for the client."""
 
     def __init__(
         self, message: str, *, code: str = "invalid_value", param: str | None = None
@@ -47,7 +47,7 @@ class EventError(Exception):
 
 
 class _Strict(BaseModel):
-    """Unknown fields are refused by name, not ignored."""
+    """Base of models that reject unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,12 +56,12 @@ def _as_none(_: Any) -> None:
     return None
 
 
-# The type is checked, so that a mistake is found, and then the field is null: it has no effect.
+# The type is validated, then the value becomes null: the field has no effect.
 _Flag = Annotated[bool | None, AfterValidator(_as_none)]
 
 
 def _check_context(what: str, context: str) -> None:
-    """Raises ValueError for a context that is too long or no valid Unicode."""
+    """Raise ValueError for a context that is too long or no valid Unicode."""
     if len(context) > MAX_CONTEXT:
         raise ValueError(f"{what} {len(context)} characters; the limit is {MAX_CONTEXT}.")
     if _HALF_PAIR.search(context):
@@ -135,11 +135,11 @@ class Transcription(_Strict):
 
     @property
     def candidates(self) -> list[str]:
-        """Names of the languages that may be detected; none where all may."""
+        """Return the languages that may be detected; empty if all may."""
         return [name for name in map(resolve_language, self.languages or ()) if name]
 
     def stream_options(self, *, wants_logprobs: bool) -> dict[str, Any]:
-        """The options of the stream of an item."""
+        """Return the options of an item's stream."""
         return {
             "language": self.language,
             "languages": self.candidates,
@@ -150,7 +150,7 @@ class Transcription(_Strict):
 
 
 class TurnDetection(_Strict):
-    """OpenAI's server_vad. semantic_vad becomes one with the silence of its eagerness."""
+    """OpenAI's server_vad; semantic_vad becomes one with the silence of its eagerness."""
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
     threshold: float = Field(default=0.5, ge=0, le=1)
@@ -209,7 +209,7 @@ class Config(_Strict):
         return transcription.stream_options(wants_logprobs=self.wants_logprobs)
 
     def updated(self, changes: Any) -> Config:
-        """With the client's changes; raises EventError that names the first field at fault."""
+        """Return the changed config. Raises EventError that names the first wrong field."""
         if not isinstance(changes, dict):
             raise EventError("session must be an object.", param="session")
         nested = _nested(changes)
@@ -223,7 +223,7 @@ class Config(_Strict):
             raise EventError(f"{param}: {message}", param=param) from error
 
     def flat(self) -> dict[str, Any]:
-        """The session in the shape of OpenAI's beta."""
+        """Return the session in the shape of OpenAI's beta."""
         audio = self.audio.input.model_dump()
         form = audio["format"]["type"]
         return {
@@ -236,15 +236,15 @@ class Config(_Strict):
         }
 
 
-# The reasons for what is refused, and the alternative.
+# Reasons for rejected values, and alternatives, by field.
 _INPUT = "session.audio.input"
 ADVICE = {
     "session.type": 'this server has "transcription" sessions only.',
     "session.include.0": f"the only item is {LOGPROBS}.",
-    f"{_INPUT}.transcription": "a transcription session transcribes; leave null out.",
+    f"{_INPUT}.transcription": "transcription cannot be disabled; leave null out.",
     f"{_INPUT}.turn_detection.type": "use server_vad, semantic_vad, or null to commit by hand.",
 }
-_WHOLE = ("format", "turn_detection")  # another type has other fields, so these are not merged
+_WHOLE = ("format", "turn_detection")  # replaced whole: another type has other fields
 
 
 def _merged(old: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _merged(old: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# The fields of the beta, and where they are today.
+# Fields of the beta and their names today.
 _FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 _NO_EFFECT = ("modalities", "client_secret")
 _BETA = {
@@ -267,7 +267,7 @@ _BETA = {
 
 
 def _nested(changes: dict[str, Any]) -> dict[str, Any]:
-    """Changes in today's shape: the fields of the beta move to their place in it."""
+    """Return the changes in today's shape: fields of the beta get their names of today."""
     if not changes.keys() & {*_BETA, *_NO_EFFECT}:
         return changes
     moved = {_BETA[name]: value for name, value in changes.items() if name in _BETA}
@@ -285,7 +285,7 @@ def _beta_format(name: Any) -> str:
 
 
 def _flat_name(param: str) -> str:
-    """The name of a field in the shape of the beta."""
+    """Return the name of a field in the shape of the beta."""
     for flat, name in _BETA.items():
         param = re.sub(rf"^{re.escape(_INPUT)}\.{name}\b", f"session.{flat}", param)
     return param

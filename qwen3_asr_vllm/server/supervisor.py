@@ -9,8 +9,8 @@ starts, and SIGHUP or SIGKILL leaves its engine behind. So the supervisor takes 
 the servers to end, and kills what is left of their groups in time. A server whose supervisor is
 killed kills its own group.
 
-The aligner starts first, for both size their memory at the start. One that dies is started again,
-and requests for words get a 503 until it is back.
+The aligner starts first: both servers size their memory at the start. An aligner that dies is
+restarted; until then, requests for words get a 503.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ..processes import SUPERVISOR
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.5
-GRACE_S = 8.0  # beyond vLLM's --shutdown-timeout, before servers are killed that are to end
-GROUP_S = 2.0  # for engines to end with their server, and the resource tracker to free memory
-MAX_PAUSE_S = 30.0  # before an aligner that dies again and again is started once more
-STEADY_S = 60.0  # after which it counts as well again
+POLL_S = 0.5  # seconds between two checks of the servers
+GRACE_S = 8.0  # seconds beyond vLLM's --shutdown-timeout until servers are killed
+GROUP_S = 2.0  # seconds for engines to end and the resource tracker to free memory
+MAX_PAUSE_S = 30.0  # upper bound of seconds before an aligner is restarted
+STEADY_S = 60.0  # seconds of uptime that reset this pause
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a terminal closes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to start: the arguments of ``vllm serve`` for each server, and the aligner's URL."""
+    """Servers to start: the arguments of ``vllm serve`` for each, and the aligner's URL."""
 
     transcriber: list[str]
     aligner: list[str] | None = None
@@ -55,7 +55,7 @@ class Plan:
 def serve(argv: Sequence[str]) -> int:
     """Run the servers of one command line; returns the exit code.
 
-    That is 0 after a signal, else the transcriber's; 128 + n where signal n ended that.
+    That is 0 after a signal, else the transcriber's; 128 + n if signal n ended the transcriber.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s")
     if all(arg.partition("=")[0] != "--aligner" for arg in argv):
@@ -66,16 +66,16 @@ def serve(argv: Sequence[str]) -> int:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
         port = holder.getsockname()[1]
-        if sys.platform != "linux":  # which alone lets the aligner share a port that is held
+        if sys.platform != "linux":  # only Linux lets the aligner bind a port that is held
             holder.close()
         return Supervisor(plan(argv, gpu_bytes=gpu_bytes(), port=port)).run()
 
 
 def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
-    """The two command lines that one means. ``gpu_bytes``: of one GPU; None without one.
+    """Split one command line in two. ``gpu_bytes``: memory of one GPU; None without one.
 
     ``--aligner-options`` is for the aligner; all else but ``--aligner`` is for the transcriber.
-    Both share the memory that ``--gpu-memory-utilization`` grants. Exits 2 where wrong.
+    Both share the memory that ``--gpu-memory-utilization`` grants. Exits 2 for wrong options.
     """
     from ..engine import ALIGNER_KV_CACHE_BYTES, UTILIZATION, split_memory
 
@@ -85,7 +85,7 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
     parser.add_argument("--gpu-memory-utilization", "--gpu_memory_utilization", type=float)
     args, rest = parser.parse_known_args(list(argv))
     aligner = [args.aligner, "--host", "127.0.0.1", "--port", str(port)]
-    aligner += ["--mm-processor-cache-gb", "0"]  # no clip comes twice
+    aligner += ["--mm-processor-cache-gb", "0"]  # no clip is sent twice
     if gpu_bytes is None:
         aligner += ["--kv-cache-memory-bytes", str(ALIGNER_KV_CACHE_BYTES)]
         if args.gpu_memory_utilization is not None:
@@ -98,7 +98,7 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
 
 
 def shutdown_timeout_s(argv: Sequence[str]) -> float:
-    """``--shutdown-timeout`` of a command line of vLLM or, without it, of its ``--config`` file."""
+    """Return ``--shutdown-timeout`` of vLLM's command line, or of its ``--config`` file."""
     parser = argparse.ArgumentParser(prog="qwen3-asr serve", add_help=False)
     parser.add_argument("--shutdown-timeout", "--shutdown_timeout", type=float)
     parser.add_argument("--config", type=Path)
@@ -108,13 +108,13 @@ def shutdown_timeout_s(argv: Sequence[str]) -> float:
     try:
         options = args.config.read_text()
     except (OSError, ValueError):
-        return 0.0  # vLLM reports what is wrong with it
+        return 0.0  # vLLM reports the error
     found = re.search(r"^['\"]?shutdown[-_]timeout['\"]?\s*:\s*(\d+)", options, re.M)
     return float(found[1]) if found else 0.0
 
 
 class Supervisor:
-    """Starts what a plan says, and sees to it until the end."""
+    """Starts the servers of a plan and watches them until they end."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -167,13 +167,13 @@ class Supervisor:
         return 0
 
     def _start_aligner(self) -> None:
-        # It listens on this machine only, and those who ask it have no key.
+        # The aligner listens on 127.0.0.1 only, and the transcriber sends it no key.
         environment = {name: v for name, v in os.environ.items() if name != "VLLM_API_KEY"}
         self._aligner = _start(self._plan.aligner or [], environment)
         self._started_at = time.monotonic()
 
     def _start_aligner_again(self, code: int) -> None:
-        _end(self._aligner, until=0)  # what is left of its group
+        _end(self._aligner, until=0)  # ends the rest of its process group
         if time.monotonic() - self._started_at > STEADY_S:
             self._pause_s = 1.0
         logger.error("The aligner ended (%d); starting it again in %g s.", code, self._pause_s)
@@ -191,7 +191,7 @@ class Supervisor:
 
 
 def _start(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    # Where this process does not import from the working directory, `-m` shall not either.
+    # Like this process, the server must not import from the working directory.
     is_safe = sys.version_info >= (3, 11) and not {"", os.getcwd()} & set(sys.path)
     flags = ["-P"] if is_safe else []
     return subprocess.Popen(

@@ -5,7 +5,8 @@
 
 ``Turns`` finds where speech starts and stops, or takes all audio as speech where the client
 commits by hand. An ``Item`` is one utterance, from its first sample to its commit; it has a
-stream of its own, so nothing leaks into the next. No WebSocket and no engine here.
+stream of its own, so nothing leaks into the next. This module needs neither a WebSocket nor
+an engine.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..transcription import EngineOutput
     from .session_config import Input
 
-ONSET_MS = 40  # that may pass before speech is found to have begun
+ONSET_MS = 40  # milliseconds from the start of speech to its detection
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,8 @@ class Turns:
     """Finds the utterances in the audio of a session, in the format and turns of its config."""
 
     def __init__(self, wanted: Input) -> None:
-        self.num_samples = 0  # of all audio of the session
-        self._recent = np.empty(0, np.float32)  # before speech starts
+        self.num_samples = 0  # samples of the whole session
+        self._recent = np.empty(0, np.float32)  # audio just before speech starts
         self.configure(wanted, is_speaking=False)
 
     def configure(self, wanted: Input, *, is_speaking: bool) -> None:
@@ -79,15 +80,15 @@ class Turns:
             self._recent = np.empty(0, np.float32)
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Samples of the next bytes, float32 at 16 kHz."""
+        """Decode the next bytes; returns samples, float32 at 16 kHz."""
         return self._pcm.push(data)
 
     def flush(self) -> np.ndarray:
-        """The samples that the resampler still holds."""
+        """Return the samples that the resampler still holds."""
         return self._pcm.finish()
 
     def push(self, samples: np.ndarray) -> Iterator[Event]:
-        """The turns in these samples, and the samples of utterances, in order."""
+        """Yield the turns in these samples, and the samples of utterances, in order."""
         start = self.num_samples
         self.num_samples += len(samples)
         if self._activity is None:
@@ -120,7 +121,7 @@ class Turns:
         self.end_turn()
 
     def _between(self, samples: np.ndarray) -> Iterator[Event]:
-        """Samples between two turns: speech, or what may come to stand before speech."""
+        """Yield speech; without speech, keep the latest samples as padding."""
         if self.is_speaking:
             yield Speech(samples)
             return
@@ -139,8 +140,8 @@ class Item:
         self.prompt_tokens = self.output_tokens = 0
         self.is_committed = self.is_dropped = self.is_decoding = False
         self.committed_at = 0.0
-        self.task: asyncio.Task[None] | None = None  # the worker's
-        self._waiting: list[np.ndarray] = []  # not yet in the stream
+        self.task: asyncio.Task[None] | None = None  # the worker's task for this item
+        self._waiting: list[np.ndarray] = []  # samples not yet in the stream
         self._wanted: dict[str, Any] | None = None  # options that the stream does not have yet
         self._changed = asyncio.Event()
         self._on_taken = on_taken
@@ -157,7 +158,7 @@ class Item:
             self._changed.set()
 
     def configure(self, model: str | None, **options: Any) -> None:
-        """Transcribe under other options from now on; final text stays."""
+        """Transcribe with other options from now on; final text stays."""
         self.model, self._wanted = model, options
         self._changed.set()
 
@@ -167,7 +168,7 @@ class Item:
         self._changed.set()
 
     def drop(self) -> None:
-        """Take no more samples: the item was cleared, or has failed."""
+        """Drop pending and later samples: the item was cleared, or has failed."""
         self.is_dropped = True
         self._waiting.clear()
 
@@ -178,7 +179,7 @@ class Item:
             self.task.cancel()
 
     async def next_request(self) -> StreamRequest | None:
-        """The next engine request, as soon as there is one; None once the text is complete."""
+        """Return the next engine request once there is one; None once the text is complete."""
         while True:
             self._changed.clear()
             waiting, self._waiting = self._waiting, []
@@ -189,7 +190,7 @@ class Item:
                 self.stream.configure(**wanted)
             if self.is_committed:
                 self.stream.finish()
-            # a spectrogram and a hash of what is new: some milliseconds
+            # a thread: a spectrogram and a hash of new audio take some milliseconds
             request = await asyncio.to_thread(self.stream.request)
             self._on_taken()
             if request:
@@ -204,7 +205,7 @@ class Item:
         self.output_tokens += len(output.outputs[0].token_ids)
 
     def accept(self, output: EngineOutput) -> Update:
-        """The text that an engine output made final."""
+        """Add an engine output; returns the text that it made final."""
         self.stream.accept(
             output.text,
             output.finish_reason,
