@@ -56,7 +56,7 @@ class Limits:
     """
 
     memory_bytes: int = 60 << 20  # beyond the memory of the process before it opens the file
-    memory_bytes_per_s: int = 3 * 4 * SAMPLE_RATE  # of audio: its parts, the whole, a reserve
+    memory_bytes_per_s: int = 3 * 4 * SAMPLE_RATE  # audio's parts, whole, and a reserve
     cpu_s: float = 2.0
     cpu_s_per_s: float = 0.1  # CPU seconds per second of audio
     stall_s: int = 60  # seconds of wall time between two progress reports
@@ -92,7 +92,7 @@ class Template:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._links: dict[int, socket.socket] = {}  # by the child's process id
+        self._links: dict[int, socket.socket] = {}  # sockets by the child's process id
         self._woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)

@@ -159,7 +159,7 @@ class Realtime(EngineServing):
             async with aclosing(outputs):
                 async for output in outputs:
                     self._raise_if_error(output.outputs[0].finish_reason, request_id)
-        if output.outputs[0].finish_reason == "abort":  # by a server that stops
+        if output.outputs[0].finish_reason == "abort":  # the server stops
             raise RuntimeError("the server is stopping; retry, or use another server.")
         return output
 

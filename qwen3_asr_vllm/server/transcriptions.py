@@ -172,7 +172,7 @@ class Transcriber(AudioServing):
             async for output in outputs:
                 reason = output.outputs[0].finish_reason
                 self._raise_if_error(reason, request_id)
-                if reason == "abort":  # by a server that stops: a client's abort ends this task
+                if reason == "abort":  # the server stops; a client's abort ends this task
                     message = "the server is stopping; retry, or use another server."
                     raise ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
                 yield output

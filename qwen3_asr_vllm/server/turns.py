@@ -67,7 +67,7 @@ class Turns:
         self.configure(wanted, is_speaking=False)
 
     def configure(self, wanted: Input, *, is_speaking: bool) -> None:
-        """Take audio in this format and these turns from now on."""
+        """Set the audio format and the turn detection from now on."""
         turns = wanted.turn_detection
         self._pcm = wanted.format.pcm
         self._activity: VoiceActivity | None = turns.activity if turns else None
@@ -109,13 +109,13 @@ class Turns:
         yield from self._between(samples)
 
     def end_turn(self) -> None:
-        """Speech from now on starts another turn."""
+        """End the turn: later speech starts another one."""
         self.is_speaking = False
         if self._activity:
             self._activity.is_speech = False
 
     def clear(self) -> None:
-        """Forget the audio that belongs to no item yet."""
+        """Discard the audio that belongs to no item yet."""
         self._pcm.finish()
         self._recent = np.empty(0, np.float32)
         self.end_turn()
@@ -148,7 +148,7 @@ class Item:
 
     @property
     def num_waiting(self) -> int:
-        """Samples that no engine request has taken yet."""
+        """Return the number of samples that no engine request has taken yet."""
         return self.stream.num_waiting + sum(map(len, self._waiting))
 
     def append(self, samples: np.ndarray) -> None:

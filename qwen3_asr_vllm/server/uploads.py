@@ -46,7 +46,9 @@ class RecordingForm(BaseModel):
 
     file: UploadFile = Field(exclude=True)
     model: str | None = None
-    language: str | None = Field(None, max_length=100)  # as the model names it; None: detect it
+    language: str | None = Field(
+        None, max_length=100
+    )  # the model's own name of it; None: detect it
     audio_track: int | None = Field(None, ge=1)  # track number of a video; None: its default track
 
     _ignored: list[str] = []  # names of the fields that were ignored
