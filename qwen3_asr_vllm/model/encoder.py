@@ -333,27 +333,8 @@ class AudioEncoder(nn.Module):
             shapes = zip(counts[::-1].tolist(), lengths[::-1].tolist(), strict=True)
             return AttentionCalls(list(shapes))
         bounds = np.concatenate(([0], np.cumsum(layout.windows))).astype(np.int32)
-        return AttentionCalls(
-            [(1, int(bounds[-1]))],
-            {
-                "cu_seqlens": MMEncoderAttention.maybe_recompute_cu_seqlens(
-                    self.attn_backend,
-                    bounds,
-                    self.config.d_model,
-                    _tp_size(self.config),
-                    self.device,
-                ),
-                # on the host: the backends read it as an integer
-                "max_seqlen": torch.tensor(
-                    MMEncoderAttention.compute_max_seqlen(self.attn_backend, bounds),
-                    dtype=torch.int32,
-                    device="cpu",
-                ),
-                "sequence_lengths": MMEncoderAttention.maybe_compute_seq_lens(
-                    self.attn_backend, bounds, self.device
-                ),
-            },
-        )
+        arguments = _attention_arguments(self.attn_backend, bounds, self.config, self.device)
+        return AttentionCalls([(1, int(bounds[-1]))], arguments)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         loaded: set[str] = AutoWeightsLoader(self).load_weights(
@@ -447,6 +428,26 @@ class EncoderAttention(nn.Module):
         query, key, value = qkv.unbind(2)  # each (windows, tokens, heads, head_dim)
         attended: torch.Tensor = self.attn(query, key, value, **calls.metadata)
         return attended.flatten(2).flatten(0, 1)
+
+
+def _attention_arguments(
+    backend: AttentionBackendEnum,
+    bounds: np.ndarray,
+    config: Qwen3ASRAudioEncoderConfig,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return the arguments of ``MMEncoderAttention`` for windows with these bounds."""
+    attention = MMEncoderAttention
+    return {
+        "cu_seqlens": attention.maybe_recompute_cu_seqlens(
+            backend, bounds, config.d_model, _tp_size(config), device
+        ),
+        # on the host: the backends read it as an integer
+        "max_seqlen": torch.tensor(
+            attention.compute_max_seqlen(backend, bounds), dtype=torch.int32, device="cpu"
+        ),
+        "sequence_lengths": attention.maybe_compute_seq_lens(backend, bounds, device),
+    }
 
 
 def _tp_size(config: Qwen3ASRAudioEncoderConfig) -> int:

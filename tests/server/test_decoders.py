@@ -249,7 +249,7 @@ def test_decoders_end_with_their_server(tmp_path, slow):
 def test_the_template_imports_no_torch(decoders):
     decoders.load_audio(io.BytesIO(HELLO.read_bytes()))
     maps = Path(f"/proc/{_TEMPLATE._process.pid}/maps").read_text()
-    assert "libsndfile" in maps and "libav" in maps and "torch" not in maps
+    assert "libsndfile" in maps and "libav" in maps and "libtorch" not in maps
     status = Path(f"/proc/{_TEMPLATE._process.pid}/status").read_text()
     assert "Threads:\t1\n" in status  # a fork of more would miss the others' locks
 

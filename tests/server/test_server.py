@@ -65,7 +65,9 @@ def test_one_log_line_says_what_is_taken(server):
     for words in (
         "INFO",
         "/v1/audio/transcriptions",
-        "wav, flac, mp3, ogg, opus, m4a, mp4, webm",
+        "reads wav, flac, mp3, ogg, opus, ",
+        ", m4a, mp4, ",
+        ", webm, ",
         "libsndfile 1.",
         "FFmpeg through PyAV",
         "1024 MiB",
