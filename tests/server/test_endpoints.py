@@ -476,7 +476,7 @@ def test_fields_may_be_sent_twice_with_one_value(post):
 def test_two_recordings_in_one_request_are_refused(post):
     files = [("file", SECOND), ("file", wav(noise(2.0)))]
     body = error(post.client.post(ROUTE, files=files), 400)
-    assert body["param"] == "file" and "one a request" in body["message"]
+    assert body["param"] == "file" and "send one per request" in body["message"]
 
 
 def test_segments_are_no_part_of_json(post):
