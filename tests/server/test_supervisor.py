@@ -106,7 +106,7 @@ aligner = [] if sys.argv[2] == "2" else None
 sys.exit(supervisor.Supervisor(supervisor.Plan([], aligner)).run())
 """
 # A server that ignores what vLLM's does while it starts, and an engine that it has spawned.
-LIVES = """#!{} -S
+LIVES = """#!{}
 import os, signal, time
 from multiprocessing import get_context
 from qwen3_asr_vllm.processes import end_group_with_supervisor, end_with_parent
