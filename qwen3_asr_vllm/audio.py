@@ -192,19 +192,22 @@ def load_channels(
     ``on_progress`` counts all channels together.
     """
     channels: list[np.ndarray] = []
+    warn = on_warning or partial(_log, _label(source))
+    raw = raw or raw_audio_of_name(_name(source))
     with _open(source) as file:
+        reader = Reader(max_duration_s, _ignore, warn, audio_track, raw)
+        track = reader.sounding_track(file)
         for channel in range(num_channels):  # decodes as often, and holds no block of all
             before_s = sum(map(len, channels)) / SAMPLE_RATE
             reader = Reader(
                 max_duration_s=max_duration_s,
                 on_progress=partial(_progress_after, before_s, on_progress or _ignore),
-                on_warning=_ignore if channel else on_warning or partial(_log, _label(source)),
-                track=audio_track,
-                raw=raw or raw_audio_of_name(_name(source)),
+                on_warning=_ignore if channel else warn,
+                track=track,
+                raw=raw,
                 channel=(channel, num_channels),
             )
             channels.append(reader.read(file))
-    warn = on_warning or partial(_log, _label(source))
     return [scale_to_range(waveform, warn) for waveform in channels]
 
 

@@ -158,6 +158,7 @@ class Qwen3ASR:
         samples: Iterable[np.ndarray],
         *,
         language: str | None = None,
+        languages: Sequence[str] = (),
         context: str = "",
         step_s: float = STEP_S,
         clip_s: float = CLIP_S,
@@ -169,14 +170,17 @@ class Qwen3ASR:
 
         The deltas, joined, are the text; ``tentative`` is text that may still change. Each
         ``step_s`` of new audio gives an update, and so does the end. After ``clip_s`` seconds the
-        next pause begins a new clip, so that a stream may last for hours.
+        next pause begins a new clip, so that a stream may last for hours. Without ``language`` the
+        model detects one, of ``languages`` if any are given.
 
         Raises ValueError for an unknown language and for samples that are NaN or infinite.
         """
         check_number("clip_s", clip_s, MIN_STEP_S, MAX_CLIP_S)
         check_number("step_s", step_s, MIN_STEP_S, clip_s)
         context = sanitize_context(check_string("context", context), self._control_tokens)
-        stream = self._stream(language=language, context=context, step_s=step_s, clip_s=clip_s)
+        stream = self._stream(
+            language=language, languages=languages, context=context, step_s=step_s, clip_s=clip_s
+        )
         for piece in samples:
             stream.push(np.asarray(piece, dtype=np.float32))
             yield from self._steps(stream)

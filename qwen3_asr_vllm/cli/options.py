@@ -222,13 +222,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("recognition").add_argument
     _add_audio_track(add)
     _add_language(add, otherwise="detect")
-    add(
-        "--languages",
-        type=_languages,
-        default=[],
-        metavar="LIST",
-        help="languages to detect one of",
-    )
+    _add_languages(add)
     _add_context(add)
     add(
         "--keywords",
@@ -261,7 +255,9 @@ def _add_stream(commands: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE|-")
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    _add_audio_track(parser.add_argument)
     _add_language(parser.add_argument, otherwise="detect")
+    _add_languages(parser.add_argument)
     _add_context(parser.add_argument)
     parser.add_argument(
         "-r",
@@ -337,6 +333,16 @@ def _add_audio_track(add: Callable[..., Any]) -> None:
 
 def _add_language(add: Callable[..., Any], *, otherwise: str) -> None:
     add("-l", "--language", type=_language, help=f"code or name; default: {otherwise}")
+
+
+def _add_languages(add: Callable[..., Any]) -> None:
+    add(
+        "--languages",
+        type=_languages,
+        default=[],
+        metavar="LIST",
+        help="languages to detect one of",
+    )
 
 
 def _add_context(add: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..languages import display_width
 from . import models
-from .terminal import INTERRUPTED, check_stdout, complain
+from .terminal import INTERRUPTED, check_stdout, complain, usage_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 
 def stream(args: argparse.Namespace, rest: list[str]) -> int:
     check_stdout()
+    if args.file == "-" and args.audio_track:
+        return usage_error("--audio-track is for files; a pipe has one track")
     models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
     options = models.engine_options(args.command, rest)
     try:
-        pieces = _piped(args.rate) if args.file == "-" else _in_steps(args.file, args.step_s)
+        pieces = _piped(args.rate) if args.file == "-" else _in_steps(args)
         with _hidden_from_children():
             model = models.load_model(args.model, options)
         display = _Display(sys.stdout)
-        options = {"language": args.language, "context": args.context, "step_s": args.step_s}
+        options = {
+            "language": args.language,
+            "languages": args.languages,
+            "context": args.context,
+            "step_s": args.step_s,
+        }
         with _ctrl_c_noted() as is_stopped:
             for update in model.stream(_until(is_stopped, pieces), **options):
                 display.show(update.delta, update.tentative)
@@ -88,12 +95,15 @@ def _piped(rate: int) -> Iterator[np.ndarray]:
     yield pcm.finish()
 
 
-def _in_steps(file: str, step_s: float) -> Iterator[np.ndarray]:
-    from ..audio import load_audio
+def _in_steps(args: argparse.Namespace) -> Iterator[np.ndarray]:
     from ..geometry import SAMPLE_RATE
+    from ..recordings import Recording
 
-    waveform = load_audio(file)
-    size = max(1, round(step_s * SAMPLE_RATE))
+    waveform = Recording(args.file, args.file).load(
+        on_warning=lambda warning: complain(f"{args.file}: {warning}"),
+        audio_track=args.audio_track,
+    )
+    size = max(1, round(args.step_s * SAMPLE_RATE))
     return (waveform[start : start + size] for start in range(0, len(waveform), size))
 
 

@@ -48,14 +48,15 @@ def to_waveform(
     max_duration_s: float,
     on_progress: Callable[[float], object],
     channel: tuple[int, int] | None = None,
+    start_s: float = 0.0,
 ) -> np.ndarray:
     """Join all blocks, mono at 16 kHz, shape (samples,).
 
     ``channel`` takes one channel, by its index, of files that have so many. ``on_progress`` takes
-    the seconds so far. Raises ValueError as soon as they are too long or too many, and ChannelError
-    for another number of channels.
+    the seconds so far, from ``start_s``. Raises ValueError as soon as they are too long or too
+    many, and ChannelError for another number of channels.
     """
-    checked = _checked(blocks, max_duration_s, on_progress)
+    checked = _checked(blocks, max_duration_s, on_progress, start_s)
     mono = (Block(block.sampling_rate, _mono(block.samples, channel)) for block in checked)
     parts = [
         part
@@ -118,10 +119,13 @@ def require(package: str, purpose: str) -> Any:
 
 
 def _checked(
-    blocks: Iterable[Block], max_duration_s: float, on_progress: Callable[[float], object]
+    blocks: Iterable[Block],
+    max_duration_s: float,
+    on_progress: Callable[[float], object],
+    start_s: float,
 ) -> Iterator[Block]:
     """Split blocks at whole seconds; raises ValueError at a limit."""
-    seconds = num_values = 0.0
+    seconds, num_values = start_s, start_s * MAX_VALUES_PER_S
     for rate, samples in _by_second(blocks):
         check_samples(samples, max_peak=MAX_INTEGER_PEAK, sampling_rate=rate, start_s=seconds)
         seconds += len(samples) / rate

@@ -121,10 +121,9 @@ class Track:
         for other in opened.streams:
             if other is not self._stream and self._container != _MATROSKA:
                 other.discard = type(other.discard).all
-        if self._stream.codec_context is None:
-            raise Unreadable("not audio that FFmpeg has a decoder for.")
-        if self._stream.codec_context.name == "flac":  # else noise stands for what is damaged
-            self._stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        decoder = self._stream.codec_context
+        if decoder is not None and decoder.name == "flac":  # else noise stands for what is damaged
+            decoder.options = {"err_detect": "crccheck+explode"}
         self._start_s = (opened.start_time or 0) / av.time_base
         self.end_s = self._stated_end_s()
         jitter_s = _JITTER_S.get(self._container, JITTER_S)
@@ -137,6 +136,8 @@ class Track:
 
     def blocks(self) -> Iterator[Block]:
         """Yield blocks of about a second. Raises Unreadable where no packet can be decoded."""
+        if self._stream.codec_context is None:
+            raise Unreadable("not audio that FFmpeg has a decoder for.")
         yield from _batched(self._placed())
         missing_s = (self.end_s or 0.0) - self._timeline.time_s
         lost_s = self._last_page_s() - self._timeline.time_s

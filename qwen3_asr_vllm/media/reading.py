@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -30,12 +29,24 @@ MAX_TRACKS = 8  # tracks that are read in search of one that is not silent
 MIN_BYTES_PER_S = 20  # of any audio; a file with fewer states a wrong duration
 
 
+class _Attempt(NamedTuple):
+    """A track that was read: its waveform, or why it has none."""
+
+    track: Track
+    waveform: np.ndarray
+    failure: Unreadable | None = None
+
+    def has_sound(self) -> bool:
+        return len(self.waveform) > 0 and not is_silent(self.waveform)
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads files with the same limits and options.
 
     ``track`` is the audio track, from 1; ``raw`` describes files without a header; ``channel`` is
-    the index of one channel and the number of all.
+    the index of one channel and the number of all. ``start_s`` is where in its file a recording
+    starts: the limit is of the whole file.
     """
 
     max_duration_s: float
@@ -44,6 +55,7 @@ class Reader:
     track: int | None = None
     raw: RawAudio | None = None
     channel: tuple[int, int] | None = None
+    start_s: float = 0.0
 
     def read(self, file: BinaryIO) -> np.ndarray:
         """Return the waveform of a seekable file. Raises ValueError if no part can be read."""
@@ -56,7 +68,7 @@ class Reader:
         seconds = 0.0
         for part in find_parts(file):
             try:
-                waveforms.append(self._from(seconds)._read_part(file, part, seconds))
+                waveforms.append(replace(self, start_s=seconds)._read_part(file, part))
             except Unreadable as error:
                 failures.append((seconds, part, error))
             seconds = sum(map(len, waveforms)) / SAMPLE_RATE
@@ -69,26 +81,32 @@ class Reader:
             )
         return waveforms[0] if len(waveforms) == 1 else np.concatenate(waveforms)
 
-    def _from(self, start_s: float) -> Reader:
-        """Return a reader for the recording that starts at ``start_s`` of a file."""
-        if not start_s:
-            return self
-        return replace(
-            self,
-            max_duration_s=self.max_duration_s - start_s,
-            on_progress=partial(_progress_from, start_s, self.on_progress),
-        )
+    def sounding_track(self, file: BinaryIO) -> int | None:
+        """Return the number of the track to read, of several, with a warning if it is not the
+        default one; None where there is no choice."""
+        if self.track or (self.raw and not _has_header(file)):
+            return self.track
+        try:
+            with open_track(file) as track:
+                if track.num_tracks == 1:
+                    return None
+        except Unreadable:
+            return None
+        chosen, warnings = self._choose(file)
+        for warning in warnings:
+            self.on_warning(warning)
+        return chosen.track.number
 
-    def _read_part(self, file: BinaryIO, part: Part, start_s: float) -> np.ndarray:
+    def _read_part(self, file: BinaryIO, part: Part) -> np.ndarray:
         is_file = not part.patches and part.start == 0 and part.end == size_of(file)
         view = file if is_file else cast(BinaryIO, View(file, part.start, part.end, part.patches))
         waveform = self._by_soundfile(view, part.num_samples) if part.is_whole else None
         warnings = [part.warning] if part.warning else []
         if waveform is None:
-            waveform, by_ffmpeg = self._by_ffmpeg(view, start_s)
+            waveform, by_ffmpeg = self._by_ffmpeg(view)
             warnings += by_ffmpeg
         if part.is_cut and not any("cut off" in warning for warning in warnings):
-            end = clock(start_s + len(waveform) / SAMPLE_RATE)
+            end = clock(self.start_s + len(waveform) / SAMPLE_RATE)
             warnings.append(f"the file is cut off at {end}, or bytes of it are missing.")
         for warning in warnings:
             self.on_warning(warning)
@@ -98,38 +116,49 @@ class Reader:
         """Read with libsndfile; None where it cannot read everything."""
         if self.track not in (None, 1):
             return None
-        blocks = read_soundfile(file, num_samples=num_samples, max_duration_s=self.max_duration_s)
+        blocks = read_soundfile(
+            file, num_samples=num_samples, max_duration_s=self.max_duration_s, start_s=self.start_s
+        )
         try:
             return self._waveform(blocks)
         except Unreadable:
             return None
 
-    def _by_ffmpeg(self, file: BinaryIO, start_s: float) -> tuple[np.ndarray, list[str]]:
-        """Read the waveform of a track, and warnings.
+    def _by_ffmpeg(self, file: BinaryIO) -> tuple[np.ndarray, list[str]]:
+        """Read the waveform of the chosen track, and warnings."""
+        chosen, warnings = self._choose(file)
+        if chosen.failure:
+            raise chosen.failure
+        return chosen.waveform, warnings + chosen.track.losses.warnings(self.start_s)
 
-        The track is the one that was chosen; without a choice the default one or, where that is
-        silent, the first that is not.
-        """
-        with open_track(file, number=self.track) as track:
-            waveform = self._read_track(track)
-        warnings = track.losses.warnings(start_s)
-        is_chosen = self.track is not None or self.channel is not None
-        if is_chosen or track.num_tracks == 1 or not len(waveform) or not is_silent(waveform):
-            return waveform, warnings
-        for number in range(1, min(track.num_tracks, MAX_TRACKS) + 1):
-            with open_track(file, number=number) as other:
-                candidate = self._read_track(other)
-            if len(candidate) and not is_silent(candidate):
-                choice = (
-                    f"audio track {track.number} of {track.num_tracks} is silent, so track "
-                    f"{number} was read; choose one with audio_track."
-                )
-                return candidate, [choice, *other.losses.warnings(start_s)]
-        return waveform, warnings
+    def _choose(self, file: BinaryIO) -> tuple[_Attempt, list[str]]:
+        """Read the track of the options, else the default one or the first with sound."""
+        first = self._attempt(file, self.track)
+        if self.track is not None or self.channel is not None or first.has_sound():
+            return first, []
+        number, num_tracks = first.track.number, first.track.num_tracks
+        for other_number in range(1, min(num_tracks, MAX_TRACKS) + 1):
+            if other_number == number:
+                continue
+            other = self._attempt(file, other_number)
+            if other.has_sound():
+                state = "cannot be read" if first.failure else "is silent"
+                return other, [
+                    f"audio track {number} of {num_tracks} {state}, so track {other_number} was "
+                    "read; choose one with audio_track."
+                ]
+        return first, []
+
+    def _attempt(self, file: BinaryIO, number: int | None) -> _Attempt:
+        with open_track(file, number=number) as track:
+            try:
+                return _Attempt(track, self._read_track(track))
+            except Unreadable as error:
+                return _Attempt(track, np.empty(0, np.float32), error)
 
     def _read_track(self, track: Track) -> np.ndarray:
         if track.end_s and track.size / track.end_s > MIN_BYTES_PER_S:  # else a wrong timestamp
-            check_duration(track.end_s, self.max_duration_s)
+            check_duration(self.start_s + track.end_s, self.max_duration_s)
         return self._waveform(track.blocks())
 
     def _read_raw(self, file: BinaryIO, raw: RawAudio) -> np.ndarray:
@@ -142,6 +171,7 @@ class Reader:
         return to_waveform(
             blocks,
             max_duration_s=self.max_duration_s,
+            start_s=self.start_s,
             on_progress=self.on_progress,
             channel=self.channel,
         )
@@ -150,7 +180,3 @@ class Reader:
 def _has_header(file: BinaryIO) -> bool:
     head = read_at(file, 0, 16)
     return head.startswith(SIGNATURES) or head[4:8] == b"ftyp"
-
-
-def _progress_from(start_s: float, on_progress: Callable[[float], object], s: float) -> None:
-    on_progress(start_s + s)

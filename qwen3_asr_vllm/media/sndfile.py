@@ -29,12 +29,12 @@ _RAW_SUBTYPES = {
 
 
 def read_soundfile(
-    file: BinaryIO, *, num_samples: int = 0, max_duration_s: float
+    file: BinaryIO, *, num_samples: int = 0, max_duration_s: float, start_s: float = 0.0
 ) -> Iterator[Block]:
     """Yield the blocks of a whole file. ``num_samples``: the number that its frames hold, if known.
 
     Raises Unreadable where the file is not libsndfile's, or has less than that, or less than its
-    header states; ValueError where that is too long.
+    header states; ValueError where that is too long for a file in which it begins at ``start_s``.
     """
     if (soundfile := installed("soundfile")) is None:
         raise Unreadable("soundfile is not installed.")
@@ -48,7 +48,7 @@ def read_soundfile(
     if recording.frames == _UNKNOWN_FRAMES or (recording.format == "MP3" and not num_samples):
         raise Unreadable("the file states no length.")
     expected = max(num_samples - _PADDING, 0) or recording.frames
-    check_duration(expected / recording.samplerate, max_duration_s)
+    check_duration(start_s + expected / recording.samplerate, max_duration_s)
     yield from _blocks(recording, soundfile, expected)
 
 

@@ -323,6 +323,33 @@ def test_a_stream_ends_with_its_last_text_on_ctrl_c(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_stream_takes_languages_and_a_track(tmp_path, monkeypatch, capsys):
+    video = tmp_path / "video.mkv"
+    tracks = "-f lavfi -i anullsrc=r=16000:d=2 -f lavfi -i aevalsrc=0.3*sin(2000*t):d=2"
+    command = f"ffmpeg -v error {tracks} -map 0 -map 1 -c:a flac {video}"
+    subprocess.run(command.split(), check=True)
+    given = []
+
+    class Stream(FakeStream):
+        def stream(self, samples, **options):
+            given.append(options)
+            pieces = list(samples)
+            yield Update(f"{max(map(np.max, pieces)):.1f}", "")
+
+    monkeypatch.setattr(models, "load_model", lambda *_: Stream())
+    assert cli.main(["stream", str(video), "--languages", "de,en"]) == 0
+    assert cli.main(["stream", str(video), "--audio-track", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "0.3\n0.0\n"
+    assert err.count("audio track 1 of 2 is silent, so track 2 was read") == 1
+    assert [options["languages"] for options in given] == [["German", "English"], []]
+
+
+def test_a_pipe_has_no_tracks(capsys):
+    assert cli.main(["stream", "-", "--audio-track", "2"]) == 2
+    assert "a pipe has one track" in capsys.readouterr().err
+
+
 SPAWN = """
 import multiprocessing, signal
 from qwen3_asr_vllm.cli.stream import _hidden_from_children

@@ -394,6 +394,39 @@ def test_a_silent_first_track_gives_way():
     ]
 
 
+def test_a_broken_first_track_gives_way():
+    file = encode("mkv", tone(2.0), tone(2.0, 880))
+    data = bytearray(file)
+    with av.open(io.BytesIO(file)) as source:
+        for packet in source.demux(audio=0):
+            if packet.size:
+                start = file.index(bytes(packet))
+                data[start : start + packet.size] = bytes([255]) * packet.size
+    waveform, warnings = load(bytes(data))
+    assert np.abs(np.fft.rfft(waveform[RATE // 2 : RATE // 2 + RATE])).argmax() == 880
+    assert warnings == [
+        "audio track 1 of 2 cannot be read, so track 2 was read; choose one with audio_track."
+    ]
+
+
+def test_channels_are_those_of_a_sounding_track():
+    call = np.stack([tone(2.0), tone(2.0, 880)], axis=1)
+    file = encode("mkv", np.zeros_like(call), call)
+    warnings: list[str] = []
+    left, right = load_channels(io.BytesIO(file), 2, on_warning=warnings.append)
+    assert np.abs(np.fft.rfft(left[RATE // 2 : RATE // 2 + RATE])).argmax() == 440
+    assert np.abs(np.fft.rfft(right[RATE // 2 : RATE // 2 + RATE])).argmax() == 880
+    assert warnings == [
+        "audio track 1 of 2 is silent, so track 2 was read; choose one with audio_track."
+    ]
+
+
+def test_the_limit_of_joined_files_is_one():
+    joined = 3 * encode("flac", tone(4.0))
+    with pytest.raises(ValueError, match=r"audio is 12\.0 s or longer; the limit is 10 s"):
+        load_audio(joined, max_duration_s=10)
+
+
 def test_the_default_track_is_read():
     file = encode("mkv", tone(2.0), tone(2.0, 880), default=2)
     waveform, warnings = load(file)
