@@ -18,7 +18,7 @@ PACKAGE = Path(qwen3_asr_vllm.__file__).parent
 CORE = (
     ("__init__",),
     ("checks",),
-    ("geometry", "languages", "processes", "printable"),
+    ("geometry", "generation", "languages", "processes", "printable"),
     ("transcript", "peaks", "pauses"),
     ("media",),  # a folder: containers, damage, decoders
     ("audio", "windows", "prompt"),
