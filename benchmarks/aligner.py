@@ -24,11 +24,7 @@ from typing import Any
 
 import numpy as np
 from common import (
-    ALIGNER,
-    AUDIO_SIZES,
     AUDIO_TOKEN,
-    RECORDING,
-    TEXT_SIZES,
     Reference,
     add_engine_options,
     by_engine,
@@ -37,8 +33,9 @@ from common import (
     measured,
     print_result,
     print_table,
-    resized,
 )
+from support.audio import RECORDING
+from support.checkpoints import ALIGNER, AUDIO_SIZES, TEXT_SIZES, resized
 
 ARCHITECTURE = "Qwen3ASRForcedAlignerForTokenClassification"
 TIMESTAMP = "<timestamp>"
@@ -82,9 +79,9 @@ def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = json.loads((model / "config.json").read_text())
     timestamp = config["timestamp_token_id"]
     reference = Reference(
-        "Qwen3ASRForTokenClassification",
         model,
         args,
+        kind="Qwen3ASRForTokenClassification",
         head="score",
         timestamp_token_id=timestamp,
         tie_word_embeddings=False,

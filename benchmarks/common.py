@@ -1,32 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by the benchmarks: clips, checkpoints, the sides that are compared, servers, and tables.
+"""Shared by the benchmarks: the sides that are compared, their engines and servers, and tables.
 
-The baseline is vLLM's in-tree Qwen3-ASR in the same environment: ``VLLM_PLUGINS=""`` switches our
-plugin off. In-tree imports torchvision, which no audio needs; in baseline processes only, and
-only where it is missing, ``stubs/torchvision`` stands in for it.
+Importing it makes ``tests/support`` importable, from which clips and checkpoints come.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import multiprocessing
 import os
 import platform
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import cache
+from contextlib import ExitStack, closing, contextmanager
 from importlib import metadata
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,41 +26,18 @@ from typing import Any
 import numpy as np
 import psutil
 
-HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE.parent / "tests" / "checkpoints" / "asr"
-ALIGNER = CHECKPOINT.with_name("aligner")
-RECORDING = HERE.parent / "tests" / "data" / "three_languages.flac"
-HELDOUT = RECORDING.parent / "heldout"  # recordings and their manifest
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support.audio import SAMPLE_RATE, speech
+from support.checkpoints import CHECKPOINT, published_model
+from support.servers import in_tree_environment, reserved_port, running
+
 SIDES = ("in-tree", "ours")
-SAMPLE_RATE = 16_000
-START_TIMEOUT_S = 900
 AUDIO_TOKEN = "<|audio_pad|>"
 PROMPT = (
     "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n<|audio_start|>{}<|audio_end|>"
     "<|im_end|>\n<|im_start|>assistant\n"
 )
-
-# Of the published checkpoints: what audio_config and text_config say.
-AUDIO_SIZES: dict[str, dict[str, int]] = {
-    "0.6B": {
-        "d_model": 896,
-        "encoder_layers": 18,
-        "encoder_attention_heads": 14,
-        "encoder_ffn_dim": 3584,
-        "output_dim": 1024,
-    },
-    "1.7B": {
-        "d_model": 1024,
-        "encoder_layers": 24,
-        "encoder_attention_heads": 16,
-        "encoder_ffn_dim": 4096,
-        "output_dim": 2048,
-    },
-}
-TEXT_SIZES: dict[str, dict[str, int]] = {
-    "0.6B": {"hidden_size": 1024, "intermediate_size": 3072},
-    "1.7B": {"hidden_size": 2048, "intermediate_size": 6144},
-}
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -79,67 +48,7 @@ QUIET = {
 # The engine in the process that asks it, whose CPU time is then all of it.
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
-
-def clip(seconds: float, *, seed: int = 0) -> np.ndarray:
-    """Noise that swells like speech: a waveform, (samples,) float32. Distinct for each seed."""
-    rng = np.random.default_rng(seed)
-    time_s = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    swell = np.sin(2 * np.pi * 2.5 * time_s) ** 2 + 0.05
-    return (0.1 * swell * rng.standard_normal(len(time_s))).astype(np.float32)
-
-
-def speech(seconds: float, *, seed: int) -> np.ndarray:
-    """Speech from a place of its own in a test recording, with a little noise: a waveform."""
-    recording = _recording()
-    rng = np.random.default_rng(seed)
-    samples = np.roll(recording, -int(rng.integers(len(recording))))
-    samples = np.resize(samples, round(seconds * SAMPLE_RATE))
-    return samples + 1e-3 * rng.standard_normal(len(samples), dtype=np.float32)
-
-
-@cache
-def _recording() -> np.ndarray:
-    import soundfile
-
-    return soundfile.read(RECORDING, dtype="float32")[0]
-
-
-def speech_clip(seconds: float, seed: int) -> bytes:
-    """The same as a 16 kHz wav file; no two seeds give the same."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, speech(seconds, seed=seed), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
-
-
-# checkpoints ----
-
-
-def checkpoint_like(size: str, folder: Path) -> Path:
-    """The tiny checkpoint with the dimensions of a published one, for random weights."""
-    return resized(CHECKPOINT, folder, audio=AUDIO_SIZES[size], text=TEXT_SIZES[size])
-
-
-def resized(checkpoint: Path, folder: Path, *, audio: dict[str, int], text: dict[str, int]) -> Path:
-    """A checkpoint's tokenizer and config with other dimensions, and no weights."""
-    for file in checkpoint.iterdir():
-        if file.suffix != ".safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((checkpoint / "config.json").read_text())
-    thinker = config["thinker_config"]
-    thinker["audio_config"] |= {"num_mel_bins": 128, "downsample_hidden_size": 480} | audio
-    thinker["text_config"] |= {
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 65_536,
-    } | text
-    thinker["text_config"]["rope_scaling"]["mrope_section"] = [24, 20, 20]
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    return folder
+# two sides ----
 
 
 def model_config(dtype: str = "bfloat16") -> Any:
@@ -151,18 +60,10 @@ def model_config(dtype: str = "bfloat16") -> Any:
     return ModelConfig(str(CHECKPOINT), dtype=dtype, max_model_len=4096)
 
 
-# two sides ----
-
-
 def side_environment(side: str) -> dict[str, str]:
     """The environment of a process that is one side of the comparison."""
-    environment = os.environ | QUIET
-    if side == "ours":
-        return environment | {"VLLM_PLUGINS": "qwen3_asr"}
-    if find_spec("torchvision") is None:
-        paths = [str(HERE / "stubs"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-    return environment | {"VLLM_PLUGINS": ""}
+    ours = {"VLLM_PLUGINS": "qwen3_asr"}
+    return os.environ | QUIET | (ours if side == "ours" else in_tree_environment())
 
 
 class Side:
@@ -301,15 +202,9 @@ def engine_row(
 
 
 class Reference:
-    """transformers' own model of a checkpoint in the nested layout, which it cannot read.
+    """transformers' own model of a checkpoint; ``options`` are those of ``published_model``."""
 
-    ``kind`` is its class, ``head`` what that calls the checkpoint's ``lm_head``, ``config`` what
-    is different in its config.
-    """
-
-    def __init__(
-        self, kind: str, path: Path, args: argparse.Namespace, *, head: str, **config: Any
-    ) -> None:
+    def __init__(self, path: Path, args: argparse.Namespace, **options: Any) -> None:
         import torch
         from transformers import AutoTokenizer
         from transformers.models import qwen3_asr
@@ -319,14 +214,8 @@ class Reference:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._extract = qwen3_asr.Qwen3ASRFeatureExtractor()
         self._num_audio_tokens = 0
-        model = getattr(qwen3_asr, kind)._from_config(
-            qwen3_asr.Qwen3ASRConfig(**_flat_config(path) | config), attn_implementation="sdpa"
-        )
-        if not args.dummy:
-            missing, unexpected = model.load_state_dict(_weights(path, head), strict=False)
-            assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
-            model.tie_weights()
-        self.model = model.to(self.device, getattr(torch, args.dtype)).eval()
+        model = published_model(path, has_weights=not args.dummy, **options)
+        self.model = model.to(self.device, getattr(torch, args.dtype))
 
     def features(self, clips: list[np.ndarray]) -> dict[str, Any]:
         """The part of a batch of the model's input that is audio."""
@@ -346,79 +235,19 @@ class Reference:
         return AUDIO_TOKEN * self._num_audio_tokens
 
 
-def _flat_config(path: Path) -> dict[str, Any]:
-    thinker = json.loads((path / "config.json").read_text())["thinker_config"]
-    text = thinker["text_config"]
-    rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
-    text.pop("rope_scaling", None)
-    thinker["audio_config"].pop("model_type", None)  # its name in the nested layout
-    return {
-        "audio_config": thinker["audio_config"],
-        "text_config": text | {"rope_parameters": rope},
-        "audio_token_id": thinker["audio_token_id"],
-        "tie_word_embeddings": text["tie_word_embeddings"],
-    }
-
-
-def _weights(path: Path, head: str) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    renames = {
-        "thinker.audio_tower.proj": "model.multi_modal_projector.linear_",
-        "thinker.audio_tower.": "model.audio_tower.",
-        "thinker.model.": "model.language_model.",
-        "thinker.lm_head.": f"{head}.",
-    }
-    state = {}
-    for name, tensor in load_file(path / "model.safetensors").items():
-        old = next(old for old in renames if name.startswith(old))
-        state[name.replace(old, renames[old], 1)] = tensor.float()
-    return state
-
-
 # servers ----
 
 
 @contextmanager
 def server(side: str, model: Path, arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """``qwen3-asr serve``: its address and its HTTP process's id, once it answers; ends here."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Run ``qwen3-asr serve``; yields its address and the id of its HTTP process."""
     command = [sys.executable, "-m", "qwen3_asr_vllm.cli", "serve", str(model)]
-    command += ["--served-model-name", "model", "--port", str(port), *arguments]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, env=side_environment(side), stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            _wait_until_ready(process, port, log)
+    command += ["--served-model-name", "model", *arguments]
+    with tempfile.NamedTemporaryFile() as log, reserved_port() as port:
+        command += ["--port", str(port)]
+        options: dict[str, Any] = {"env": side_environment(side), "log": Path(log.name)}
+        with running(command, port=port, **options) as process:
             yield f"http://127.0.0.1:{port}", psutil.Process(process.pid).children()[-1].pid
-        finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """With all of its group, also where the first of it has died."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(60)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen, port: int, log: Any) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return
-        except OSError:
-            time.sleep(1)
-    log.seek(0)
-    raise SystemExit(f"the server did not start:\n{log.read()[-3000:]}")
 
 
 # results ----

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import AUDIO_SIZES, CHECKPOINT, TEXT_SIZES, resized
+from support.checkpoints import AUDIO_SIZES, CHECKPOINT, TEXT_SIZES, resized
 
 WEIGHT = 0.02  # standard deviation of an ordinary matrix
 QUIET_WEIGHT = 1e-4  # of the last matrix of a block, which adds to the residual stream

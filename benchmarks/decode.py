@@ -33,8 +33,9 @@ from tempfile import SpooledTemporaryFile
 
 import numpy as np
 import psutil
-from common import SIDES, Side, both_sides, clip, cpu_seconds, print_result, print_table, spread
+from common import SIDES, Side, both_sides, cpu_seconds, print_result, print_table, spread
 from processor import apply
+from support.audio import noise
 
 SECONDS = 30
 # format -> sampling rate, channels, and how soundfile writes it
@@ -55,7 +56,7 @@ def encoded(name: str) -> bytes:
 
     sampling_rate, channels, options = FORMATS[name]
     length = SECONDS * sampling_rate
-    white = clip(length * channels / 16_000)[: length * channels]
+    white = noise(length * channels / 16_000)[: length * channels]
     samples = np.cumsum(white.reshape(length, channels), axis=0)
     samples -= np.linspace(samples[0], samples[-1], length)
     samples *= 0.5 / np.abs(samples).max()

@@ -34,17 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import (
-    AUDIO_SIZES,
-    SIDES,
-    Side,
-    both_sides,
-    clip,
-    model_config,
-    print_result,
-    print_table,
-    spread,
-)
+from common import SIDES, Side, both_sides, model_config, print_result, print_table, spread
+from support.audio import noise
+from support.checkpoints import AUDIO_SIZES
 
 CLIP_S = 30
 MEMORY_CASES = ((1, 30), (8, 30), (32, 30), (1, 1200))  # clips, seconds of each
@@ -115,7 +107,7 @@ def inputs(num_clips: int, seconds: float, device: str) -> tuple[Any, Any, list[
     geometry, log_mel = Geometry(), LogMel(128)
     chunks, features, frames = [], [], []
     for seed in range(num_clips):
-        waveform = clip(seconds, seed=seed)
+        waveform = noise(seconds, seed=seed)
         frames.append(num_frames(len(waveform)))
         chunks.append(torch.from_numpy(cut_chunks(waveform, geometry)))
         by_chunk = torch.tensor(geometry.frames_by_chunk(frames[-1]))

@@ -20,16 +20,10 @@ import shlex
 import time
 from typing import Any
 
-from common import (
-    CHECKPOINT,
-    SIDES,
-    percentile,
-    print_result,
-    print_table,
-    server,
-    speech_clip,
-)
+from common import SIDES, percentile, print_result, print_table, server
 from serve import REQUEST_TIMEOUT_S, post
+from support.audio import speech_clip
+from support.checkpoints import CHECKPOINT
 
 
 async def ask_in_turn(session: Any, address: str, seeds: range, args: argparse.Namespace) -> list:

@@ -40,18 +40,13 @@ from typing import Any
 
 import numpy as np
 from common import (
-    AUDIO_SIZES,
     AUDIO_TOKEN,
-    CHECKPOINT,
-    HELDOUT,
     IN_PROCESS,
     PROMPT,
-    SAMPLE_RATE,
     Reference,
     Side,
     add_engine_options,
     by_engine,
-    checkpoint_like,
     engine_options,
     engine_row,
     measured,
@@ -60,6 +55,8 @@ from common import (
     side_environment,
     spread,
 )
+from support.audio import HELDOUT, SAMPLE_RATE
+from support.checkpoints import AUDIO_SIZES, CHECKPOINT, checkpoint_like
 
 from qwen3_asr_vllm import transcription
 
@@ -85,7 +82,7 @@ def requests(clips: list[np.ndarray]) -> list[dict[str, Any]]:
 def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    reference = Reference("Qwen3ASRForConditionalGeneration", model, args, head="lm_head")
+    reference = Reference(model, args)
     config = json.loads((model / "generation_config.json").read_text())
     stop = None if args.dummy else config["eos_token_id"]
 

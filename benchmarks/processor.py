@@ -25,13 +25,13 @@ from common import (
     AUDIO_TOKEN,
     PROMPT,
     both_sides,
-    clip,
     cpu_seconds,
     model_config,
     print_result,
     print_table,
     spread,
 )
+from support.audio import noise
 
 LENGTHS_S = (30, 10, 5, 1)
 
@@ -75,7 +75,7 @@ def prompt(dtype: str) -> list[int]:
 
 def apply_cost(seconds: float, cached: bool, repeats: int, seed: int) -> float:
     """CPU seconds of one clip; every call gets samples of its own."""
-    clips = iter([clip(seconds, seed=seed + i) for i in range(repeats + 3)])
+    clips = iter([noise(seconds, seed=seed + i) for i in range(repeats + 3)])
     for _ in range(3):
         apply(next(clips), cached=cached)
     return cpu_seconds(lambda: apply(next(clips), cached=cached), repeats=repeats)
@@ -83,7 +83,7 @@ def apply_cost(seconds: float, cached: bool, repeats: int, seed: int) -> float:
 
 def features(seconds: float) -> tuple[list[int], np.ndarray]:
     """Prompt token ids, and the log-mel that the encoder gets, (128, frames)."""
-    output = apply(clip(seconds), dtype="float32")
+    output = apply(noise(seconds), dtype="float32")
     item = output["mm_kwargs"]["audio"][0]
     if "input_audio_features" in item:
         return output["prompt_token_ids"], item["input_audio_features"].data.numpy()

@@ -46,19 +46,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common import (
-    AUDIO_SIZES,
-    CHECKPOINT,
-    SIDES,
-    Side,
-    percentile,
-    print_result,
-    print_table,
-    server,
-    side_environment,
-    speech_clip,
-)
+from common import SIDES, Side, percentile, print_result, print_table, server, side_environment
 from counting import counting_checkpoint
+from support.audio import speech_clip
+from support.checkpoints import AUDIO_SIZES, CHECKPOINT
 
 from qwen3_asr_vllm.prompt import parse_output
 

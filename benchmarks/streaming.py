@@ -34,7 +34,9 @@ from typing import Any
 import jiwer
 import numpy as np
 import soundfile
-from common import CHECKPOINT, HELDOUT, QUIET, SAMPLE_RATE, print_result, print_table, speech
+from common import QUIET, print_result, print_table
+from support.audio import HELDOUT, SAMPLE_RATE, speech
+from support.checkpoints import CHECKPOINT
 
 STEP_S = 2.0
 TOKENS_PER_S = 13

@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import lines_run
 from hypothesis import given
 from hypothesis import strategies as st
+from support.checks import lines_run
 
 from qwen3_asr_vllm import units as text_units
 from qwen3_asr_vllm.alignment import AlignmentOutput, align, repair

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from conftest import lines_run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.checks import lines_run
 
 from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.audio import PcmStream, load_audio, load_channels

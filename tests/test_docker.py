@@ -14,7 +14,7 @@ import compose_spec
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import DATA
+from support.audio import DATA
 
 from qwen3_asr_vllm.cli.doctor import SERVE_ENVIRONMENT
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import CHECKPOINT
+from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm.decoding import LOOP_PENALTY, Decoding
 from qwen3_asr_vllm.engine import OutputCollector, language_token_ids, sampling_params

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input gets a refusal and nothing else. The cases are those of ``benchmarks/fuzz.py``."""
+"""Bad input gets a refusal and nothing else. The cases come from ``robustness/fuzz.py``."""
 
 from __future__ import annotations
 

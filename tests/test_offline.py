@@ -21,19 +21,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
-    CHECKPOINT,
-    DATA,
-    MOST_ERRORS,
-    MOST_TIMING_ERROR_S,
-    assert_timed,
-    engine,
-    error_rate,
-    eventually,
-    heldout,
-    shipped_reference,
-)
 from safetensors.torch import load_file, save_file
+from support.audio import DATA, heldout
+from support.checkpoints import CHECKPOINT, published_model
+from support.checks import MOST_ERRORS, MOST_TIMING_ERROR_S, assert_timed, error_rate, eventually
+from support.engines import engine
 
 from qwen3_asr_vllm import offline
 from qwen3_asr_vllm.alignment import AlignmentRequest
@@ -400,7 +392,7 @@ def logprobs_by_transformers(ids, header, waveform):
     from transformers import AutoTokenizer
     from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor
 
-    reference, tokenizer = shipped_reference(), AutoTokenizer.from_pretrained(CHECKPOINT)
+    reference, tokenizer = published_model(), AutoTokenizer.from_pretrained(CHECKPOINT)
     mel = Qwen3ASRFeatureExtractor()(
         waveform, sampling_rate=SAMPLE_RATE, padding="longest", return_attention_mask=True
     )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CHECKPOINT
+from support.checkpoints import CHECKPOINT
 
 import qwen3_asr_vllm
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines end with the process that started them, however it ends, by stand-ins for both.
 
-Servers that end are in ``test_supervisor.py``; real ones in ``benchmarks/faults.py``.
+Servers that end are in ``test_supervisor.py``; real ones in ``benchmarks/robustness/faults.py``.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ import re
 from os.path import commonprefix
 
 import pytest
-from conftest import lines_run
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.checks import lines_run
 
 from qwen3_asr_vllm.languages import LANGUAGES, separator
 from qwen3_asr_vllm.prompt import (

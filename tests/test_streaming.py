@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import regex
 import soundfile
-from conftest import DATA, HOSTILE, noise, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.audio import DATA, HOSTILE, noise, poisoned
 
 from qwen3_asr_vllm import streaming
 from qwen3_asr_vllm.geometry import SAMPLE_RATE, Geometry, num_frames

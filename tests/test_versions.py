@@ -32,10 +32,10 @@ PROMISED = (
 # Its inside. What is imported from there, and the test that fails when it changes.
 WATCHED = {
     "vllm.transformers_utils.config": "test_plugin.py",
-    "vllm.entrypoints.generate.base": "test_endpoints.py",
-    "vllm.entrypoints.openai.models.serving": "test_endpoints.py",
-    "vllm.entrypoints.serve": "test_endpoints.py",
-    "vllm.renderers": "test_endpoints.py",
+    "vllm.entrypoints.generate.base": "test_transcriptions.py",
+    "vllm.entrypoints.openai.models.serving": "test_transcriptions.py",
+    "vllm.entrypoints.serve": "test_app.py",
+    "vllm.renderers": "test_app.py",
     "vllm.entrypoints.cli": "test_server.py",
     "vllm.logger.configure_logging_from_args": "test_server.py",
     "vllm.utils.argparse_utils": "test_cli.py",
@@ -49,7 +49,7 @@ WATCHED = {
     "vllm.v1.engine.exceptions": "test_weather.py",
     "vllm.v1.outputs": "test_aligner.py",
     "vllm.v1.pool": "test_aligner.py",
-    "vllm.v1.sample.logits_processor": "test_endpoints.py",
+    "vllm.v1.sample.logits_processor": "test_transcriptions.py",
     "vllm.v1.worker.encoder_cudagraph_defs": "test_encoder_graph.py",
 }
 
@@ -58,19 +58,19 @@ SERVING = "vllm.entrypoints.generate.base.serving.GenerateBaseServing"
 ENGINE = "vllm.v1.engine"
 MEMBERS = {
     "vllm.transformers_utils.config._CONFIG_REGISTRY": ((), "test_plugin.py"),
-    f"{SERVING}._check_model": (("request",), "test_endpoints.py"),
-    f"{SERVING}._preflight": ((), "test_endpoints.py"),
-    f"{SERVING}._base_request_id": (("raw_request",), "test_endpoints.py"),
-    f"{SERVING}._maybe_get_adapters": (("request",), "test_endpoints.py"),
+    f"{SERVING}._check_model": (("request",), "test_transcriptions.py"),
+    f"{SERVING}._preflight": ((), "test_transcriptions.py"),
+    f"{SERVING}._base_request_id": (("raw_request",), "test_transcriptions.py"),
+    f"{SERVING}._maybe_get_adapters": (("request",), "test_transcriptions.py"),
     f"{SERVING}._get_trace_headers": (("headers",), "test_supervisor.py"),
-    f"{SERVING}._get_priority": (("request", "raw_request"), "test_endpoints.py"),
-    f"{SERVING}._get_data_parallel_rank": (("raw_request",), "test_endpoints.py"),
-    f"{SERVING}._raise_if_error": (("finish_reason", "request_id"), "test_endpoints.py"),
-    "vllm.SamplingParams.from_optional": (("stream_interval",), "test_endpoints.py"),
+    f"{SERVING}._get_priority": (("request", "raw_request"), "test_app.py"),
+    f"{SERVING}._get_data_parallel_rank": (("raw_request",), "test_app.py"),
+    f"{SERVING}._raise_if_error": (("finish_reason", "request_id"), "test_transcriptions.py"),
+    "vllm.SamplingParams.from_optional": (("stream_interval",), "test_transcriptions.py"),
     "vllm.LLM.enqueue": (("prompts", "sampling_params", "use_tqdm"), "test_offline.py"),
     f"{ENGINE}.llm_engine.LLMEngine.step": ((), "test_offline.py"),
     f"{ENGINE}.llm_engine.LLMEngine.abort_request": (("request_ids",), "test_offline.py"),
-    f"{ENGINE}.async_llm.AsyncLLM.check_admission": (("n",), "test_endpoints.py"),
+    f"{ENGINE}.async_llm.AsyncLLM.check_admission": (("n",), "test_clients.py"),
     f"{ENGINE}.async_llm.AsyncLLM.errored": ((), "test_weather.py"),
     f"{ENGINE}.output_processor.OutputProcessor.propagate_error": (("e",), "test_weather.py"),
 }

@@ -7,7 +7,7 @@ import socket
 import sys
 
 import pytest
-from conftest import reserved_port
+from support.servers import reserved_port
 
 from qwen3_asr_vllm.cli import doctor
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from conftest import CHECKPOINT
+from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm import __version__
 from qwen3_asr_vllm.cli import entry as cli

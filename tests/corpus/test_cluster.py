@@ -7,7 +7,8 @@ import json
 
 import psutil
 import pytest
-from conftest import CHECKPOINT, DATA, heldout
+from support.audio import DATA, heldout
+from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm.corpus.ray_data import Summary, done_keys, transcribe_on_ray
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import DATA, MOST_ERRORS, heldout
 from hypothesis import given
 from hypothesis import strategies as st
+from support.audio import DATA, heldout
+from support.checks import MOST_ERRORS
 
 from qwen3_asr_vllm.cli import entry as cli
 from qwen3_asr_vllm.corpus.evaluation import Pair, evaluate, normalizer

@@ -21,7 +21,7 @@ from email import policy
 import numpy as np
 import pytest
 import soundfile
-from conftest import eventually
+from support.checks import eventually
 
 from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.corpus import client as remote

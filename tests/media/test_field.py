@@ -10,7 +10,7 @@ import sys
 import httpx
 import numpy as np
 import pytest
-from conftest import DATA
+from support.audio import DATA
 from test_reading import FIELD, RATE, encode, remux, video, with_size
 
 from qwen3_asr_vllm.audio import load_audio

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from conftest import DATA
+from support.audio import DATA
 
 from qwen3_asr_vllm.audio import load_audio, load_channels
 from qwen3_asr_vllm.media.containers import RawAudio

@@ -6,7 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import engine, noise, reference_config, reference_model, save_flat, save_nested
+from support.audio import noise
+from support.checkpoints import reference_config, reference_model, save_flat, save_nested
+from support.engines import engine
 from test_model import audio_tokens_by_transformers
 
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import HOSTILE, noise, poisoned, reference_config, reference_model
+from support.audio import HOSTILE, noise, poisoned
+from support.checkpoints import reference_config, reference_model
 from test_encoder import build_encoder, chunks_of
 from test_encoder_graph import build_model
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import reference_config
+from support.checkpoints import reference_config
 
 from qwen3_asr_vllm.model.config import (
     Qwen3ASRAudioEncoderConfig,

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import noise, reference_config, reference_model
+from support.audio import noise
+from support.checkpoints import reference_config, reference_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen3_asr_vllm.geometry import num_frames

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import reference_config, reference_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.checkpoints import reference_config, reference_model
 from test_encoder import build_encoder
 
 MAX_BATCHED_TOKENS = 416  # 32 chunks: budgets of 4, 8, 16 and 32

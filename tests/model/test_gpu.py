@@ -15,22 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    ALIGNER,
-    CHECKPOINT,
-    DATA,
-    HOSTILE,
-    MOST_ERRORS,
-    MOST_TIMING_ERROR_S,
-    assert_timed,
-    engine,
-    error_rate,
-    heldout,
-    noise,
-    poisoned,
-    reference_config,
-    reference_model,
-)
+from support.audio import DATA, HOSTILE, heldout, noise, poisoned
+from support.checkpoints import ALIGNER, CHECKPOINT, reference_config, reference_model
+from support.checks import MOST_ERRORS, MOST_TIMING_ERROR_S, assert_timed, error_rate
+from support.engines import engine
 from test_bounds import ENCODINGS
 from test_encoder import CLIPS_S, build_encoder, chunks_of, encode_by_transformers
 from test_encoder_graph import build_model, samples_of, vllm_config

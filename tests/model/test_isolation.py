@@ -17,17 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
-    DATA,
-    HOSTILE,
-    engine,
-    heldout,
-    noise,
-    poisoned,
-    reference_config,
-    reference_model,
-    save_nested,
-)
+from support.audio import DATA, HOSTILE, heldout, noise, poisoned
+from support.checkpoints import reference_config, reference_model, save_nested
+from support.engines import engine
 
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt
 

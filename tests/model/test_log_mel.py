@@ -5,9 +5,9 @@ import librosa
 import numpy as np
 import pytest
 import torch
-from conftest import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.audio import noise
 
 from qwen3_asr_vllm.geometry import Geometry, num_frames
 from qwen3_asr_vllm.model.log_mel import LogMel, cut_chunks

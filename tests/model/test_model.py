@@ -9,14 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    engine,
-    noise,
-    reference_config,
-    reference_model,
-    save_flat,
-    save_nested,
-)
+from support.audio import noise
+from support.checkpoints import reference_config, reference_model, save_flat, save_nested
+from support.engines import engine
 
 from qwen3_asr_vllm.model.config import Qwen3ASRConfig
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt

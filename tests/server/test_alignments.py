@@ -12,8 +12,9 @@ import pytest
 import soundfile
 import srt
 import torch
-from conftest import HOSTILE, noise, on_a_port, poisoned
 from prometheus_client import REGISTRY
+from support.audio import HOSTILE, noise, poisoned
+from support.servers import on_a_port
 
 from qwen3_asr_vllm.alignment import AlignmentRequest
 

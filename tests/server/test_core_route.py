@@ -6,7 +6,9 @@ from __future__ import annotations
 import jiwer
 import openai
 import pytest
-from conftest import CHECKPOINT, DATA, serving
+from support.audio import DATA
+from support.checkpoints import CHECKPOINT
+from support.servers import serving
 
 pytestmark = pytest.mark.vllm
 

@@ -15,9 +15,11 @@ import openai
 import pytest
 import soundfile
 import yaml
-from conftest import CHECKPOINT, DATA, noise, speak
 from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.parser import text_string_to_metric_families
+from support.audio import DATA, noise
+from support.checkpoints import CHECKPOINT
+from support.clients import speak
 
 from qwen3_asr_vllm.server.metrics import (
     AUDIO,

@@ -14,8 +14,9 @@ import openai
 import pytest
 import soundfile
 import srt
-from conftest import CHECKPOINT, DATA
 from playwright.sync_api import expect, sync_playwright
+from support.audio import DATA
+from support.checkpoints import CHECKPOINT
 
 HELLO = DATA / "hello.flac"
 ATTACK = "<img src=x onerror='broken=1'><script>broken=1</script>"

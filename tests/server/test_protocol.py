@@ -7,9 +7,9 @@ import socket
 from typing import Any
 
 import pytest
-from conftest import on_a_port
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
+from support.servers import on_a_port
 
 pytestmark = pytest.mark.vllm  # which is imported, and starts nothing
 

@@ -19,12 +19,13 @@ import pytest
 import soundfile
 import soxr
 import websockets
-from conftest import CHECKPOINT, DATA
 from openai.types import realtime as types
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
+from support.audio import DATA
+from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm.server.admission import Admission
 

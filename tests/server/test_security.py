@@ -14,7 +14,8 @@ from pathlib import Path
 import fuzz
 import openai
 import pytest
-from conftest import CHECKPOINT, DATA
+from support.audio import DATA
+from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm.audio import load_audio
 from qwen3_asr_vllm.formats import FORMATS

@@ -15,16 +15,10 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from conftest import (
-    CHECKPOINT,
-    DATA,
-    HOSTILE,
-    MOST_ERRORS,
-    error_rate,
-    heldout,
-    poisoned,
-    speak,
-)
+from support.audio import DATA, HOSTILE, heldout, poisoned
+from support.checkpoints import CHECKPOINT
+from support.checks import MOST_ERRORS, error_rate
+from support.clients import speak
 
 import qwen3_asr_vllm
 from qwen3_asr_vllm.languages import LANGUAGES

@@ -15,9 +15,9 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import websockets
-from conftest import on_a_port
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from support.servers import on_a_port
 
 from qwen3_asr_vllm.geometry import Geometry
 from qwen3_asr_vllm.server import connection

@@ -30,20 +30,14 @@ import pytest
 import soundfile
 import srt
 import uvicorn
-from conftest import (
-    ALIGNER,
-    CHECKPOINT,
-    DATA,
-    assert_timed,
-    eventually,
-    heldout,
-    noise,
-    serving,
-    speak,
-)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.applications import Starlette
 from starlette.responses import Response
+from support.audio import DATA, heldout, noise
+from support.checkpoints import ALIGNER, CHECKPOINT
+from support.checks import assert_timed, eventually
+from support.clients import speak
+from support.servers import serving
 
 from qwen3_asr_vllm.formats import rounded
 from qwen3_asr_vllm.server import serving as serving_state
@@ -369,7 +363,7 @@ def test_what_is_no_audio_for_the_aligner_is_refused(pair):
 
 @pytest.mark.vllm
 def test_odd_forms_get_an_answer_of_the_aligner_or_an_error_object(pair):
-    """The cases are those of ``benchmarks/fuzz.py``."""
+    """The cases are those of ``benchmarks/robustness/fuzz.py``."""
     outcomes = list(fuzz.at_once(fuzz.ask_aligner, aligner_url(pair), range(60)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert 10 < sum(outcome.answer.startswith("200") for outcome in outcomes) < 50

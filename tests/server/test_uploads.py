@@ -15,9 +15,10 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
-from conftest import eventually, on_a_port
 from prometheus_client import REGISTRY
 from starlette.responses import JSONResponse
+from support.checks import eventually
+from support.servers import on_a_port
 
 pytestmark = pytest.mark.vllm  # which is imported, and starts nothing
 

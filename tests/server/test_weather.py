@@ -26,19 +26,14 @@ import openai
 import psutil
 import pytest
 import soundfile
-from conftest import (
-    CHECKPOINT,
-    DATA,
-    Server,
-    eventually,
-    on_a_port,
-    reserved_port,
-    serving,
-    speak,
-)
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from support.audio import DATA
+from support.checkpoints import CHECKPOINT
+from support.checks import eventually
+from support.clients import speak
+from support.servers import Server, on_a_port, reserved_port, serving
 from websockets.exceptions import InvalidStatus
 
 from qwen3_asr_vllm.audio import load_audio

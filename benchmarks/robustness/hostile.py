@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does a file cost that makes its decoder work for nothing?
 
-    python benchmarks/hostile.py                 every kind, within the limits of a server
-    python benchmarks/hostile.py --unlimited     what the decoders would take otherwise
+    python benchmarks/robustness/hostile.py                every kind, within a server's limits
+    python benchmarks/robustness/hostile.py --unlimited    what the decoders would take otherwise
 
 Each kind is a small file with tables, tags, covers or chunks that decoders expand before the first
 sample. ``hostile`` makes them; ``fuzz.py`` and the tests have them in their corpus. Each is decoded
@@ -19,12 +19,16 @@ import json
 import os
 import socket
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # common
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # support
 
 import numpy as np
 from common import print_result, print_table

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens when hundreds of clients come at once?
 
-    python benchmarks/load.py                              256 clients, one minute
-    python benchmarks/load.py --clients 512 --seconds 300 --max-recordings 64
+    python benchmarks/robustness/load.py                              256 clients, one minute
+    python benchmarks/robustness/load.py --clients 512 --seconds 300 --max-recordings 64
 
 Clients of six kinds ask again and again: short recordings, long ones, an hour, streams, streams
 whose reader leaves, and realtime sessions, which send their clip in pieces of a second. A client
@@ -33,17 +33,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import (
-    CHECKPOINT,
-    SAMPLE_RATE,
-    percentile,
-    print_result,
-    print_table,
-    server,
-    speech_clip,
-)
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # common
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # support
+
+from common import percentile, print_result, print_table, server
+from support.audio import SAMPLE_RATE, speech_clip
+from support.checkpoints import CHECKPOINT
 
 
 class Kind(NamedTuple):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does bad input ever get more than a refusal?
 
-    python benchmarks/fuzz.py                    5,000 recordings, 2,000 forms, and so on
-    python benchmarks/fuzz.py --only form --count 500 --url http://localhost:8000
-    python benchmarks/fuzz.py --case audio:1234  what that case is, and what comes of it
+    python benchmarks/robustness/fuzz.py                    5,000 recordings, 2,000 forms, and so on
+    python benchmarks/robustness/fuzz.py --only form --count 500 --url http://localhost:8000
+    python benchmarks/robustness/fuzz.py --case audio:1234  what that case is, and what comes of it
 
 Every case is made from its number alone, so a failure can be run again. Each recording is decoded
 as a server does it, in a process of its own within the limits of ``decode_worker.py``, whose end,
@@ -46,6 +46,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # common
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # support
 
 import hostile
 import numpy as np
@@ -1092,7 +1095,8 @@ def _read_manifests(numbers: Iterable[int]) -> Iterator[Outcome]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from common import ALIGNER, CHECKPOINT, print_result, print_table, server
+    from common import print_result, print_table, server
+    from support.checkpoints import ALIGNER, CHECKPOINT
 
     rows = []
     for model, kinds in (

@@ -28,7 +28,9 @@ from typing import Any
 
 import psutil
 from clients import CLIP_S, ask, running, upload
-from common import ALIGNER, CHECKPOINT, HELDOUT, QUIET, speech_clip
+from common import QUIET
+from support.audio import HELDOUT, speech_clip
+from support.checkpoints import ALIGNER, CHECKPOINT
 from websockets.sync.client import connect
 
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}

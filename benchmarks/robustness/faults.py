@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does a client see when something breaks, how long does it last, and what is left behind?
 
-    python benchmarks/faults.py               all of them; two servers are started for each death
-    python benchmarks/faults.py --only engine-killed storm
-    python benchmarks/faults.py --only sighup --moments "weights are read" idle
+    python benchmarks/robustness/faults.py      all of them; two servers for each death
+    python benchmarks/robustness/faults.py --only engine-killed storm
+    python benchmarks/robustness/faults.py --only sighup --moments "weights are read" idle
 
 The last sends a signal at two of the moments of ``signals.py``.
 
@@ -36,20 +36,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # common
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # support
+
 import openai
 import psutil
 from clients import CLIENTS, CLIP_S, ask, mid_request, running, short_request, upload
-from common import (
-    ALIGNER,
-    CHECKPOINT,
-    HELDOUT,
-    QUIET,
-    print_result,
-    print_table,
-    server,
-    speech_clip,
-)
+from common import QUIET, print_result, print_table, server
 from signals import ended
+from support.audio import HELDOUT, speech_clip
+from support.checkpoints import ALIGNER, CHECKPOINT
 
 from qwen3_asr_vllm.corpus.outputs import INDEX
 

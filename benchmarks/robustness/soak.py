@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does a server that runs for long stay as it was?
 
-    python benchmarks/soak.py                half an hour
-    python benchmarks/soak.py --minutes 5
+    python benchmarks/robustness/soak.py                half an hour
+    python benchmarks/robustness/soak.py --minutes 5
 
 The clients of ``load.py`` ask without a pause, fewer than the server takes. Every few seconds the
 memory of the HTTP process and of the engine and the open descriptors are noted, and the latency
@@ -20,11 +20,16 @@ import argparse
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # common
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # support
+
 import numpy as np
-from common import CHECKPOINT, print_result, print_table, server
+from common import print_result, print_table, server
 from load import Crowd, drive, print_tallies
+from support.checkpoints import CHECKPOINT
 
 EVERY_S = 5.0
 KV_BLOCKS = 1024

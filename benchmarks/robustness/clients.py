@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 from typing import Any
 
 import openai
-from common import speech_clip
+from support.audio import speech_clip
 
 CLIENTS = 8
 CLIP_S = 60.0  # of their recordings
