@@ -106,16 +106,16 @@ def test_a_run_that_is_given_up_leaves_the_engine_free(model, transcripts):
     assert model.transcribe(path) == transcripts[0]
 
 
-def test_an_hour_is_heard_whole(model, transcripts):
-    """The held-out sentences, over and over with pauses, for an hour, in clips of 12 s."""
+def test_a_long_recording_is_transcribed_whole(model, transcripts):
+    """The held-out sentences, over and over with pauses, for 15 minutes, in clips of 12 s."""
     paths = [DATA / "heldout" / row["audio_filepath"] for row in heldout()]
     pause = np.zeros(SAMPLE_RATE, np.float32)
     sounds = [part for path in paths for part in (soundfile.read(path, dtype="float32")[0], pause)]
-    hour = np.resize(np.concatenate(sounds), 3600 * SAMPLE_RATE)
+    recording = np.resize(np.concatenate(sounds), 900 * SAMPLE_RATE)
     seen = []
-    transcript = model.transcribe(hour, max_clip_s=12, progress=seen.append)
-    assert transcript.duration == seen[-1].seconds_done == 3600
-    assert transcript.segments[-1].end > 3580
+    transcript = model.transcribe(recording, max_clip_s=12, progress=seen.append)
+    assert transcript.duration == seen[-1].seconds_done == 900
+    assert transcript.segments[-1].end > 880
     assert set(transcript.languages) == {"English", "German", "Chinese"}
     assert "".join(segment.text for segment in transcript.segments) == transcript.text
 
