@@ -42,6 +42,26 @@ def pytest_configure(config: pytest.Config) -> None:
         IN_TREE.update(in_tree_environment())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Distribute groups, in their order, where ``-n`` starts several processes."""
+    if getattr(config.option, "numprocesses", None):
+        config.option.dist, config.option.loadscopereorder = "loadgroup", False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Form the groups: one shares the server and the engine; each other is a file.
+
+    Files that start engines come first, so that no process is alone with one at the end.
+    """
+    for item in items:
+        is_sharing = {"server", "model"} & set(getattr(item, "fixturenames", ()))
+        group = "shared" if is_sharing else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+
+
 @pytest.fixture(scope="session")
 def vllm_parallel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One rank, so that vLLM's parallel layers can be built without an engine."""
