@@ -7,7 +7,7 @@ import json
 import shutil
 
 import pytest
-from conftest import CHECKPOINT
+from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm.generation import (
     SAMPLING,
