@@ -293,7 +293,7 @@ def _idle_bytes() -> int:
 
 def _judged(cost: hostile.Cost) -> tuple[str, str]:
     """The answer, and what is wrong with it."""
-    if cost.exit_code == -signal.SIGXCPU or cost.error.startswith("MemoryError"):
+    if cost.exit_code == -signal.SIGPROF or cost.error.startswith("MemoryError"):
         return "limited: by CPU time or memory", ""
     if cost.exit_code:
         return "none", f"crash: the decoder ended with {cost.exit_code}"

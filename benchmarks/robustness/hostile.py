@@ -495,9 +495,11 @@ def decode(data: bytes, *, limits: Limits | None = None, **options: Any) -> Cost
     inherited_bytes = _anonymous_bytes()  # the file, too
     if (child := os.fork()) == 0:
         ours.close()
-        run_child(parent, theirs, file, output, job)
+        run_child(parent, theirs)
     theirs.close()
     with ours:
+        socket.send_fds(ours, [json.dumps(job).encode()], [file, output])
+        ours.shutdown(socket.SHUT_WR)  # no other file follows
         error = _error(ours)
     _, status, usage = os.wait4(child, 0)
     with open(output, "rb") as memory:

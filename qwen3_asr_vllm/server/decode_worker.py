@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder processes: a template, and a child of it for each file.
+"""Decoder processes: a template, and its children, which decode one file after the other.
 
-    server -- job, file, memory --> template -- fork --> child --> progress, warnings, result
+    server -- socket --> template -- fork --> child
+    server -- job, file, memory --> child -- progress, warnings, result --> server
 
-The template imports the decoders once, so a child starts in milliseconds. A child decodes one
-file within ``Limits`` and ends, so no file affects another. The template ends
-when the server's end of its socket is closed, however the server ends; its children end with it.
+The template imports the decoders once, so a child starts in milliseconds. A child decodes each
+file within ``Limits`` of its own. It ends after a file that was refused or damaged, or left memory
+behind, so no file affects another. The template ends when the server's end of its socket is
+closed, however the server ends; its children end with it.
 
 Messages are JSON, one in each packet of a Unix socket. They are never pickles: a file that takes
 over its decoder must not run code in the server. Linux only.
@@ -22,6 +24,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,6 +48,7 @@ MAX_PACKET = 1 << 16  # bytes of a message
 MAX_TEXT = 8_000  # characters of a warning or an error
 READ_BYTES_PER_S = 64 << 20  # bytes of a file per second of CPU time
 PROGRESS_S = 5.0  # seconds of audio between two progress reports
+MAX_GROWTH = 8 << 20  # bytes by which the files before may have enlarged a child
 
 
 @dataclass(frozen=True)
@@ -110,18 +114,15 @@ class Template:
                 return
 
     def _start(self) -> bool:
-        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 3)
+        packet, (*links,), _, _ = socket.recv_fds(self._control, MAX_PACKET, 1)
         if not packet:
             return False
-        link, file, output = descriptors
-        template, server = os.getpid(), socket.socket(fileno=link)
+        template, server = os.getpid(), socket.socket(fileno=links[0])
         with suppress(OSError):  # fork failed: the server sees its socket closed
             if (child := os.fork()) == 0:
                 self._control.close()
-                run_child(template, server, file, output, json.loads(packet))
+                run_child(template, server)
             self._links[child] = server
-        os.close(file)
-        os.close(output)
         return True
 
     def _reap(self) -> None:
@@ -134,32 +135,45 @@ class Template:
                 _send(server, exit_code=os.waitstatus_to_exitcode(status))
 
 
-def run_child(
-    template: int, server: socket.socket, file: int, output: int, job: dict[str, Any]
-) -> None:
-    """Decode one file and end the process."""
+def run_child(template: int, server: socket.socket) -> None:
+    """Decode the files that the server sends, and end the process."""
     try:
         kill_with_parent(template)
         signal.set_wakeup_fd(-1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print contents of files
-        Child(server, Limits(**job.pop("limits"))).decode(file, output, **job)
+        most_bytes = _address_space() + MAX_GROWTH
+        while _decode_next(server) and _address_space() <= most_bytes:
+            pass
     except OSError:
         pass  # the server has closed its end
     finally:
         os._exit(0)
 
 
-class Child:
-    """Decodes a file within limits that grow with the audio decoded."""
+def _decode_next(server: socket.socket) -> bool:
+    """Decode one file; return whether it left nothing behind."""
+    packet, descriptors, _, _ = socket.recv_fds(server, MAX_PACKET, 2)
+    if not packet:
+        return False
+    job = json.loads(packet)
+    return Decoding(server, Limits(**job.pop("limits"))).run(*descriptors, **job)
+
+
+class Decoding:
+    """Decodes one file within limits that grow with the audio decoded."""
 
     def __init__(self, server: socket.socket, limits: Limits) -> None:
         self._server, self._limits = server, limits
-        self._idle_bytes = _address_space()
+        self._idle_bytes, self._idle_s = _address_space(), time.process_time()
         self._audio_s = 0.0
         self._report_s = 0.0  # seconds of audio at which the next report is due
+        self._is_clean = True
 
-    def decode(self, file: int, output: int, *, loader: str, options: dict[str, Any]) -> None:
-        """Write the waveform of each channel to ``output``, and send their lengths."""
+    def run(self, file: int, output: int, *, loader: str, options: dict[str, Any]) -> bool:
+        """Write the waveform of each channel to ``output``, and send their lengths.
+
+        Returns whether the file is undamaged.
+        """
         options |= {"on_progress": self._on_progress, "on_warning": self._on_warning}
         if options.get("raw"):
             options["raw"] = RawAudio(**options["raw"])
@@ -170,7 +184,7 @@ class Child:
         except Exception as error:
             self._lift()
             self._send(error=_described(error))
-            return
+            return False
         self._lift()
         channels = loaded if isinstance(loaded, list) else [loaded]
         with open(output, "wb") as memory:
@@ -178,8 +192,10 @@ class Child:
                 memory.write(waveform.data)
         self._send(progress=self._audio_s)
         self._send(lengths=[len(waveform) for waveform in channels])
+        return self._is_clean
 
     def _on_warning(self, warning: str) -> None:
+        self._is_clean = False
         self._send(warning=warning[:MAX_TEXT])
 
     def _on_progress(self, audio_s: float) -> None:
@@ -191,14 +207,18 @@ class Child:
 
     def _grant(self) -> None:
         """Raise the limits to what the audio decoded so far allows."""
-        memory = self._idle_bytes + self._limits.memory(self._audio_s)
-        _set_limit(resource.RLIMIT_AS, memory)
-        _set_limit(resource.RLIMIT_CPU, self._limits.cpu(self._audio_s))
-        signal.alarm(self._limits.stall_s)  # unhandled, it ends the process
+        _limit_memory(self._idle_bytes + self._limits.memory(self._audio_s))
+        used_s = time.process_time() - self._idle_s
+        # Unhandled, the signals of both timers end the process. RLIMIT_CPU has whole seconds.
+        left_s = max(self._limits.cpu(self._audio_s) - used_s, 1e-3)
+        signal.setitimer(signal.ITIMER_PROF, left_s)
+        signal.alarm(self._limits.stall_s)
 
     def _lift(self) -> None:
-        """Lift the memory limit: the rest of the work does not depend on the file."""
-        _set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        """Lift the limits: the rest of the work does not depend on the file."""
+        _limit_memory(resource.RLIM_INFINITY)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
 
     def _send(self, **message: Any) -> None:
         _send(self._server, **message)
@@ -219,10 +239,10 @@ def _send(server: socket.socket, **message: Any) -> None:
     server.send(json.dumps(message).encode())
 
 
-def _set_limit(kind: int, soft: int) -> None:
-    hard = resource.getrlimit(kind)[1]
+def _limit_memory(soft: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(kind, (min(limits, default=resource.RLIM_INFINITY), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits, default=resource.RLIM_INFINITY), hard))
 
 
 def _address_space() -> int:

@@ -4,6 +4,9 @@
     wav with plain PCM -> this thread
     anything else      -> a child of ``decode_worker.py``, with limits on memory and CPU time
 
+A child that has decoded an undamaged file waits for the next one: half of what a process of its
+own costs a file is its start and its end. If it crashes then, a new child decides about the file.
+
 ``Decoders.load_audio`` and ``load_channels`` take, return and raise what the functions of
 ``audio.py`` do. A file that exceeds a limit or crashes a library is a ValueError, too. No
 library's pool fits: loky's and Python's own break when one worker is killed, pebble's has neither
@@ -50,13 +53,26 @@ class DecodeError(ValueError):
     """A file exceeded a limit or crashed its decoder; the message says what to do."""
 
 
+class CrashError(DecodeError):
+    """A file crashed its decoder."""
+
+
+class EndedError(Busy):
+    """A child ended without a result, as all do when the template is killed."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the decoders were started again; try again in {RETRY_AFTER_S} s.")
+
+
 class Template:
     """The template process of this server: started when first needed, and again if it dies.
 
     It ends when the server's end of its socket is closed, at the latest when the server ends.
+    ``idle`` are the sockets of children that wait for a file.
     """
 
     def __init__(self) -> None:
+        self.idle: list[socket.socket] = []
         self._lock = Lock()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,14 +87,17 @@ class Template:
                 self._socket, self._process = _start_template()
             return self._socket
 
-    def submit(self, packet: bytes, descriptors: list[int]) -> None:
-        """Ask the template to fork a child for a job."""
-        control = self.start()
-        try:
-            socket.send_fds(control, [packet], descriptors)
-        except OSError:
-            logger.warning("The process that forks decoders was killed; starting it again.")
-            socket.send_fds(self.start(dead=control), [packet], descriptors)
+    def fork(self) -> socket.socket:
+        """Return the socket of a new child."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            control = self.start()
+            try:
+                socket.send_fds(control, [b"fork"], [theirs.fileno()])
+            except OSError:
+                logger.warning("The process that forks decoders was killed; starting it again.")
+                socket.send_fds(self.start(dead=control), [b"fork"], [theirs.fileno()])
+        return ours
 
 
 def _start_template() -> tuple[socket.socket, subprocess.Popen[bytes]]:
@@ -122,47 +141,75 @@ class Decoders:
         if sys.platform != "linux" or is_plain_pcm(file):
             loaded = LOADERS[loader](file, **options)
             return loaded if isinstance(loaded, list) else [loaded]
-        callbacks = {
-            "progress": options.pop("on_progress", None) or _ignore,
-            "warning": options.pop("on_warning", None) or logger.warning,
-        }
+        on_progress = options.pop("on_progress", None) or _ignore
+        on_warning = options.pop("on_warning", None) or logger.warning
         limits = self._limits.for_file(file.seek(0, os.SEEK_END))
         job = {"loader": loader, "options": options, "limits": limits}
-        with _memory() as output:
-            with _started(job, file, output) as child:
-                lengths = _follow(child, limits, callbacks)
-            return _waveforms(output, lengths)
+
+        def decode(child: socket.socket) -> list[np.ndarray]:
+            with _closing_on_error(child), _memory() as output:
+                _send(child, job, file, output)
+                lengths, warnings = _follow(child, limits, on_progress)
+                waveforms = _waveforms(output, lengths)
+            _TEMPLATE.idle.append(child)
+            for warning in warnings:
+                on_warning(warning)
+            return waveforms
+
+        with suppress(IndexError, CrashError, EndedError):
+            return decode(_TEMPLATE.idle.pop())
+        return decode(_TEMPLATE.fork())
 
 
 @contextmanager
-def _started(job: dict[str, Any], file: BinaryIO, output: int) -> Iterator[socket.socket]:
-    """Start a child that decodes ``file``; it ends with the block."""
+def _closing_on_error(child: socket.socket) -> Iterator[None]:
+    """Close the socket, and so end the child, unless the block succeeds."""
+    try:
+        yield
+    except BaseException:
+        child.close()
+        raise
+
+
+def _send(child: socket.socket, job: dict[str, Any], file: BinaryIO, output: int) -> None:
+    """Send a job to a child. Raises EndedError."""
     packet = json.dumps(job, default=asdict).encode()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs, _descriptor(file) as recording:
-            _TEMPLATE.submit(packet, [theirs.fileno(), recording, output])
-        yield ours
+    with _descriptor(file) as recording:
+        try:
+            socket.send_fds(child, [packet], [recording, output])
+        except OSError as error:
+            raise EndedError from error
 
 
 def _follow(
-    child: socket.socket, limits: Limits, callbacks: dict[str, Callable[..., object]]
-) -> list[int]:
-    """Return the lengths of the waveforms. Raises the error or the exit of the child."""
+    child: socket.socket, limits: Limits, on_progress: Callable[[float], object]
+) -> tuple[list[int], list[str]]:
+    """Return the lengths of the waveforms, and the warnings about the file.
+
+    Raises the error or the exit of the child.
+    """
     audio_s = 0.0
-    while packet := child.recv(MAX_PACKET):
-        ((kind, value),) = json.loads(packet).items()
-        if kind == "lengths":
-            return list(value)
-        if kind == "error":
-            name, text = value
-            raise _error(name, text, limits, audio_s)
-        if kind == "exit_code":
-            raise _ended(value, limits, audio_s)
-        if kind == "progress":
-            audio_s = value
-        callbacks[kind](value)
-    raise Busy(f"the decoders were started again; try again in {RETRY_AFTER_S} s.")
+    warnings = []
+    while packet := _receive(child):
+        match json.loads(packet):
+            case {"progress": float(audio_s)}:
+                on_progress(audio_s)
+            case {"warning": str(warning)}:
+                warnings.append(warning)
+            case {"lengths": [*lengths]}:
+                return lengths, warnings
+            case {"error": [name, text]}:
+                raise _error(name, text, limits, audio_s)
+            case {"exit_code": int(exit_code)}:
+                raise _ended(exit_code, limits, audio_s)
+    raise EndedError
+
+
+def _receive(child: socket.socket) -> bytes:
+    """Return the next message of a child; empty if it has ended."""
+    with suppress(ConnectionError):
+        return child.recv(MAX_PACKET)
+    return b""
 
 
 def _error(name: str, text: str, limits: Limits, audio_s: float) -> Exception:
@@ -172,17 +219,17 @@ def _error(name: str, text: str, limits: Limits, audio_s: float) -> Exception:
     if name == MemoryError.__name__:
         return _too_much(f"{limits.memory(audio_s) >> 20} MiB of memory", audio_s)
     logger.error("A decoder failed:\n%s", text)
-    return DecodeError(f"the decoder failed after {audio_s:.0f} s of audio. {_ADVICE}")
+    return CrashError(f"the decoder failed after {audio_s:.0f} s of audio. {_ADVICE}")
 
 
-def _ended(exit_code: int, limits: Limits, audio_s: float) -> DecodeError:
+def _ended(exit_code: int, limits: Limits, audio_s: float) -> Exception:
     """Return the error of a child that exited; a negative code is the signal that ended it."""
-    if exit_code == -signal.SIGXCPU:
+    if exit_code == -signal.SIGPROF:
         return _too_much(f"{limits.cpu(audio_s)} s of CPU time", audio_s)
     if exit_code == -signal.SIGALRM:
         return _too_much(f"{limits.stall_s} s", audio_s)
     reason = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-    return DecodeError(f"the decoder crashed ({reason}) after {audio_s:.0f} s of audio. {_ADVICE}")
+    return CrashError(f"the decoder crashed ({reason}) after {audio_s:.0f} s of audio. {_ADVICE}")
 
 
 _ADVICE = "Convert the file to wav or flac, without tags and covers, and send that."

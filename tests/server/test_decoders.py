@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import fuzz
@@ -49,8 +50,23 @@ def written(samples, sampling_rate=16_000, *, subtype="PCM_16", container="WAV")
 
 
 def children():
-    """The processes that decode now."""
-    return psutil.Process(_TEMPLATE._process.pid).children()
+    """The decoders, those that wait too."""
+    return psutil.Process(_TEMPLATE.start() and _TEMPLATE._process.pid).children()
+
+
+@pytest.fixture
+def none_waits():
+    """No decoder waits for a file."""
+    while _TEMPLATE.idle:
+        _TEMPLATE.idle.pop().close()
+    wait_for(lambda: not children())
+
+
+@pytest.fixture
+def waiting(none_waits, decoders):
+    """A decoder that has decoded a file and waits for the next."""
+    decoders.load_audio(io.BytesIO(HELLO.read_bytes()))
+    return children()[0]
 
 
 def wait_for(condition, *, timeout=20):
@@ -74,7 +90,7 @@ def test_hostile_files_cost_little():
     assert max(row["CPU s"] for row in rows) < 1.5
     for row in rows:
         is_refused = row["error"].startswith(("ValueError", "MemoryError"))
-        assert row["samples"] or is_refused or row["exit code"] == -signal.SIGXCPU
+        assert row["samples"] or is_refused or row["exit code"] == -signal.SIGPROF
 
 
 def test_covers_are_never_decoded():
@@ -86,20 +102,27 @@ def test_covers_are_never_decoded():
         assert row["samples"] > 9_000 and row["MiB"] < 32
 
 
+@pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [("fragments m4a", "60 MiB of memory"), ("tags caf", "1 s of CPU time")],
 )
-def test_refusals_name_the_limit(decoders, kind, limit):
+def test_refusals_name_the_limit(decoders, none_waits, kind, limit, is_first):
+    """A decoder has the same limits for its first file and for later ones."""
+    for _ in range(0 if is_first else 3):
+        decoders.load_audio(io.BytesIO(HELLO.read_bytes()))
+    before = children()
     with pytest.raises(DecodeError) as error:
         decoders.load_audio(io.BytesIO(hostile.hostile(kind)))
     assert str(error.value) == (
         f"decoding the file takes more than {limit}, the limit after 0 s of audio. "
         "Convert the file to wav or flac, without tags and covers, and send that."
     )
+    assert len(before) == (not is_first)
+    wait_for(lambda: not children())  # a waiting decoder took the file, and ended
 
 
-def test_ordinary_uploads_pass_slow_ones(slow):
+def test_ordinary_uploads_pass_slow_ones(slow, none_waits):
     decoders, ended = Decoders(Limits(cpu_s=1)), []
 
     def load(name, data):
@@ -186,7 +209,7 @@ def test_warnings_cross(decoders):
     assert warnings == expected != []
 
 
-def test_a_full_server_ends_the_decoding(decoders):
+def test_a_full_server_ends_the_decoding(decoders, none_waits):
     with Admission(max_recordings=1, max_audio_s=30).reserve() as reservation:
         file = written(np.zeros(3_600 * 16_000, np.int16), container="FLAC")
         with pytest.raises(Busy, match="the server is busy"):
@@ -194,10 +217,62 @@ def test_a_full_server_ends_the_decoding(decoders):
     wait_for(lambda: not children())
 
 
+# what waits -----------------------------------------------------------------------------------
+
+
+def test_a_decoder_decodes_file_after_file(decoders, waiting):
+    for _ in range(3):
+        assert len(decoders.load_audio(io.BytesIO(HELLO.read_bytes()))) > 160_000
+        assert children() == [waiting]
+
+
+def test_cpu_time_counts_for_each_file(none_waits):
+    """Together, the files take more than the limit of one."""
+    file, limits = io.BytesIO(fuzz.recording("m4a")), Limits(cpu_s=1, cpu_s_per_s=0)
+    Decoders(limits).load_audio(file)
+    (waiting,) = children()
+    while sum(waiting.cpu_times()[:2]) < 1.5:
+        Decoders(limits).load_audio(file)
+        assert children() == [waiting]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"no audio " * 99, id="refused"),
+        pytest.param(hostile.hostile("fragments m4a"), id="over a limit"),
+        pytest.param(
+            written(np.full(16_000, 1e4), subtype="FLOAT", container="CAF").read(), id="warned"
+        ),
+    ],
+)
+def test_a_decoder_of_bad_files_ends(decoders, waiting, data):
+    with suppress(ValueError):
+        decoders.load_audio(io.BytesIO(data), on_warning=lambda _: None)
+    wait_for(lambda: waiting not in children())
+    assert len(decoders.load_audio(io.BytesIO(HELLO.read_bytes()))) > 160_000
+
+
+def test_a_new_decoder_decides_after_a_crash(decoders, waiting, slow):
+    """A file is not blamed for what the files before it may have done to its decoder."""
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(decoders.load_audio, io.BytesIO(slow))
+        wait_for(lambda: waiting.cpu_percent(0.1) > 1)
+        waiting.kill()
+        with pytest.raises(DecodeError, match="takes more than 1 s of CPU time"):
+            loading.result()
+
+
+def test_a_decoder_killed_while_it_waits_is_replaced(decoders, waiting):
+    waiting.kill()
+    assert len(decoders.load_audio(io.BytesIO(HELLO.read_bytes()))) > 160_000
+    assert waiting not in children()
+
+
 # what ends ------------------------------------------------------------------------------------
 
 
-def test_a_killed_decoder_is_replaced(decoders, slow):
+def test_a_killed_decoder_is_replaced(decoders, slow, none_waits):
     with ThreadPoolExecutor() as pool:
         loading = pool.submit(decoders.load_audio, io.BytesIO(slow))
         wait_for(children)
@@ -209,7 +284,7 @@ def test_a_killed_decoder_is_replaced(decoders, slow):
     assert len(decoders.load_audio(io.BytesIO(HELLO.read_bytes()))) > 160_000
 
 
-def test_a_killed_template_is_replaced(decoders, slow):
+def test_a_killed_template_is_replaced(decoders, slow, none_waits):
     with ThreadPoolExecutor() as pool:
         loading = pool.submit(decoders.load_audio, io.BytesIO(slow))
         wait_for(children)
