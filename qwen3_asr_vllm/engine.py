@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
     from vllm.platforms.interface import Platform
     from vllm.sampling_params import SamplingParams
+    from vllm.usage.usage_lib import UsageContext
 
     from .model.config import Qwen3ASRThinkerConfig
 from .alignment import CLASS_MS, AlignmentOutput
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
     from vllm.outputs import PoolingRequestOutput
 
 CPU_KV_CACHE_BYTES = 4 << 30  # 37,000 tokens of the 1.7B model in bf16
+ENCODER_GRAPHS = {"cudagraph_mm_encoder": True}  # of vLLM's compilation config
+# Options that settle the sizes of the decoder's CUDA graphs.
+GRAPH_OPTIONS = (
+    "cudagraph_capture_sizes",
+    "max_cudagraph_capture_size",
+    "enforce_eager",
+    "speculative_config",
+)
 
 
 def load_engine(
@@ -54,9 +63,11 @@ def load_engine(
     if _platform().is_cpu():
         defaults["enforce_eager"] = True  # compiling takes a minute at every start
     from vllm import LLM
+    from vllm.usage.usage_lib import UsageContext
 
+    given = defaults | dict(options)
     with interruptible():
-        return LLM(model, **defaults | dict(options))
+        return LLM(model, **given | graph_options(given, UsageContext.LLM_CLASS))
 
 
 def engine_defaults(
@@ -66,12 +77,43 @@ def engine_defaults(
     # vLLM fits the length to the KV cache; the checkpoint's own may need 7 GiB.
     defaults: dict[str, Any] = {"max_model_len": -1}
     if _platform().is_cuda():
-        defaults["compilation_config"] = {"cudagraph_mm_encoder": True}
+        defaults["compilation_config"] = ENCODER_GRAPHS
     # Without a size, vLLM's CPU engine takes 92 % of the machine's memory for its KV cache. The
     # environment variable overrides the option.
     if _platform().is_cpu() and "gpu_memory_utilization" not in given:
         defaults["kv_cache_memory_bytes"] = cpu_kv_cache_bytes
     return defaults
+
+
+def graph_options(options: Mapping[str, Any], usage: UsageContext) -> dict[str, Any]:
+    """Return the option that captures CUDA graphs for every step; none if ``options`` decide.
+
+    vLLM captures up to 512 tokens. A step with a new clip has thousands, and launching its
+    kernels one by one from Python is what an engine with 512 requests waits for.
+    """
+    is_open = options.get("compilation_config") == ENCODER_GRAPHS
+    is_open = is_open and options.get("performance_mode") != "interactivity"  # has sizes, too
+    if not is_open or any(options.get(name) for name in GRAPH_OPTIONS):
+        return {}
+    from vllm.engine.arg_utils import EngineArgs
+
+    max_num_tokens = options.get("max_num_batched_tokens")
+    if max_num_tokens is None:
+        max_num_tokens = EngineArgs.get_batch_defaults(world_size=1)[0][usage]
+    return {"cudagraph_capture_sizes": capture_sizes(max_num_tokens)}
+
+
+def capture_sizes(max_num_tokens: int) -> list[int]:
+    """Return the sizes of CUDA graphs for steps of up to ``max_num_tokens`` tokens.
+
+    They are vLLM's up to 512, and from there four in each octave, so that padding a step to the
+    next size adds a quarter at most: 640, 768, 896, 1024, 1280 ...
+    """
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+    while sizes[-1] < max_num_tokens:
+        octave = 1 << (sizes[-1].bit_length() - 1)
+        sizes.append(sizes[-1] + octave // 4)
+    return [*(size for size in sizes if size < max_num_tokens), max_num_tokens]
 
 
 def gpu_bytes() -> int | None:

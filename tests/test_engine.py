@@ -10,7 +10,15 @@ import pytest
 from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm.decoding import LOOP_PENALTY, Decoding
-from qwen3_asr_vllm.engine import OutputCollector, language_token_ids, sampling_params
+from qwen3_asr_vllm.engine import (
+    OutputCollector,
+    capture_sizes,
+    engine_defaults,
+    graph_options,
+    language_token_ids,
+    load_engine,
+    sampling_params,
+)
 from qwen3_asr_vllm.languages import LANGUAGES
 
 pytestmark = pytest.mark.vllm
@@ -98,3 +106,89 @@ def test_no_scores_are_read_where_none_are_wanted(tokenizer):
     collector.push(SimpleNamespace(text="Hi.", finish_reason="stop", logprobs=None))
     output = collector.output()
     assert (output.text, output.finish_reason, output.tokens) == ("Hi.", "stop", None)
+
+
+# CUDA graphs of the decoder ----
+
+
+@pytest.mark.parametrize("most", [1, 5, 100, 512, 600, 2048, 8192, 10_000, 16_384])
+def test_every_step_fits_a_graph(most):
+    sizes = capture_sizes(most)
+    assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == most
+    for smaller, size in zip(sizes, sizes[1:], strict=False):
+        assert size - smaller <= max(16, smaller // 4)
+    assert len(sizes) <= 80
+
+
+def test_small_steps_have_the_sizes_of_vllm():
+    from vllm.config import VllmConfig
+
+    compilation = SimpleNamespace(
+        cudagraph_mode="PIECEWISE",
+        cudagraph_capture_sizes=None,
+        max_cudagraph_capture_size=512,
+        post_init_cudagraph_sizes=lambda: None,
+    )
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(enforce_eager=False),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=8192),
+        compilation_config=compilation,
+        performance_mode="balanced",
+    )
+    VllmConfig._set_cudagraph_sizes(config)
+    assert compilation.cudagraph_capture_sizes == capture_sizes(512)
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """The arguments of ``vllm.LLM`` where its platform claims to be an H100."""
+    import vllm
+    from vllm.engine import arg_utils
+
+    gpu = vllm.platforms.current_platform
+    monkeypatch.setattr(gpu, "is_cuda", lambda: True)
+    monkeypatch.setattr(gpu, "is_cpu", lambda: False)
+    monkeypatch.setattr(gpu, "get_device_total_memory", lambda: 80 << 30)
+    monkeypatch.setattr(gpu, "get_device_name", lambda: "NVIDIA H100")
+    assert arg_utils.current_platform is gpu
+    monkeypatch.setattr(vllm, "LLM", lambda model, **options: options)
+    return lambda **options: load_engine("some/model", options)
+
+
+def test_a_gpu_captures_graphs_for_every_step(on_cuda):
+    made = on_cuda()
+    assert made["compilation_config"] == {"cudagraph_mm_encoder": True}
+    assert made["cudagraph_capture_sizes"] == capture_sizes(16_384)
+    assert on_cuda(max_num_batched_tokens=4096)["cudagraph_capture_sizes"][-1] == 4096
+
+
+def test_a_server_has_smaller_steps_than_a_batch(on_cuda):
+    from vllm.usage.usage_lib import UsageContext
+
+    made = graph_options(engine_defaults(()), UsageContext.OPENAI_API_SERVER)
+    assert made == {"cudagraph_capture_sizes": capture_sizes(8192)}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"enforce_eager": True},
+        {"cudagraph_capture_sizes": [1, 8]},
+        {"max_cudagraph_capture_size": 512},
+        {"compilation_config": {"cudagraph_mode": "NONE"}},
+        {"compilation_config": 0},
+        {"performance_mode": "interactivity"},
+        {"speculative_config": {"method": "ngram"}},
+    ],
+)
+def test_the_sizes_of_a_user_stay(on_cuda, given):
+    made = on_cuda(**given)
+    assert made.get("cudagraph_capture_sizes") == given.get("cudagraph_capture_sizes")
+    assert given.items() <= made.items()
+
+
+def test_a_cpu_has_no_graphs(monkeypatch):
+    import vllm
+
+    monkeypatch.setattr(vllm, "LLM", lambda model, **options: options)
+    assert "cudagraph_capture_sizes" not in load_engine("some/model", {})
