@@ -282,7 +282,10 @@ def _add_serve(commands: Any) -> None:
         help="serve a model over HTTP",
         usage="qwen3-asr serve MODEL [--aligner MODEL] [options of vllm serve]",
         description="The OpenAI-compatible server of vLLM, with the audio routes of this package "
-        "and limits for long recordings. All options of `vllm serve` work; --help=all lists them.",
+        "and limits for long recordings. All options of `vllm serve` work; --help=all lists them. "
+        "On CUDA, unless you set them: --cudagraph-capture-sizes goes up to "
+        "--max-num-batched-tokens (--max-cudagraph-capture-size 512 is vLLM's default), and "
+        "--api-server-count is one per four CPU cores, at most eight.",
         allow_abbrev=False,
     )
     serve.add_argument(

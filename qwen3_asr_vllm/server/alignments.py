@@ -103,8 +103,10 @@ def attach(app: FastAPI) -> None:
 class AlignerServing(AudioServing):
     """State of the alignment routes."""
 
-    def __init__(self, engine_client: Any, models: OpenAIServingModels) -> None:
-        super().__init__(engine_client, models)
+    def __init__(
+        self, engine_client: Any, models: OpenAIServingModels, *, num_servers: int = 1
+    ) -> None:
+        super().__init__(engine_client, models, num_servers=num_servers)
         self.class_ms = class_ms(self.model_config)
 
     async def answer(

@@ -85,13 +85,16 @@ class EndpointPlugin:
         )
         watch = asyncio.create_task(fail_pending_requests(engine_client, state))
         models = state.openai_serving_models
+        num_servers = args.api_server_count or 1
         if engine_client.model_config.hf_config.is_aligner:
-            aligner = AlignerServing(engine_client, models)
+            aligner = AlignerServing(engine_client, models, num_servers=num_servers)
             state.qwen3_asr = ServerState(aligner=aligner, watch=watch)
             logger.info("Aligning at %s.", ALIGNMENTS)
             return
         max_clip_s = state.openai_serving_transcription.asr_config.max_audio_clip_s
-        transcriber = Transcriber(engine_client, models, max_clip_s=max_clip_s)
+        transcriber = Transcriber(
+            engine_client, models, max_clip_s=max_clip_s, num_servers=num_servers
+        )
         sessions = Realtime(
             engine_client,
             models,

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
@@ -40,6 +42,24 @@ async def fail_pending_requests(engine_client: Any, state: State) -> None:
             engine_client.output_processor.propagate_error(EngineDeadError(suppress_context=True))
 
 
+def shared_admission(num_servers: int) -> Admission:
+    """Return the share of one of several API servers in what the settings let a server hold.
+
+    It is at least the largest recording that they allow.
+    """
+    upload_mb = setting("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB")
+    recording_s = setting("VLLM_MAX_AUDIO_DECODE_DURATION_S")
+
+    def share(total: float, *, least: float) -> float:
+        return min(total, max(total / num_servers, least))
+
+    return Admission(
+        max_recordings=ceil(share(setting("QWEN3_ASR_MAX_RECORDINGS"), least=1)),
+        max_audio_s=share(setting("QWEN3_ASR_MAX_AUDIO_S"), least=recording_s),
+        max_bytes=int(share(setting("QWEN3_ASR_MAX_UPLOADS_MB"), least=upload_mb)) << 20,
+    )
+
+
 class EngineServing(GenerateBaseServing):
     """Access to the engine and to the names of its models."""
 
@@ -58,17 +78,19 @@ class EngineServing(GenerateBaseServing):
 
 
 class AudioServing(EngineServing):
-    """State of the routes that take uploads."""
+    """State of the routes that take uploads, in one of ``num_servers`` API servers."""
 
-    def __init__(self, engine_client: Any, models: OpenAIServingModels) -> None:
+    def __init__(
+        self, engine_client: Any, models: OpenAIServingModels, *, num_servers: int = 1
+    ) -> None:
         super().__init__(engine_client, models)
-        self.admission = Admission(
-            max_recordings=setting("QWEN3_ASR_MAX_RECORDINGS"),
-            max_audio_s=setting("QWEN3_ASR_MAX_AUDIO_S"),
-            max_bytes=setting("QWEN3_ASR_MAX_UPLOADS_MB") << 20,
+        self.admission = shared_admission(num_servers)
+        # by default as many as Python starts
+        num_threads = setting("VLLM_MAX_AUDIO_PREPROCESS_WORKERS") or min(
+            32, (os.cpu_count() or 1) + 4
         )
         self.pool = ThreadPoolExecutor(
-            setting("VLLM_MAX_AUDIO_PREPROCESS_WORKERS"), thread_name_prefix="decode-audio"
+            max(1, num_threads // num_servers), thread_name_prefix="decode-audio"
         )
         self.decoders = Decoders()
         self.decoders.warm()

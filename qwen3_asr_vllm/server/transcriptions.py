@@ -78,9 +78,14 @@ class Transcriber(AudioServing):
     """State of the transcription route."""
 
     def __init__(
-        self, engine_client: Any, models: OpenAIServingModels, *, max_clip_s: float
+        self,
+        engine_client: Any,
+        models: OpenAIServingModels,
+        *,
+        max_clip_s: float,
+        num_servers: int = 1,
     ) -> None:
-        super().__init__(engine_client, models)
+        super().__init__(engine_client, models, num_servers=num_servers)
         self.max_clip_s = max_clip_s
         self.sampling_defaults = self.model_config.get_diff_sampling_param()
         scheduler = engine_client.vllm_config.scheduler_config

@@ -109,8 +109,8 @@ def load_posted(
     Raises ApiError if the file cannot be decoded.
     """
     limits = {
-        "QWEN3_ASR_MAX_AUDIO_S": longest_s,
         "VLLM_MAX_AUDIO_DECODE_DURATION_S": setting("VLLM_MAX_AUDIO_DECODE_DURATION_S"),
+        "QWEN3_ASR_MAX_AUDIO_S": longest_s,
     }
     lower = min(limits, key=limits.__getitem__)
     try:
@@ -181,8 +181,8 @@ async def _decompressed(request: Request) -> AsyncIterator[bytes]:
 def _check_size(num_bytes: int, max_bytes: float) -> None:
     """Raise ApiError beyond ``max_bytes``, shared by all uploads, or the limit of one."""
     limits = {
-        "QWEN3_ASR_MAX_UPLOADS_MB": max_bytes / 2**20,
         "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": setting("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"),
+        "QWEN3_ASR_MAX_UPLOADS_MB": max_bytes / 2**20,
     }
     lower = min(limits, key=limits.__getitem__)
     if num_bytes > limits[lower] * 2**20:
