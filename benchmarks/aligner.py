@@ -5,12 +5,13 @@
     python benchmarks/aligner.py --model 0.6B --layers 4 --clips 8
 
 All three get the same clips, words and weights, run in the same dtype, one after the other, each
-in a process of its own, and end with the class of each timestamp. ``cpu s`` counts every thread,
-so it is what to compare on a busy machine. ``bytes`` is what a request brings back from the
-engine: our engine returns classes, in-tree's a row of numbers for every token. ``same`` compares
-the classes with ours. ``--model 0.6B`` has the widths of Qwen3-ForcedAligner-0.6B and random
-weights, which each draws on its own, so there nothing is compared; ``--layers`` makes encoder and
-decoder shallower than 24 and 28 layers, so that a small machine is done today.
+in a process of its own, and end with the class of each timestamp. All must encode the same audio
+and prompts (``work.py``). ``cpu s`` counts every thread, so it is what to compare on a busy
+machine. ``bytes`` is what a request brings back from the engine: our engine returns classes,
+in-tree's a row of numbers for every token. ``same`` compares the classes with ours. ``--model
+0.6B`` has the widths of Qwen3-ForcedAligner-0.6B and random weights, which each draws on its own,
+so there nothing is compared; ``--layers`` makes encoder and decoder shallower than 24 and 28
+layers, so that a small machine is done today.
 """
 
 from __future__ import annotations
@@ -23,19 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import (
-    AUDIO_TOKEN,
+from common import AUDIO_TOKEN, print_result, print_table
+from engines import (
     Reference,
     add_engine_options,
     by_engine,
     engine_options,
     engine_row,
     measured,
-    print_result,
-    print_table,
 )
 from support.audio import RECORDING
 from support.checkpoints import ALIGNER, AUDIO_SIZES, TEXT_SIZES, resized
+from work import EngineWork
 
 ARCHITECTURE = "Qwen3ASRForcedAlignerForTokenClassification"
 TIMESTAMP = "<timestamp>"
@@ -70,7 +70,7 @@ def run_vllm(model: Path, args: argparse.Namespace) -> dict[str, Any]:
             found.append(data.tolist())
         return found, max(output.outputs.data.nbytes for output in outputs)
 
-    return measured(classes, args)
+    return measured(classes, args, EngineWork(llm))
 
 
 def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -98,6 +98,7 @@ def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
         ).to(reference.device)
         best = reference.model(**inputs, **features, use_cache=False).logits.argmax(-1)
         marked = inputs.input_ids == timestamp
+        reference.count(len(clips), int(inputs.attention_mask.sum()))
         return [row[mark].tolist() for row, mark in zip(best, marked, strict=True)]
 
     def classes(clips: list[np.ndarray]) -> tuple[list[list[int]], int]:
@@ -105,7 +106,7 @@ def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
         parts = [batch_classes(start, clips[start : start + args.batch]) for start in starts]
         return [found for part in parts for found in part], 0
 
-    return measured(classes, args)
+    return measured(classes, args, reference)
 
 
 def wide_checkpoint(folder: Path, layers: int | None) -> Path:

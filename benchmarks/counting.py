@@ -14,23 +14,36 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from support.checkpoints import AUDIO_SIZES, CHECKPOINT, TEXT_SIZES, resized
 
+COUNTING = ("counting", *AUDIO_SIZES)
 WEIGHT = 0.02  # standard deviation of an ordinary matrix
 QUIET_WEIGHT = 1e-4  # of the last matrix of a block, which adds to the residual stream
 
 
-def counting_checkpoint(size: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write a checkpoint with the dimensions of ``size``, "0.6B" or "1.7B"; returns ``folder``."""
-    resized(CHECKPOINT, folder, audio=AUDIO_SIZES[size], text=TEXT_SIZES[size])
-    return write_weights(folder, seed=seed)
+def counting_checkpoint(
+    size: str, folder: Path, *, ends_after: int | None = None, seed: int = 0
+) -> Path:
+    """Write a checkpoint with the dimensions of ``size``, one of ``COUNTING``; returns ``folder``.
+
+    Those of "counting" are of the tiny checkpoint. ``ends_after`` is the number of words, if they
+    are to end.
+    """
+    if size == "counting":
+        for file in CHECKPOINT.iterdir():
+            if file.suffix != ".safetensors":
+                shutil.copy(file, folder)
+    else:
+        resized(CHECKPOINT, folder, audio=AUDIO_SIZES[size], text=TEXT_SIZES[size])
+    return write_weights(folder, ends_after=ends_after, seed=seed)
 
 
-def write_weights(folder: Path, *, seed: int = 0) -> Path:
+def write_weights(folder: Path, *, ends_after: int | None = None, seed: int = 0) -> Path:
     """Write weights that count for the config and the tokenizer in ``folder``, in bfloat16."""
     import torch
     from safetensors.torch import save_file
@@ -56,7 +69,7 @@ def write_weights(folder: Path, *, seed: int = 0) -> Path:
     )
     tensors["thinker.model.embed_tokens.weight"] = (2 * embeddings - 1).to(torch.bfloat16)
     tensors["thinker.lm_head.weight"] = _successors(
-        tensors["thinker.model.embed_tokens.weight"], words(folder)
+        tensors["thinker.model.embed_tokens.weight"], _cycle(folder, ends_after)
     )
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
@@ -66,6 +79,14 @@ def words(folder: Path) -> list[int]:
     """Return the tokens that are words or parts of words, in the order of the counting."""
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     return [id for token, id in vocabulary.items() if re.fullmatch("Ġ?[A-Za-z]+", token)]
+
+
+def _cycle(folder: Path, ends_after: int | None) -> list[int]:
+    """Return the tokens that follow each other, the first after the last."""
+    if ends_after is None:
+        return words(folder)
+    end = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    return [*words(folder)[:ends_after], end[0] if isinstance(end, list) else end]
 
 
 def _successors(embeddings: Any, ids: list[int]) -> Any:

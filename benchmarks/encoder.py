@@ -37,6 +37,7 @@ import numpy as np
 from common import SIDES, Side, both_sides, model_config, print_result, print_table, spread
 from support.audio import noise
 from support.checkpoints import AUDIO_SIZES
+from work import UnequalWork
 
 CLIP_S = 30
 MEMORY_CASES = ((1, 30), (8, 30), (32, 30), (1, 1200))  # clips, seconds of each
@@ -163,6 +164,8 @@ def set_threads(threads: int) -> None:
 def compare(sides: dict[str, Side], model: tuple, batch: tuple, rounds: int) -> dict:
     theirs = sides["in-tree"].run(outputs, "in-tree", model, batch, False)
     ours = sides["ours"].run(outputs, "ours", model, batch, False)
+    if theirs.shape != ours.shape:
+        raise UnequalWork(f"unequal work: audio tokens {theirs.shape}, in-tree, {ours.shape}, ours")
     sides["ours"].run(outputs, "ours", model, batch, True)
     cases = (("in-tree", False), ("ours", False), ("ours", True))
     times: dict[tuple[str, bool], list[float]] = {case: [] for case in cases}

@@ -9,7 +9,9 @@ both with the same raised limits). Posts short clips one after the other to the 
 uploads one long recording and posts as many short clips, of other speech, beside it. ``p50`` and
 ``p95`` are of the short ones. ``done before`` says how many of those beside it were answered before
 the long one, which takes ``long s``; after it they meet an idle server again, and are not counted.
-``ratio`` is p95 beside over p95 idle: 1 is a server that the long one does not slow at all.
+``ratio`` is p95 beside over p95 idle: 1 is a server that the long one does not slow at all. Both
+servers must do the same work for the short clips while they are idle (``work.py``); they cut the
+long recording differently.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from common import SIDES, percentile, print_result, print_table, server
 from serve import REQUEST_TIMEOUT_S, post
 from support.audio import speech_clip
 from support.checkpoints import CHECKPOINT
+from work import CONTEXT, Work, check_work, num_text_tokens, server_work
 
 
 async def ask_in_turn(session: Any, address: str, seeds: range, args: argparse.Namespace) -> list:
@@ -36,14 +39,17 @@ async def ask_in_turn(session: Any, address: str, seeds: range, args: argparse.N
     return answered
 
 
-async def measure(address: str, args: argparse.Namespace) -> dict[str, Any]:
+async def measure(address: str, args: argparse.Namespace) -> tuple[dict[str, Any], Work]:
+    """Return a row, and the work of the short clips that the idle server got."""
     import aiohttp
 
     long_wav = await asyncio.to_thread(speech_clip, 60 * args.minutes, 10**6)
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         await ask_in_turn(session, address, range(3), args)  # warm up
+        before = server_work(address, args.text_tokens)
         idle = await ask_in_turn(session, address, range(100, 100 + args.requests), args)
+        work = server_work(address, args.text_tokens) - before
         started = time.perf_counter()
         long = asyncio.create_task(post(session, address, long_wav, args))
         await asyncio.sleep(args.head_start_s)
@@ -51,7 +57,7 @@ async def measure(address: str, args: argparse.Namespace) -> dict[str, Any]:
         beside = await ask_in_turn(session, address, seeds, args)
         long_s = (await long).seconds
     overtook = [seconds for seconds, when in beside if when < started + long_s]
-    return row([seconds for seconds, _ in idle], overtook, long_s)
+    return row([seconds for seconds, _ in idle], overtook, long_s), work
 
 
 def row(idle: list[float], beside: list[float], long_s: float) -> dict[str, Any]:
@@ -79,11 +85,15 @@ def main() -> None:
     parser.add_argument("--server-args", default="--enforce-eager", help="one string")
     args = parser.parse_args()
     args.whole = True  # not streamed
+    args.context = CONTEXT
+    args.text_tokens = num_text_tokens(CHECKPOINT)
     arguments = ["--max-model-len", "4096", "--dtype", args.dtype, *shlex.split(args.server_args)]
-    rows = []
+    rows, works = [], {}
     for side in args.sides:
         with server(side, CHECKPOINT, arguments) as (address, _):
-            rows.append({"side": side} | asyncio.run(measure(address, args)))
+            measured, works[side] = asyncio.run(measure(address, args))
+            rows.append({"side": side} | measured)
+    check_work(works, clips=args.requests, audio_s=args.requests * args.clip_s)
     print_table(rows)
     print_result("fairness", rows, minutes=args.minutes, requests=args.requests, clip_s=args.clip_s)
 

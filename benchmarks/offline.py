@@ -4,29 +4,33 @@
     python benchmarks/offline.py                                  # the tiny checkpoint
     python benchmarks/offline.py --model 0.6B --clips 8 --max-tokens 32
     python benchmarks/offline.py --qwen-asr /tmp/qwen-asr         # its makers' package, too
-    python benchmarks/offline.py --files                          # from wav files to texts
+    python benchmarks/offline.py --files                          # from a folder to texts
     python benchmarks/offline.py --files --no-others --model 0.6B --clips 16 --max-tokens 11
 
 All three get the same clips, prompt and weights, decode greedily in the same dtype, and run one
-after the other, each in a process of its own. ``cpu s`` counts every thread, so it is what to
-compare on a busy machine. ``same answers`` compares the generated tokens with ours (random weights,
-``--model 0.6B``, are drawn by each on its own, so there nothing is compared). transformers runs
-its own model in batches of ``--batch``, with the features of its own extractor. qwen-asr needs an
-older transformers, so it lives in a folder (``pip install --no-deps --target FOLDER qwen-asr
-transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2 accelerate``); of its answers the
-text is compared.
+after the other, each in a process of its own. All must do the same work (``work.py``), which
+``--model 0.6B`` ensures with weights that count (``counting.py``). ``cpu s`` counts every thread,
+so it is what to compare on a busy machine. ``same answers`` compares the generated tokens with
+ours. transformers runs its own model in batches of ``--batch``, with the features of its own
+extractor. qwen-asr needs an older transformers, so it lives in a folder (``pip install --no-deps
+--target FOLDER qwen-asr transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2
+accelerate``); of its answers only the text is compared.
 
-``--files`` asks what a corpus costs from files to texts, on the held-out recordings of the tests:
-``LLM.generate`` with prompts written by hand, ours and in-tree; ``Qwen3ASR.transcribe``, which
-takes turns with the first in one process, so that ``overhead`` is that of our layer; and ``vllm
-run-batch``, whose start is subtracted: a run over all files, less one over a single file.
+``--files`` asks what a corpus costs from a folder of wav files to texts, the held-out recordings of
+the tests: ``LLM.generate`` with prompts written by hand; ``Qwen3ASR.transcribe``, which takes turns
+with it in one process, so that ``overhead`` is that of our layer; ``HTTP``, which is ``qwen3-asr
+serve`` and ``--clients`` that post the files; in-tree's ``LLM.generate``; and ``vllm run-batch``,
+whose start is subtracted: a run over all files, less one over a single file. All must do the same
+work; of ``run-batch``, which has no metrics, the texts must be the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -36,27 +40,41 @@ import time
 from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
+import serve
 from common import (
     AUDIO_TOKEN,
     IN_PROCESS,
-    PROMPT,
-    Reference,
     Side,
+    print_result,
+    print_table,
+    server,
+    side_environment,
+    spread,
+)
+from counting import COUNTING, counting_checkpoint
+from engines import (
+    Reference,
     add_engine_options,
     by_engine,
     engine_options,
     engine_row,
     measured,
-    print_result,
-    print_table,
-    side_environment,
-    spread,
 )
 from support.audio import HELDOUT, SAMPLE_RATE
-from support.checkpoints import AUDIO_SIZES, CHECKPOINT, checkpoint_like
+from support.checkpoints import CHECKPOINT
+from work import (
+    EngineWork,
+    UnequalWork,
+    Work,
+    check_work,
+    num_text_tokens,
+    prompt,
+    server_work,
+)
 
 from qwen3_asr_vllm import transcription
 
@@ -64,19 +82,18 @@ from qwen3_asr_vllm import transcription
 def run_vllm(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(str(model), **engine_options(args) | {"enforce_eager": not args.compile})
-    params = SamplingParams(temperature=0, max_tokens=args.max_tokens, ignore_eos=args.dummy)
+    llm = LLM(str(model), **engine_options(args))
+    params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
 
     def generate(clips: list[np.ndarray]) -> list[list[int]]:
         outputs = llm.generate(requests(clips), params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    return measured(generate, args)
+    return measured(generate, args, EngineWork(llm))
 
 
 def requests(clips: list[np.ndarray]) -> list[dict[str, Any]]:
-    prompt = PROMPT.format(AUDIO_TOKEN)
-    return [{"prompt": prompt, "multi_modal_data": {"audio": [clip]}} for clip in clips]
+    return [{"prompt": prompt(), "multi_modal_data": {"audio": [clip]}} for clip in clips]
 
 
 def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +101,7 @@ def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     reference = Reference(model, args)
     config = json.loads((model / "generation_config.json").read_text())
-    stop = None if args.dummy else config["eos_token_id"]
+    stop = config["eos_token_id"]
 
     @torch.inference_mode()
     def generate(clips: list[np.ndarray]) -> list[list[int]]:
@@ -95,21 +112,22 @@ def run_transformers(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     def generate_batch(clips: list[np.ndarray]) -> list[list[int]]:
         features = reference.features(clips)
-        prompt = PROMPT.format(reference.audio_tokens(features))
-        ids = reference.tokenizer([prompt] * len(clips), return_tensors="pt").input_ids
+        text = prompt().replace(AUDIO_TOKEN, reference.audio_tokens(features))
+        ids = reference.tokenizer([text] * len(clips), return_tensors="pt").input_ids
         generated = reference.model.generate(
             input_ids=ids.to(reference.device),
             attention_mask=torch.ones_like(ids).to(reference.device),
             **features,
             do_sample=False,
             max_new_tokens=args.max_tokens,
-            min_new_tokens=args.max_tokens if args.dummy else None,
             eos_token_id=stop,
             pad_token_id=0,
         )
-        return [trimmed(row, stop or []) for row in generated[:, ids.shape[1] :].tolist()]
+        tokens = [trimmed(row, stop) for row in generated[:, ids.shape[1] :].tolist()]
+        reference.count(len(clips), ids.numel(), sum(map(len, tokens)))
+        return tokens
 
-    return measured(generate, args)
+    return measured(generate, args, reference)
 
 
 def trimmed(tokens: list[int], stop: list[int]) -> list[int]:
@@ -138,10 +156,19 @@ def run_qwen_asr(model: Path, args: argparse.Namespace) -> dict[str, Any]:
         results = asr.transcribe([(clip, SAMPLE_RATE) for clip in clips])
         return [f"language {each.language}<asr_text>{each.text}" for each in results]
 
-    return measured(transcribe, args)
+    return measured(transcribe, args, SimpleNamespace(work=Work()))
 
 
 # from files to texts ----
+
+
+class Pass(NamedTuple):
+    """One pass over all files; ``work`` is None where nothing counts it."""
+
+    wall_s: float
+    cpu_s: float
+    texts: list[str]
+    work: Work | None = None
 
 
 def by_hand(llm: Any, files: list[str], max_tokens: int) -> list[str]:
@@ -157,33 +184,50 @@ def by_hand(llm: Any, files: list[str], max_tokens: int) -> list[str]:
 
 @cache
 def loaded(model: str, options: tuple[tuple[str, Any], ...], *, ours: bool) -> Any:
+    """Return an engine of this process, and the count of its work."""
     from vllm import LLM
 
     from qwen3_asr_vllm import Qwen3ASR
 
-    return (Qwen3ASR if ours else LLM)(model, **dict(options))
+    made = (Qwen3ASR if ours else LLM)(model, **dict(options))
+    return made, EngineWork(made.llm if ours else made)
 
 
-def time_files(
-    name: str, model: str, files: list[str], args: argparse.Namespace
-) -> tuple[float, float, list[str]]:
-    """Wall and CPU seconds of one pass, and the texts."""
-    if args.dummy:  # random weights never end: all answers have as many tokens
+def time_files(name: str, model: str, files: list[str], args: argparse.Namespace) -> Pass:
+    """Measure one pass of an engine in this process."""
+    if args.counts:  # a text that never ends has as many tokens everywhere
         transcription.max_new_tokens = lambda clip_s: args.max_tokens
     options = tuple(engine_options(args).items())
-    made = loaded(model, options, ours=name != "in-tree")
-    start, start_cpu = time.perf_counter(), time.process_time()
+    made, count = loaded(model, options, ours=name != "in-tree")
+    work, start, start_cpu = count.work, time.perf_counter(), time.process_time()
     if name == "Qwen3ASR":
         texts = [result.transcript.text for result in made.transcribe(files)]
     else:
         texts = by_hand(made if name == "in-tree" else made.llm, files, args.max_tokens)
-    return time.perf_counter() - start, time.process_time() - start_cpu, texts
+    seconds = time.perf_counter() - start, time.process_time() - start_cpu
+    return Pass(*seconds, texts, count.work - work)
 
 
-def time_run_batch(
-    model: str, files: list[str], args: argparse.Namespace
-) -> tuple[float, float, list[str]]:
-    """The same for ``vllm run-batch``, start included."""
+def http_passes(model: str, files: list[str], args: argparse.Namespace) -> list[Pass]:
+    """Measure passes of ``qwen3-asr serve`` with as many clients as ``args.clients``."""
+    options = ["--max-model-len", "4096", "--dtype", args.dtype, "--max-num-seqs", str(args.batch)]
+    options += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]
+    options += [] if args.compile else ["--enforce-eager"]
+    wavs = [Path(file).read_bytes() for file in files]
+    passes = []
+    with server("ours", Path(model), options) as (address, pid):
+        asyncio.run(serve.drive(address, wavs[:8], args.clients, args))  # warms up
+        for _ in range(args.rounds):
+            work, cpu = server_work(address, args.text_tokens), serve.cpu_by_process(pid)
+            wall_s, answers = asyncio.run(serve.drive(address, wavs, args.clients, args))
+            cpu_s = sum(serve.cpu_by_process(pid).values()) - sum(cpu.values())
+            work = server_work(address, args.text_tokens) - work
+            passes.append(Pass(wall_s, cpu_s, [answer.text for answer in answers], work))
+    return passes
+
+
+def time_run_batch(model: str, files: list[str], args: argparse.Namespace) -> Pass:
+    """Measure one pass of ``vllm run-batch``, start included."""
     with tempfile.TemporaryDirectory() as folder:
         requests, answers = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
         with requests.open("w") as output:
@@ -203,7 +247,7 @@ def time_run_batch(
         rows = [json.loads(line) for line in answers.read_text().splitlines()]
     texts = {int(row["custom_id"]): row["response"]["body"]["text"] for row in rows}
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall, cpu, [texts[index] for index in range(len(files))]
+    return Pass(wall, cpu, [texts[index] for index in range(len(files))])
 
 
 def wav_files(folder: Path, count: int) -> tuple[list[str], float]:
@@ -221,81 +265,104 @@ def wav_files(folder: Path, count: int) -> tuple[list[str], float]:
     return files, seconds
 
 
-def compare_files(args: argparse.Namespace) -> None:
-    passes: dict[str, list[tuple[float, float, list[str]]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        model = str(CHECKPOINT if args.model == "tiny" else args.model)
-        if args.dummy:
-            model = str(checkpoint_like(args.model, Path(folder)))
-        files, seconds = wav_files(Path(folder), args.clips)
-        for names in (("LLM.generate", "Qwen3ASR"), ("in-tree",))[: 2 - args.no_others]:
-            side = "in-tree" if "in-tree" in names else "ours"
-            with closing(Side(side, **IN_PROCESS)) as process:
-                process.run(time_files, names[0], model, files[:8], args)  # warms up
-                for turn in range(args.rounds):
-                    for name in names[:: (-1) ** turn]:
-                        result = process.run(time_files, name, model, files, args)
-                        passes.setdefault(name, []).append(result)
-        if not args.no_others:
-            one, everything = (time_run_batch(model, part, args) for part in (files[:1], files))
-            difference = everything[0] - one[0], everything[1] - one[1], everything[2]
-            passes["vllm run-batch"] = [difference]
-    expected = passes["LLM.generate"][0][2]
-    baseline = statistics.median(cpu for _, cpu, _ in passes["LLM.generate"])
-    rows = []
+def measure_files(model: str, files: list[str], args: argparse.Namespace) -> dict[str, list[Pass]]:
+    """Measure all that turn these files into texts."""
+    passes: dict[str, list[Pass]] = {}
+    for names in (("LLM.generate", "Qwen3ASR"), ("in-tree",))[: 2 - args.no_others]:
+        side = "in-tree" if "in-tree" in names else "ours"
+        with closing(Side(side, **IN_PROCESS)) as process:
+            for name in names:
+                process.run(time_files, name, model, files[:8], args)  # warms up
+            for turn in range(args.rounds):
+                for name in names[:: (-1) ** turn]:
+                    result = process.run(time_files, name, model, files, args)
+                    passes.setdefault(name, []).append(result)
+    passes["HTTP"] = http_passes(model, files, args)
+    if not args.no_others:
+        one, everything = (time_run_batch(model, part, args) for part in (files[:1], files))
+        wall_s, cpu_s = everything.wall_s - one.wall_s, everything.cpu_s - one.cpu_s
+        passes["vllm run-batch"] = [Pass(wall_s, cpu_s, everything.texts)]
+    return passes
+
+
+def check_passes(passes: dict[str, list[Pass]], audio_s: float) -> None:
+    """Raise UnequalWork unless every pass did the same; that is, wrote the same without counts."""
+    expected = passes["LLM.generate"][0].texts
     for name, results in passes.items():
-        wall, cpu = (statistics.median(result[i] for result in results) for i in (0, 1))
-        cpus = [result[1] for result in results]
-        same = sum(a == b for a, b in zip(results[0][2], expected, strict=True))
-        rows.append(
-            {
-                "": name,
-                "wall s": wall,
-                "cpu s": cpu,
-                "audio-s/s": seconds / wall,
-                "cpu against LLM.generate": cpu / baseline,
-                "spread": spread(cpus) if len(cpus) > 1 else None,
-                "same text": f"{same}/{len(files)}",
-            }
-        )
+        for result in results:
+            if result.work is None and result.texts != expected:
+                raise UnequalWork(f"{name} wrote other texts than LLM.generate.")
+    works = {name: results[0].work for name, results in passes.items()}
+    counted = {name: work for name, work in works.items() if work is not None}
+    check_work(counted, clips=len(expected), audio_s=audio_s)
+
+
+def compare_files(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = checkpoint(args, folder)
+        args.text_tokens = num_text_tokens(model, context="")
+        files, seconds = wav_files(folder, args.clips)
+        passes = measure_files(str(model), files, args)
+    check_passes(passes, seconds)
+    rows = [files_row(name, passes, seconds) for name in passes]
     print_table(rows)
     pairs = zip(passes["Qwen3ASR"], passes["LLM.generate"], strict=True)
-    overheads = [ours[1] / hand[1] - 1 for ours, hand in pairs]
+    overheads = [ours.cpu_s / hand.cpu_s - 1 for ours, hand in pairs]
     print(
         f"overhead of Qwen3ASR in CPU time, pass by pass: median {statistics.median(overheads):.1%}"
     )
-    print_result(
-        "offline-files",
-        rows,
-        files=len(files),
-        audio_s=seconds,
-        dtype=args.dtype,
-        batch=args.batch,
-        overheads=overheads,
-    )
+    about = {"model": args.model, "dtype": args.dtype, "batch": args.batch, "load": os.getloadavg()}
+    print_result("offline-files", rows, audio_s=seconds, overheads=overheads, **about)
+
+
+def files_row(name: str, passes: dict[str, list[Pass]], seconds: float) -> dict[str, Any]:
+    results, expected = passes[name], passes["LLM.generate"]
+    wall_s = statistics.median(result.wall_s for result in results)
+    cpus = [result.cpu_s for result in results]
+    texts = zip(results[0].texts, expected[0].texts, strict=True)
+    return {
+        "": name,
+        "files": len(expected[0].texts),
+        "tokens": results[0].work and results[0].work.tokens,
+        "wall s": wall_s,
+        "cpu s": statistics.median(cpus),
+        "audio-s/s": seconds / wall_s,
+        "cpu against LLM.generate": statistics.median(cpus)
+        / statistics.median(result.cpu_s for result in expected),
+        "spread": spread(cpus) if len(cpus) > 1 else None,
+        "same text": sum(a == b for a, b in texts),
+    }
+
+
+def checkpoint(args: argparse.Namespace, folder: Path) -> Path:
+    """Return the path of ``args.model``, written into ``folder`` where it is one that counts."""
+    if args.counts:
+        return counting_checkpoint(args.model, folder)
+    return CHECKPOINT if args.model == "tiny" else Path(args.model)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny", help="tiny, 0.6B, 1.7B, or a checkpoint")
+    parser.add_argument(
+        "--model", default="tiny", help="tiny, counting, 0.6B, 1.7B, or a checkpoint"
+    )
     add_engine_options(parser, clip_s=10.0)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the decoder")
-    parser.add_argument("--files", action="store_true", help="from files to texts")
+    parser.add_argument("--files", action="store_true", help="from a folder of files to texts")
     parser.add_argument("--no-others", action="store_true", help="--files without the last two")
     parser.add_argument("--rounds", type=int, default=5, help="of --files")
+    parser.add_argument("--clients", type=int, default=32, help="of --files, that ask over HTTP")
     parser.add_argument("--qwen-asr", metavar="FOLDER", help="where qwen-asr is installed")
     args = parser.parse_args()
-    args.dummy = args.model in AUDIO_SIZES
-    if args.dummy and args.qwen_asr:
-        parser.error(f"--qwen-asr loads weights, and {args.model} has none")
+    args.counts = args.model in COUNTING
+    args.dummy, args.whole, args.context = False, True, ""
     if args.files:
         compare_files(args)
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = CHECKPOINT if args.model == "tiny" else Path(args.model)
-        if args.dummy:
-            path = checkpoint_like(args.model, Path(folder))
+        path = checkpoint(args, Path(folder))
         results = by_engine(run_vllm, run_transformers, path, args)
         if args.qwen_asr:
             with closing(Side("ours", PYTHONPATH=args.qwen_asr)) as side:
@@ -310,10 +377,7 @@ def row(name: str, results: dict[str, dict[str, Any]], args: argparse.Namespace)
     if name == "qwen-asr":
         ours = texts(ours, CHECKPOINT if args.model == "tiny" else Path(args.model))
     same = sum(a == b for a, b in zip(answers, ours, strict=True))
-    return engine_row(name, results, args) | {
-        "tokens": None if name == "qwen-asr" else sum(map(len, answers)),
-        "same answers": None if args.dummy else f"{same}/{args.clips}",
-    }
+    return engine_row(name, results, args) | {"same answers": f"{same}/{args.clips}"}
 
 
 def texts(tokens: list[list[int]], model: Path) -> list[str]:

@@ -32,6 +32,7 @@ from common import (
     spread,
 )
 from support.audio import noise
+from work import UnequalWork
 
 LENGTHS_S = (30, 10, 5, 1)
 
@@ -113,7 +114,8 @@ def main() -> None:
     with both_sides() as sides:
         for seconds in LENGTHS_S:
             theirs, ours = (side.run(features, seconds) for side in sides.values())
-            assert theirs[0] == ours[0], "prompt token ids differ"
+            if theirs[0] != ours[0] or theirs[1].shape != ours[1].shape:
+                raise UnequalWork("unequal work: prompt token ids or frames differ")
             difference = float(np.abs(theirs[1] - ours[1]).max())
             for cached in (False, True):
                 times: dict[str, list[float]] = {name: [] for name in sides}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does a server give under load: throughput, latency, and the CPU time of its processes?
 
-    python benchmarks/serve.py                                   # the tiny checkpoint
+    python benchmarks/serve.py --dtype float32                   # the tiny checkpoint
+    python benchmarks/serve.py --model counting                  # as small, and it never loops
     python benchmarks/serve.py --model 0.6B --max-tokens 32      # real dimensions (counting.py)
     python benchmarks/serve.py --model 1.7B --concurrency 512 --requests 2048 \\
         --server-args="--api-server-count 8"
@@ -12,8 +13,8 @@ Starts ``qwen3-asr serve`` of in-tree (with ``VLLM_PLUGINS=""``), then of ours (
 and posts clips to ``/v1/audio/transcriptions``, streamed, so many at a time. No two requests hold
 the same clip, so caches cannot flatter either; both sides get the same clips, and ``same text``
 counts equal responses. All requests carry a context, because the two build different prompts
-without one. Both sides must do the same work: requests, prompt tokens (which count the audio) and
-generated tokens, as their ``/metrics`` have it, are equal, or the benchmark fails. ``--together``
+without one. Both sides must do the same work as their ``/metrics`` have it (``work.py``), and
+decode each clip once, or the benchmark fails. ``--together``
 starts both servers at once and has them take turns at each level; each must leave the other room
 (``--server-args="--gpu-memory-utilization 0.45 --kv-cache-memory-bytes 28G"``). ``--clients``
 are processes that ask, for one can be slower than a server.
@@ -31,35 +32,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from common import SIDES, Side, percentile, print_result, print_table, server, side_environment
-from counting import counting_checkpoint
+from counting import COUNTING, counting_checkpoint
 from support.audio import speech_clip
-from support.checkpoints import AUDIO_SIZES, CHECKPOINT
+from support.checkpoints import CHECKPOINT
+from work import CONTEXT, Work, check_work, num_text_tokens, server_work
 
 from qwen3_asr_vllm.prompt import parse_output
 
 REQUEST_TIMEOUT_S = 1800
-WORK = {  # what both sides must do alike: its name in a row, and its metric
-    "engine requests": "vllm:request_success_total",
-    "prompt tokens": "vllm:prompt_tokens_total",
-    "generated tokens": "vllm:generation_tokens_total",
-}
-CONTEXT = "Hamburg"  # without one, in-tree leaves out the system turn that the model was trained on
 
 
 @dataclass
@@ -78,10 +74,11 @@ async def post(session: Any, address: str, wav: bytes, args: argparse.Namespace)
         ("model", "model"),
         ("stream", str(not args.whole).lower()),
         ("temperature", "0"),
-        ("prompt", CONTEXT),
+        ("prompt", args.context),
         ("max_completion_tokens", str(args.max_tokens)),
     ):
-        form.add_field(name, value)
+        if value:
+            form.add_field(name, value)
     start = time.perf_counter()
     first, text = None, ""
     async with session.post(f"{address}/v1/audio/transcriptions", data=form) as response:
@@ -166,7 +163,7 @@ def drive_with_vllm(
             "custom-output-len": args.max_tokens,
             "num-prompts": len(clips),
             "max-concurrency": concurrency,
-            "extra-body": json.dumps({"prompt": CONTEXT, "temperature": 0}),
+            "extra-body": json.dumps({"prompt": args.context, "temperature": 0}),
             "result-dir": folder,
             "result-filename": "report.json",
         }
@@ -212,22 +209,25 @@ def drive_share(
 
 
 def drive_by_processes(
-    address: str, seeds: range, concurrency: int, args: argparse.Namespace
+    clients: Sequence[Side],
+    address: str,
+    seeds: range,
+    concurrency: int,
+    args: argparse.Namespace,
 ) -> tuple[float, list[Answer]]:
     """As ``drive``, with every n-th clip asked by one of n processes."""
-    with ExitStack() as stack:
-        clients = [stack.enter_context(closing(Side("ours"))) for _ in range(args.clients)]
-        shares = [seeds[i :: args.clients] for i in range(args.clients)]
-        for client, share in zip(clients, shares, strict=True):
-            client.start(clips_of, share, args.clip_s)
-        for client in clients:
-            client.result()
-        start = time.perf_counter()
-        for client, share in zip(clients, shares, strict=True):
-            client.start(drive_share, address, share, concurrency // args.clients, args)
-        answers = [client.result() for client in clients]
-        seconds = time.perf_counter() - start
-    return seconds, [answers[i % args.clients][i // args.clients] for i in range(len(seeds))]
+    count = len(clients)
+    shares = [seeds[i::count] for i in range(count)]
+    for client, share in zip(clients, shares, strict=True):
+        client.start(clips_of, share, args.clip_s)
+    for client in clients:
+        client.result()
+    start = time.perf_counter()
+    for client, share in zip(clients, shares, strict=True):
+        client.start(drive_share, address, share, concurrency // count, args)
+    answers = [client.result() for client in clients]
+    seconds = time.perf_counter() - start
+    return seconds, [answers[i % count][i // count] for i in range(len(seeds))]
 
 
 @contextmanager
@@ -241,47 +241,38 @@ def started(side: str, model: Path, args: argparse.Namespace) -> Iterator[tuple[
 
 
 def measure(
-    side: str, address: str, pid: int, level: int, args: argparse.Namespace
+    side: str,
+    address: str,
+    pid: int,
+    level: int,
+    args: argparse.Namespace,
+    clients: Sequence[Side] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """One level of concurrency: what it took, and the texts."""
     concurrency = args.concurrency[level]
     num_requests = args.requests or max(8, 2 * concurrency)
-    seeds = range(10_000 * level, 10_000 * level + num_requests)
-    before, work_before = cpu_by_process(pid), work_done(address)
+    first = args.first_seed + 10_000 * level
+    seeds = range(first, first + num_requests)
+    before, work_before = cpu_by_process(pid), server_work(address, args.text_tokens)
     if args.client == "vllm":
         clips = clips_of(seeds, args.clip_s)
         seconds, answers = drive_with_vllm(address, clips, concurrency, args)
-    elif 1 < args.clients <= concurrency:
-        seconds, answers = drive_by_processes(address, seeds, concurrency, args)
+    elif 1 < len(clients) <= concurrency:
+        seconds, answers = drive_by_processes(clients, address, seeds, concurrency, args)
     else:
         clips = clips_of(seeds, args.clip_s)
         seconds, answers = asyncio.run(drive(address, clips, concurrency, args))
-    after, work_after = cpu_by_process(pid), work_done(address)
-    texts = [answer.text for answer in answers]
+    after, work = cpu_by_process(pid), server_work(address, args.text_tokens) - work_before
+    check_work({side: work}, clips=num_requests, audio_s=num_requests * args.clip_s)
     measured = row(side, args, concurrency, seconds, answers, before, after)
-    return measured | {name: work_after[name] - work_before[name] for name in WORK}, texts
+    return measured | asdict(work), [answer.text for answer in answers]
 
 
-def work_done(address: str) -> dict[str, int]:
-    """Read from a server's metrics how much it has done so far, summed over API servers."""
-    text = urllib.request.urlopen(f"{address}/metrics").read().decode()
-    totals = dict.fromkeys(WORK, 0.0)
-    for line in text.splitlines():
-        for name, metric in WORK.items():
-            if line.startswith((f"{metric}{{", f"{metric} ")):
-                totals[name] += float(line.rsplit(" ", 1)[1])
-    return {name: round(total) for name, total in totals.items()}
-
-
-def check_equal_work(rows: dict[str, list[dict]]) -> None:
-    """Exit where the sides did unequal work, or none: their times cannot be compared then."""
-    for theirs, ours in zip(*rows.values(), strict=True):
-        for name in WORK:
-            if not theirs[name] or theirs[name] != ours[name]:
-                raise SystemExit(
-                    f"unequal work at concurrency {ours['concurrency']}: {name} are "
-                    f"{theirs[name]} in-tree and {ours[name]} here."
-                )
+@contextmanager
+def client_processes(count: int) -> Iterator[list[Side]]:
+    """Processes that ask, if more than one."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(Side("ours"))) for _ in range(count if count > 1 else 0)]
 
 
 def run_sides(
@@ -292,15 +283,20 @@ def run_sides(
     texts: dict[str, list[list[str]]] = {side: [] for side in args.sides}
     for group in [args.sides] if args.together else [[side] for side in args.sides]:
         with ExitStack() as stack:
+            clients = stack.enter_context(client_processes(args.clients))
             with ThreadPoolExecutor() as pool:
                 contexts = [started(side, model, args) for side in group]
                 servers = dict(zip(group, pool.map(stack.enter_context, contexts), strict=True))
             for level in range(len(args.concurrency)):
                 for side, (address, pid) in servers.items():
-                    measured, said = measure(side, address, pid, level, args)
+                    measured, said = measure(side, address, pid, level, args, clients)
                     rows[side].append(measured)
                     texts[side].append(said)
     return rows, texts
+
+
+def work_of(row: dict[str, Any]) -> Work:
+    return Work(**{name: row[name] for name in asdict(Work())})
 
 
 def default_arguments(args: argparse.Namespace) -> list[str]:
@@ -352,7 +348,10 @@ def compare(rows: dict[str, list[dict]], texts: dict[str, list[list[str]]]) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny", help="tiny, 0.6B, 1.7B, or a checkpoint")
+    parser.add_argument(
+        "--model", default="tiny", help="tiny, counting, 0.6B, 1.7B, or a checkpoint"
+    )
+    parser.add_argument("--context", default=CONTEXT)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--requests", type=int, help="per level; default: twice the concurrency")
@@ -364,20 +363,23 @@ def main() -> None:
     parser.add_argument("--together", action="store_true", help="both servers at once")
     parser.add_argument("--whole", action="store_true", help="do not stream: no ttft")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the clips")
     parser.add_argument("--server-args", default="", help="more options of vllm serve, one string")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = CHECKPOINT if args.model == "tiny" else Path(args.model)
-        if args.model in AUDIO_SIZES:
+        if args.model in COUNTING:
             model = counting_checkpoint(args.model, Path(folder))
+        args.text_tokens = num_text_tokens(model, args.context)
         rows, texts = run_sides(model, args)
-    if set(rows) == set(SIDES):
-        check_equal_work(rows)
+    for level in zip(*rows.values(), strict=True):
+        check_work({row["side"]: work_of(row) for row in level})
     compare(rows, texts)
     table = [row for side in rows.values() for row in side]
     print_table(table)
     examples = {side: levels[0][0] for side, levels in texts.items()}
     about = {"client": args.client, "server_args": args.server_args, "dtype": args.dtype}
+    about |= {"load": os.getloadavg()}
     print_result("serve", table, **about, texts=examples)
 
 

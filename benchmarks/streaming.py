@@ -5,10 +5,10 @@
     python benchmarks/streaming.py --parts encode sessions
     python benchmarks/streaming.py --parts hour --minutes 10
 
-* ``encode``: speech fed in steps of 2 s. Audio seconds that the encoder was given, from the
-  engine's own count of encoder outputs (13 for each second), and how much of the prompts the prefix
-  cache held; for our windows, and for the whole clip fed again at every step, which is ``fewer``
-  times as much.
+* ``encode``: speech fed in steps of 2 s. Audio seconds that the encoder was given, as the engine
+  counts them (``work.py``), and how much of the prompts the prefix cache held; for our windows, and
+  for the whole clip fed again at every step, which is ``fewer`` times as much. Both must take as
+  many steps to the same text.
 * ``hour``: many minutes of speech fed faster than it would be spoken. Milliseconds of a step in
   the last part over those in the first: 1 is flat.
 * ``sessions``: so many streams, a step of each at a time in one batch. They keep up where a round
@@ -37,22 +37,9 @@ import soundfile
 from common import QUIET, print_result, print_table
 from support.audio import HELDOUT, SAMPLE_RATE, speech
 from support.checkpoints import CHECKPOINT
+from work import COUNTED, EngineWork, UnequalWork
 
 STEP_S = 2.0
-TOKENS_PER_S = 13
-
-
-class EncoderOutputs:
-    """Adds up the output of the encoder: one of the loggers that get vLLM's statistics."""
-
-    total = 0
-
-    def record(self, scheduler_stats: Any, *others: Any, **named_others: Any) -> None:
-        if details := scheduler_stats and scheduler_stats.iteration_details:
-            self.total += details.num_encoder_output_tokens
-
-    def log(self) -> None:
-        """Every ten seconds, for what is printed."""
 
 
 class Bench:
@@ -68,11 +55,9 @@ class Bench:
             max_model_len=8192,
             max_num_seqs=64,
             block_size=args.block_size,
-            enable_logging_iteration_details=True,
-            disable_log_stats=False,
+            **COUNTED,
         )
-        self.encoder_outputs = EncoderOutputs()
-        self.model.llm.llm_engine.logger_manager.stat_loggers.append(self.encoder_outputs)
+        self.count = EngineWork(self.model.llm)
 
     def stream(self, *, clip_s: float, step_s: float = STEP_S) -> Any:
         options = {"language": None, "context": "", "step_s": step_s, "clip_s": clip_s}
@@ -128,11 +113,11 @@ def measure_encode(bench: Bench) -> list[dict[str, Any]]:
     for seconds in (60, 120):
         for name, prompt_of in {"whole clip": as_whole, "windows": as_windows}.items():
             waveform = speech(seconds + 0.0025, seed=seconds)
-            before, seen = bench.encoder_outputs.total, []
+            before, seen = bench.count.work, []
             text = bench.run(
                 bench.stream(clip_s=600), waveform, prompt_of=prompt_of, on_step=seen.append
             )
-            encoded = (bench.encoder_outputs.total - before) / TOKENS_PER_S
+            work = bench.count.work - before
             prompt = sum(len(output.prompt_token_ids) for output in seen)
             cached = sum(output.num_cached_tokens for output in seen)
             texts[seconds, name] = text
@@ -141,13 +126,16 @@ def measure_encode(bench: Bench) -> list[dict[str, Any]]:
                     "audio s": seconds,
                     "fed as": name,
                     "steps": len(seen),
-                    "encoded s": encoded,
+                    "encoded s": work.encoded_s,
+                    "tokens": work.tokens,
                     "prompt tokens": prompt,
                     "of them cached": cached / prompt,
                     "same text": text == texts[seconds, "whole clip"],
                 }
             )
         whole, windows = rows[-2:]
+        if whole["steps"] != windows["steps"] or not windows["same text"]:
+            raise UnequalWork(f"unequal work at {seconds} s: other steps, or other texts")
         whole["fewer"], windows["fewer"] = 1.0, whole["encoded s"] / windows["encoded s"]
     return rows
 

@@ -9,7 +9,7 @@ from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
-from slow_to_end import answer_and_end
+from support.slow_to_end import answer_and_end
 
 from qwen3_asr_vllm.cli.vllm_serve import parse
 from qwen3_asr_vllm.server import api_servers, serving
