@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from support.audio import noise
@@ -274,52 +273,6 @@ def test_lora_adapts_decoder_and_tower(llm, reference, tmp_path, part):
     assert_same(output, adapted)
 
 
-@pytest.mark.parametrize(
-    ("audio", "message"),
-    [
-        (np.zeros(0, np.float32), "empty"),
-        (np.array([0.1] * 9000 + [np.nan], np.float32), "NaN"),
-        (np.zeros(1201 * 16_000, np.float32), r"1201\.0 s; the model takes at most 1200 s"),
-        (np.zeros(9000, np.int64), "array of int64; pass float"),
-    ],
-)
-def test_bad_audio_is_refused(llm, audio, message):
-    with pytest.raises(ValueError, match=message):
-        generate(llm, [request(audio)])
-
-
-@pytest.mark.parametrize(
-    ("shape", "lengths", "message"),
-    [
-        ((80, 123), [123], r"\(80, 123\) for audio_feature_lengths \[123\]"),
-        ((128, 123), [500], r"give \(128, 500\)"),
-        ((2, 128, 123), [123, 124], r"\(2, 128, 123\)"),
-        ((2, 128, 123), [123], r"\(2, 128, 123\)"),
-    ],
-)
-def test_features_that_fit_nothing_are_refused(llm, shape, lengths, message):
-    audio = {
-        "input_audio_features": torch.zeros(shape),
-        "audio_feature_lengths": torch.tensor(lengths),
-    }
-    prompt = build_prompt(num_audios=len(lengths))
-    with pytest.raises(ValueError, match=message):
-        generate(llm, [{"prompt": prompt, "multi_modal_data": {"audio": audio}}])
-
-
-def test_integers_are_scaled(llm):
-    waveform = noise(1.3)
-    samples = np.round(waveform * 32_768).astype(np.int16)
-    scaled, floats = generate(llm, [request(samples), request(samples / np.float32(32_768))])
-    assert scaled.outputs[0].token_ids == floats.outputs[0].token_ids
-
-
-def test_an_option_of_the_front_end_is_refused(llm):
-    asked = request(noise(1)) | {"mm_processor_kwargs": {"padding": "max_length"}}
-    with pytest.raises(ValueError, match="padding"):
-        generate(llm, [asked])
-
-
 def test_the_longest_clip_that_fits_is_accepted(llm):
     """78 s at 13 tokens a second fill 1024: the encoder's budget follows, not 30 s."""
     output = generate(llm, [request(noise(76))])[0]
@@ -440,15 +393,3 @@ def test_dimensions_that_do_not_fit_name_the_field(change, message):
     flat["audio_config"] |= change
     with pytest.raises(ValueError, match=message):
         check_dimensions(Qwen3ASRConfig.from_dict(flat).thinker_config)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("sampling_rate", 8000), ("hop_length", 80), ("n_fft", 512), ("feature_size", 80)],
-)
-def test_another_spectrogram_is_refused(field, value):
-    from qwen3_asr_vllm.model.processor import check_front_end
-
-    thinker = Qwen3ASRConfig.from_dict(reference_config().to_dict()).thinker_config
-    with pytest.raises(ValueError, match=rf"{field} is {value} in the checkpoint's"):
-        check_front_end({field: value}, thinker)

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
-from prometheus_client import REGISTRY
 from starlette.responses import JSONResponse
 from support.checks import eventually
+from support.clients import counted
 from support.servers import on_a_port
 
 pytestmark = pytest.mark.vllm  # which is imported, and starts nothing
@@ -324,11 +324,6 @@ def test_fields_and_files_are_held_until_the_response(app, client, admission):
 # --- clients that hang up --------------------------------------------------------------------
 
 
-def counted(route: str, status: int) -> float:
-    labels = {"model_name": "uploads", "route": route, "status": str(status)}
-    return REGISTRY.get_sample_value("qwen3_asr_requests_total", labels) or 0
-
-
 @pytest.mark.parametrize("sent", [b"", b"--b\r\n", b"--b\r\n" + FILE[:-99]])
 @pytest.mark.parametrize("route", ROUTES)
 def test_hanging_up_during_the_upload_is_a_499(app, admission, monkeypatch, route, sent):
@@ -336,9 +331,9 @@ def test_hanging_up_during_the_upload_is_a_499(app, admission, monkeypatch, rout
 
     lines: list[str] = []
     monkeypatch.setattr(uploads.logger, "info", lambda line, *values: lines.append(line % values))
-    before = counted(route, 499)
+    before = counted(499, route=route, model="uploads")
     asyncio.run(asgi(app, route, iter([sent] if sent else []), form()[1]))
-    assert counted(route, 499) == before + 1
+    assert counted(499, route=route, model="uploads") == before + 1
     assert lines == [f"A client disconnected during its upload: route={route} bytes={len(sent)}"]
 
 
@@ -353,11 +348,13 @@ def test_hanging_up_logs_no_traceback(port, capfd, admission, route):
     head = (
         f"POST {route} HTTP/1.1\r\nHost: a\r\nContent-Type: {form()[1]}\r\nContent-Length: 9999\r\n"
     )
-    before = counted(route, 499)
+    before = counted(499, route=route, model="uploads")
     for sent in (b"", b"\r\n", b"\r\n--b\r\n" + FILE[:99]):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head.encode() + sent)
-    eventually(lambda: counted(route, 499) == before + (2 if route in ROUTES else 0))
+    eventually(
+        lambda: counted(499, route=route, model="uploads") == before + (2 if route in ROUTES else 0)
+    )
     eventually(lambda: admission.num_recordings == 0)
     assert "Traceback" not in "".join(capfd.readouterr())
 

@@ -44,6 +44,14 @@ def metric(server: Any, name: str, *labels: str) -> float:
     )
 
 
+def counted(status: int, *, route: str = ROUTE, model: str = "asr") -> float:
+    """Count the requests to an app in this process that ended with a status."""
+    from prometheus_client import REGISTRY
+
+    labels = {"model_name": model, "route": route, "status": str(status)}
+    return REGISTRY.get_sample_value("qwen3_asr_requests_total", labels) or 0
+
+
 def speak(client: Any, waveform: np.ndarray, **options: Any) -> str:
     """Open a realtime session, send one utterance, return its transcript."""
     wanted = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Common parts of the routes: admission, the engine's state, and how requests are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+from starlette.datastructures import UploadFile
+from support.audio import noise, wav
+from support.clients import counted, error, events
+from support.fake_engine import FakeEngine
+
+SECOND = wav(noise(1.0))
+
+
+def test_a_full_disk_is_a_busy_server(serve, monkeypatch):
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(UploadFile, "write", write)
+    response = serve(FakeEngine("language English<asr_text>Hi."))()
+    assert error(response, 503)["code"] == "busy" and response.headers["Retry-After"] == "5"
+
+
+def test_a_full_server_refuses_before_it_reads(serve, monkeypatch):
+    """And each way to end gives the place back: an answer, a stream, a refusal, an error."""
+    monkeypatch.setenv("QWEN3_ASR_MAX_RECORDINGS", "1")
+    post = serve(FakeEngine("language English<asr_text>Good morning."))
+    admission = post.client.app.state.qwen3_asr.transcriber.admission
+    for fields in ({}, {"stream": True}, {"language": "tlh"}, {"file": ("a", b"words")}):
+        assert post(**fields).status_code in (200, 400)
+        assert (admission.num_recordings, admission.audio_s) == (0, 0)
+    with admission.reserve():
+        response = post(file=("endless.wav", b"RIFF"))
+    assert error(response, 503)["code"] == "busy"
+    assert response.headers["Retry-After"] == "5"
+
+
+def test_audio_beside_others_must_find_room(serve, monkeypatch):
+    monkeypatch.setenv("QWEN3_ASR_MAX_AUDIO_S", "10")
+    post = serve(FakeEngine("language English<asr_text>Good morning."))
+    with post.client.app.state.qwen3_asr.transcriber.admission.reserve() as other:
+        other.hold(9.5)
+        assert error(post(), 503)["code"] == "busy"
+        other.hold(8.5)
+        assert post().status_code == 200
+    assert "limit is 10 s" in error(post(wav(noise(11.0))), 400)["message"]
+
+
+def test_a_stream_has_fewer_and_longer_events_in_a_full_server(serve):
+    engine = FakeEngine("language English<asr_text>Hi.")
+    post = serve(engine)
+    with ExitStack() as others:
+        for number in (0, 31, 480):  # more of them
+            for _ in range(number):
+                others.enter_context(
+                    post.client.app.state.qwen3_asr.transcriber.admission.reserve()
+                )
+            assert events(post(stream=True))[-1]["text"] == "Hi."
+    assert [params.stream_interval for _, params, _ in engine.asked] == [1, 3, 16]
+
+
+def test_one_recording_takes_a_share_of_the_engine(serve):
+    engine = FakeEngine("language English<asr_text>Hi.", max_num_seqs=24)
+    text = serve(engine, max_clip_s=1)(wav(noise(30.0))).json()["text"]
+    assert len(engine.asked) >= 30
+    assert engine.most_running == 3
+    assert text == " ".join(["Hi."] * len(engine.asked))
+
+
+def test_an_engine_that_died_sends_clients_to_another_server(serve):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    response = serve(FakeEngine(EngineDeadError()))()
+    assert error(response, 503)["code"] == "engine_dead"
+    assert "Retry-After" in response.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_stops_says_so_and_not_half_of_the_text(serve, stream):
+    """vLLM ends requests that it drops with the text so far and the reason "abort"."""
+    engine = FakeEngine("language English<asr_text>Good", finish_reason="abort")
+    response = serve(engine)(stream=stream)
+    if stream:
+        *_, last = events(response)
+        assert last["error"]["code"] == "stopping"
+        assert "transcript.text.done" not in response.text
+    else:
+        assert error(response, 503)["code"] == "stopping"
+        assert response.headers["Retry-After"] == "5"
+
+
+def test_a_missing_decoder_is_named_and_not_the_clients_mistake(serve, monkeypatch):
+    from qwen3_asr_vllm.media import blocks
+
+    def import_module(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(blocks, "import_module", import_module)
+    body = error(serve(FakeEngine(""))(), 501)
+    assert "pip install av" in body["message"] and body["type"] == "server_error"
+
+
+def test_another_model_is_not_served_by_these_routes():
+    from qwen3_asr_vllm.server.plugin import EndpointPlugin
+
+    engine = FakeEngine("")
+    engine.model_config.hf_config = SimpleNamespace(model_type="whisper")
+    with pytest.raises(ValueError, match="this model is whisper"):
+        asyncio.run(EndpointPlugin().init_state(engine, SimpleNamespace(), None))
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, 200),
+        ({"stream": "true"}, 200),
+        ({"language": "tlh"}, 400),
+        ({"file": ("notes.wav", b"words" * 99)}, 400),
+        ({"model": "whisper-1"}, 404),
+    ],
+)
+def test_requests_are_counted_by_how_they_end(post, fields, status):
+    before = counted(status)
+    post(**fields)
+    assert counted(status) == before + 1
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_failure_is_counted_once_whatever_was_sent_before(serve, stream):
+    engine = FakeEngine("language English<asr_text>Good morning.", RuntimeError("out of order"))
+    before = counted(200), counted(500)
+    serve(engine, max_clip_s=5)(wav(noise(9.0)), stream=stream)
+    assert (counted(200), counted(500)) == (before[0], before[1] + 1)
