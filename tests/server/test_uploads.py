@@ -201,7 +201,7 @@ def test_a_field_beyond_a_limit_is_refused(send, field, status, message):
     assert message in error(send(*form(field, FILE)), status)["message"]
 
 
-def test_fields_that_are_too_large_end_the_upload_early(client, admission):
+def test_oversized_fields_end_the_upload_early(client, admission):
     sent = 0
 
     def body() -> Iterator[bytes]:
@@ -290,7 +290,7 @@ def test_a_full_budget_refuses_before_reading(client, admission):
         assert len(list(pieces)) == 8  # no length was given, so one piece was read
 
 
-def test_an_upload_that_can_never_fit_names_the_setting(send, admission):
+def test_oversized_uploads_name_the_setting(send, admission):
     admission.max_bytes = 1 << 20
     message = error(send(*form(part("file", bytes(1 << 20)))), 413)["message"]
     assert "limit is 1 MiB" in message and "QWEN3_ASR_MAX_UPLOADS_MB" in message
@@ -305,7 +305,7 @@ def test_json_takes_the_memory_of_its_copies(send, admission):
         assert error(send(body, "application/json"), 503)["code"] == "busy"
 
 
-def test_fields_and_files_are_held_until_the_response(app, client, admission):
+def test_uploads_are_held_until_the_response(app, client, admission):
     from qwen3_asr_vllm.server.uploads import posted
 
     held = []
@@ -326,7 +326,7 @@ def test_fields_and_files_are_held_until_the_response(app, client, admission):
 
 @pytest.mark.parametrize("sent", [b"", b"--b\r\n", b"--b\r\n" + FILE[:-99]])
 @pytest.mark.parametrize("route", ROUTES)
-def test_hanging_up_during_the_upload_is_a_499(app, admission, monkeypatch, route, sent):
+def test_disconnecting_during_uploads_is_a_499(app, admission, monkeypatch, route, sent):
     from qwen3_asr_vllm.server import uploads
 
     lines: list[str] = []
@@ -352,9 +352,8 @@ def test_hanging_up_logs_no_traceback(port, capfd, admission, route):
     for sent in (b"", b"\r\n", b"\r\n--b\r\n" + FILE[:99]):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head.encode() + sent)
-    eventually(
-        lambda: counted(499, route=route, model="uploads") == before + (2 if route in ROUTES else 0)
-    )
+    num_aborted = 2 if route in ROUTES else 0
+    eventually(lambda: counted(499, route=route, model="uploads") == before + num_aborted)
     eventually(lambda: admission.num_recordings == 0)
     assert "Traceback" not in "".join(capfd.readouterr())
 
@@ -368,7 +367,7 @@ LARGE = AUDIO * 200  # more than what stays in memory
 @pytest.mark.parametrize("audio", [AUDIO, LARGE])
 @pytest.mark.parametrize("name", ["file", "audio", "audio_file"])
 @pytest.mark.parametrize("more", ["", '; filename="a.wav"', "; filename*=utf-8''a.wav"])
-def test_a_file_needs_neither_a_name_nor_our_field(send, audio, name, more):
+def test_files_need_no_name_or_field(send, audio, name, more):
     ((_, _, content),) = read(send(*form(part(name, audio, more))))["file"]
     assert base64.b64decode(content) == audio
 
@@ -411,7 +410,7 @@ def test_a_body_may_be_the_recording(send, kind):
     assert fields == {"language": ["de"], "prompt": ["Zoë&"], "x[]": ["1", "2"]}
 
 
-def test_fields_of_the_body_follow_those_of_the_query(send):
+def test_body_fields_follow_query_fields(send):
     body = form(part("language", b"de"), FILE)
     assert read(send(*body, query="?language=en"))["language"] == ["en", "de"]
 
@@ -423,13 +422,13 @@ def test_the_last_boundary_may_be_missing(send, end):
     assert audio.startswith(AUDIO) and len(audio) <= len(AUDIO) + 8
 
 
-def test_a_form_that_ends_inside_of_a_head_is_refused(send):
+def test_forms_cut_in_a_head_are_refused(send):
     body = form(FILE, end=b"--b\r\nContent-Disposition: form-data; name=lan")
     assert "broken at byte" in error(send(*body), 400)["message"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 65_536])
-def test_pieces_of_any_size_make_the_same_form(send, size):
+def test_any_piece_size_gives_the_form(send, size):
     body, kind = form(part("model", b"a\r\n--"), FILE, part("x", "Zoë".encode()))
     whole = read(send(body, kind))
     pieces = (body[i : i + size] for i in range(0, len(body), size))
@@ -464,7 +463,7 @@ def test_a_compressed_body_is_bounded(client, admission):
         (gzip.compress(AUDIO), "gzip, gzip", "use gzip or none"),
     ],
 )
-def test_a_compressed_body_that_cannot_be_read_is_named(send, body, encoding, message):
+def test_unreadable_compressed_bodies_are_named(send, body, encoding, message):
     response = send(body, "audio/wav", **{"content-encoding": encoding})
     assert message in error(response, 400)["message"]
 
@@ -490,7 +489,7 @@ WAYS = "Send multipart/form-data with the recording in the field file"
         (b'["file"]', "application/json", "no object"),
     ],
 )
-def test_what_is_no_recording_is_named_with_what_to_send(send, body, kind, message):
+def test_bodies_without_recording_get_advice(send, body, kind, message):
     refusal = error(send(body, kind), 400)
     assert refusal["param"] in ("file", None)
     assert message in refusal["message"] and WAYS in refusal["message"]
@@ -510,7 +509,7 @@ def test_an_encoded_part_is_refused(send):
 ODD = ("", "x", "[", "{", "[1]", '{"a": 1}', "-1", "1.5", "1e999", "nan", "9" * 5_000, "null")
 
 
-def test_no_library_says_what_is_wrong_with_a_value():
+def test_messages_never_quote_a_library():
     from pydantic import BaseModel
     from starlette.datastructures import UploadFile
 
@@ -537,7 +536,7 @@ def test_no_library_says_what_is_wrong_with_a_value():
     assert not [each for each in messages if "not valid" in each]
 
 
-def test_a_wrong_value_is_shown_with_what_it_must_be():
+def test_messages_show_value_and_constraint():
     from pydantic import BaseModel, Field
 
     from qwen3_asr_vllm.server.errors import ApiError, validate
