@@ -111,7 +111,7 @@ def test_marks_that_chinese_shares_make_no_japanese(monkeypatch, text):
     assert units(text) == [char for char in text if char not in "・·"]
 
 
-def test_japanese_without_nagisa_says_what_to_install(monkeypatch):
+def test_japanese_without_nagisa_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "nagisa", None)
     with pytest.raises(ImportError, match=r"pip install 'qwen3-asr-vllm\[ja\]'"):
         next(align(np.zeros(16_000), "今日は"))
@@ -160,7 +160,7 @@ def heard(text):
 
 
 @pytest.mark.parametrize("language", ["Korean", None])
-def test_korean_without_a_dictionary_is_cut_at_spaces_and_says_so(no_korean, language):
+def test_korean_without_dictionary_splits_at_spaces(no_korean, language):
     text = "나는 학교에서, 친구를"
     transcript = run(5, text, nothing, language=language)
     assert [word.word for word in transcript.words] == ["나는", " 학교에서,", " 친구를"]
@@ -178,9 +178,7 @@ def test_no_other_cutting_needs_to_be_said(korean):
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_dictionary_that_cannot_be_read_costs_the_words_only(
-    no_korean, monkeypatch, tmp_path, content
-):
+def test_an_unreadable_dictionary_costs_only_words(no_korean, monkeypatch, tmp_path, content):
     path = tmp_path / "korean"
     if content:
         path.write_bytes(content)
@@ -222,7 +220,7 @@ def test_punctuation_stays_with_its_word(words):
     assert [word.word for word in transcript.words] == words
 
 
-def test_a_segment_is_a_sentence_from_its_first_word_to_its_last():
+def test_segments_are_sentences():
     oracle = lambda r: AlignmentOutput([400, 800, 800, 1600, 3200, 4000])  # noqa: E731
     first, second = run(9, "Guten Tag. Hallo!", oracle, language="German").segments
     assert (first.text, first.start, first.end) == ("Guten Tag.", 0.4, 1.6)
@@ -243,12 +241,12 @@ def test_the_prompt_is_bare():
     assert len(request.waveform) == 32_000
 
 
-def test_a_language_that_the_aligner_does_not_know_is_refused():
+def test_unalignable_languages_are_refused():
     with pytest.raises(ValueError, match="does not know Polish.*de German"):
         next(align(np.zeros(16_000), "dzień dobry", language="Polish"))
 
 
-def test_another_number_of_times_than_words_is_an_error():
+def test_times_must_match_the_words():
     with pytest.raises(AlignmentError, match="3 times for 2 words.*tokenizer"):
         run(5, "a b", lambda request: AlignmentOutput([1, 2, 3]))
 
@@ -301,7 +299,7 @@ def test_repair_is_that_of_qwen_asr(times):
     ],
     ids=["random", "rising", "falling", "equal"],
 )
-def test_repair_of_twice_as_many_times_costs_little_more_than_twice(times):
+def test_repair_costs_grow_linearly(times):
     def cost(n):
         return lines_run(lambda: repair(times(n).tolist()))
 
@@ -320,7 +318,7 @@ def assert_ordered(transcript):
 
 
 @given(st.data())
-def test_every_word_lasts_and_stays_in_order_inside_the_recording(data):
+def test_words_have_positive_ordered_durations(data):
     """Whatever the model answers, however often it is asked."""
     count, seconds = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 8))
     classes = st.integers(0, 120) | st.just(50)
@@ -336,7 +334,7 @@ def test_every_word_lasts_and_stays_in_order_inside_the_recording(data):
 
 
 @given(st.integers(0, 10**6), st.integers(100, 300), st.integers(1, 3))
-def test_words_by_the_hundred_in_a_second_last_a_millisecond(seed, count, last):
+def test_crowded_words_last_a_millisecond(seed, count, last):
     random = np.random.default_rng(seed)
 
     def answer(request):
@@ -345,7 +343,7 @@ def test_words_by_the_hundred_in_a_second_last_a_millisecond(seed, count, last):
     assert_ordered(run(1, " ".join(map(str, range(count))), answer))
 
 
-def test_words_without_length_at_the_start_take_nothing_from_the_last():
+def test_empty_first_words_spare_the_last():
     times = AlignmentOutput([0, 0, 0, 0, 80, 0, 80, 160])
     assert_ordered(run(5, "a b c d", lambda request: times))
 
@@ -362,7 +360,7 @@ def furthest(words, spans):
     )
 
 
-def test_words_that_pile_up_are_asked_about_again():
+def test_piled_up_words_are_aligned_again():
     spans = said(400)  # up to 161 s
     oracle = Oracle(spans, stuck_at=90)
     transcript = run(170, " ".join(map(str, range(400))), oracle)
@@ -383,7 +381,7 @@ def test_a_long_recording_goes_by_windows(pause):
 
 
 @pytest.mark.parametrize("is_found_again", [True, False])
-def test_words_that_pile_up_in_a_long_recording_cost_no_others(is_found_again):
+def test_piled_up_words_cost_no_others(is_found_again):
     """Five at 50 s, told apart or not when they are asked about by themselves."""
     spans = said(1400)
     pile = range(120, 125)
@@ -401,7 +399,7 @@ def test_words_that_pile_up_in_a_long_recording_cost_no_others(is_found_again):
     assert_ordered(transcript)
 
 
-def test_more_words_than_a_recording_holds_stay_inside_it():
+def test_excess_words_stay_inside_the_recording():
     """Told at the very end of each window, as an aligner does with words that it cannot find."""
     ends = lambda r: AlignmentOutput([1000 * len(r.waveform) / 16_000 - 6000] * 2 * len(r.units))  # noqa: E731
     assert_ordered(run(400, " ".join(map(str, range(50))), ends))

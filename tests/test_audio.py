@@ -94,7 +94,7 @@ def wav_bytes(samples: np.ndarray, rate: int = 16_000) -> bytes:
 
 @needs_ffmpeg
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_is_what_ffmpeg_decodes(tmp_path, name):
+def test_every_format_decodes_like_ffmpeg(tmp_path, name):
     path = encode(tmp_path / name, *FORMATS[name])
     waveform, reference = load_audio(path), ffmpeg_decode(path)
     assert waveform.dtype == np.float32 and waveform.ndim == 1
@@ -106,7 +106,7 @@ def test_every_format_is_what_ffmpeg_decodes(tmp_path, name):
 
 @needs_ffmpeg
 @pytest.mark.parametrize("name", ["t.wav", "t.m4a"])
-def test_path_string_bytes_file_and_pipe_are_one(tmp_path, name):
+def test_all_kinds_of_source_are_equal(tmp_path, name):
     class Pipe(io.BytesIO):
         def seek(self, *_):
             raise io.UnsupportedOperation("seek")
@@ -121,7 +121,7 @@ def test_path_string_bytes_file_and_pipe_are_one(tmp_path, name):
 
 
 @needs_ffmpeg
-def test_a_file_with_the_wrong_name_is_read_by_its_content(tmp_path):
+def test_wrong_names_are_ignored(tmp_path):
     path = encode(tmp_path / "t.m4a")
     waveform = load_audio(path)
     for name in ("t.wav", "t.raw", "t"):
@@ -140,7 +140,7 @@ def test_decoding_in_blocks_is_decoding_at_once(tmp_path, monkeypatch, name):
 
 @needs_ffmpeg
 @pytest.mark.parametrize("name", ["t.flac", "t.webm", "t.mp3"])
-def test_a_piped_file_without_a_length_is_read(tmp_path, name):
+def test_pipes_without_length_are_read(tmp_path, name):
     path = pipe(tmp_path / name, "-f", name.removeprefix("t."))
     assert len(load_audio(path)) == pytest.approx(3 * 16_000, abs=800)
 
@@ -155,13 +155,13 @@ def test_a_piped_file_without_a_length_is_read(tmp_path, name):
         elements=st.floats(-1, 1, width=32),
     )
 )
-def test_stereo_downmix_has_the_bits_of_the_mean(stereo):
+def test_stereo_downmix_is_the_exact_mean(stereo):
     assume(np.square(stereo.sum(axis=1)).sum() > 0.2 * np.square(stereo).sum())  # none cancels
     np.testing.assert_array_equal(load_audio(stereo), stereo.mean(axis=1))
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
-def test_resampling_in_blocks_has_the_bits_of_soxr_at_once(monkeypatch, rate):
+def test_block_resampling_is_bit_identical(monkeypatch, rate):
     signal = voice(2.0, rate)[:, 0]
     reference = soxr.resample(signal, rate, 16_000, quality="HQ")
     np.testing.assert_array_equal(load_audio((signal, rate)), reference)
@@ -169,7 +169,7 @@ def test_resampling_in_blocks_has_the_bits_of_soxr_at_once(monkeypatch, rate):
     np.testing.assert_array_equal(load_audio(wav_bytes(signal, rate)), reference)
 
 
-def test_a_tone_keeps_its_pitch_and_what_16_khz_cannot_hold_is_gone():
+def test_resampling_keeps_pitch_without_aliasing():
     t48, t16 = np.arange(48_000) / 48_000, np.arange(16_000) / 16_000
     inner = slice(1_000, -1_000)  # a tone that starts at once rings at its ends
     kept = load_audio((np.sin(2 * np.pi * 1_000 * t48), 48_000))
@@ -181,12 +181,12 @@ def test_a_tone_keeps_its_pitch_and_what_16_khz_cannot_hold_is_gone():
 # ---- arrays ----
 
 
-def test_an_array_that_is_a_waveform_is_not_copied():
+def test_waveform_arrays_are_not_copied():
     waveform = voice(1.0, 16_000)[:, 0]
     assert np.shares_memory(load_audio(waveform), waveform)
 
 
-def test_the_longer_axis_of_an_array_is_time():
+def test_the_longer_array_axis_is_time():
     stereo = voice(1.0, 16_000, channels=2)
     np.testing.assert_array_equal(load_audio(stereo.T), load_audio(stereo))
 
@@ -198,7 +198,7 @@ def test_integers_scale_to_one(dtype):
     np.testing.assert_array_equal(waveform, np.float32([-1, -0.5, 0, 0.5]))
 
 
-def test_the_sampling_rate_of_an_array_is_a_pair_or_a_keyword():
+def test_array_rates_are_pairs_or_keywords():
     signal = voice(1.0, 8_000)[:, 0]
     by_keyword = load_audio(signal, sampling_rate=8_000)
     np.testing.assert_array_equal(load_audio((signal, 8_000)), by_keyword)
@@ -235,7 +235,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_audio_is_a_value_error_that_says_why(case):
+def test_bad_audio_raises_value_errors_with_reasons(case):
     source, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         load_audio(source)
@@ -251,7 +251,7 @@ def test_integers_stored_as_float_are_scaled(full_scale):
 
 
 @pytest.mark.parametrize(("value", "rate"), [(9, 16_000), (-1e4, 48_000), (2e9, 16_000)])
-def test_a_broken_sample_leaves_the_rest_as_loud(value, rate):
+def test_broken_samples_keep_the_loudness(value, rate):
     signal, warnings = voice(1.0, rate)[:, 0], []
     expected = load_audio((signal, rate))
     signal = signal.copy()
@@ -293,12 +293,12 @@ def test_the_error_names_the_file(tmp_path):
         load_audio(tmp_path / "none.wav")
 
 
-def test_what_no_recording_is_made_of_is_a_type_error():
+def test_other_types_raise_type_errors():
     with pytest.raises(TypeError, match="from dict; pass a path"):
         load_audio({"path": "a.wav"})
 
 
-def test_a_sampling_rate_beside_a_file_is_refused():
+def test_sampling_rates_beside_files_are_refused():
     with pytest.raises(ValueError, match="sampling_rate is for arrays"):
         load_audio(wav_bytes(np.zeros(9)), sampling_rate=8_000)
 
@@ -317,7 +317,7 @@ def test_too_long_is_noticed_while_decoding(tmp_path, name):
         load_audio(path, max_duration_s=5)
 
 
-def test_more_samples_than_a_cpu_can_read_in_time_are_refused():
+def test_too_many_samples_are_refused():
     """Silence in eight channels of 192 kHz: 4 kB of flac for each second of it."""
     file = io.BytesIO()
     soundfile.write(file, np.zeros((192_000 * 4, 8), np.int16), 192_000, format="FLAC")
@@ -328,7 +328,7 @@ def test_more_samples_than_a_cpu_can_read_in_time_are_refused():
 
 
 @needs_ffmpeg
-def test_a_video_without_sound_has_no_audio_track(tmp_path):
+def test_silent_videos_have_no_audio_track(tmp_path):
     path = tmp_path / "silent.mp4"
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=d=1:s=32x32", str(path)]
     subprocess.run(command, check=True)
@@ -337,7 +337,7 @@ def test_a_video_without_sound_has_no_audio_track(tmp_path):
 
 
 @needs_ffmpeg
-def test_an_uploaded_playlist_opens_no_file_of_this_machine(tmp_path, monkeypatch):
+def test_playlists_open_no_local_file(tmp_path, monkeypatch):
     encode(tmp_path / "private.mp3")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="not audio"):
@@ -346,7 +346,7 @@ def test_an_uploaded_playlist_opens_no_file_of_this_machine(tmp_path, monkeypatc
 
 @needs_ffmpeg
 @pytest.mark.parametrize("name", ["t.wav", "t.flac", "t.ogg", "t.mp3", "t.m4a", "t.webm"])
-def test_damage_gives_a_waveform_or_a_value_error(tmp_path, name):
+def test_damage_gives_waveforms_or_value_errors(tmp_path, name):
     data = encode(tmp_path / name, seconds=1.0).read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -389,7 +389,7 @@ def test_without_soundfile_av_reads_the_same(tmp_path, monkeypatch, name):
 # ---- silence ----
 
 
-def test_only_what_nobody_can_hear_is_silent():
+def test_only_inaudible_sound_is_silence():
     dither = np.random.default_rng(0).integers(-2, 3, 16_000).astype(np.int16)
     assert is_silent(np.zeros(16_000, np.float32))
     assert is_silent(load_audio(dither))
@@ -439,7 +439,7 @@ def test_cuts_lie_in_pauses(seed, pause_level):
     assert all(is_pause[start] for start, _ in clips[1:])
 
 
-def test_the_cut_is_the_middle_of_the_widest_pause():
+def test_cuts_are_in_the_widest_pause():
     """V9: in-tree cuts at the edge of speech, within the last second of 30."""
     waveform, _ = bursts(12, seed=0, pause_level=0.1)
     for start, end in ((6.0, 6.3), (7.0, 7.8), (9.0, 9.2)):
@@ -462,12 +462,12 @@ def test_a_short_recording_is_one_clip():
 
 
 @pytest.mark.parametrize("max_clip_s", [0.5, 1201, float("nan")])
-def test_a_clip_length_beyond_the_model_is_refused(max_clip_s):
+def test_clip_lengths_beyond_the_model_are_refused(max_clip_s):
     with pytest.raises(ValueError, match="the model takes 1 to 1200 s"):
         split_at_silence(np.zeros(16_000, np.float32), max_clip_s=max_clip_s)
 
 
-def test_splitting_takes_lines_for_its_clips_and_none_for_its_frames():
+def test_splitting_costs_grow_with_clips():
     """Three clips, of 360,000 frames: an hour is cut in a fraction of a second."""
     minute, _ = bursts(60, seed=0, pause_level=1e-3)
     hour = np.tile(minute, 60)
@@ -483,7 +483,7 @@ def test_formats_that_are_said_to_decode_do(tmp_path):
         assert len(load_audio(encode(tmp_path / f"t.{name}")))
 
 
-def test_formats_of_decoders_that_are_missing_are_not_said_to_decode(monkeypatch):
+def test_formats_without_decoders_are_not_listed(monkeypatch):
     def only(package):
         def import_module(name):
             if name != package:
@@ -503,7 +503,7 @@ def test_formats_of_decoders_that_are_missing_are_not_said_to_decode(monkeypatch
 @pytest.mark.parametrize(
     ("encoding", "subtype"), [("pcm", "PCM_16"), ("pcmu", "ULAW"), ("pcma", "ALAW")]
 )
-def test_every_raw_sample_is_what_libsndfile_reads(encoding, subtype):
+def test_raw_samples_equal_those_of_libsndfile(encoding, subtype):
     data = np.arange(65_536, dtype="<u2").tobytes() if encoding == "pcm" else bytes(range(256))
     options = {"samplerate": 8_000, "channels": 1, "format": "RAW", "subtype": subtype}
     expected, _ = soundfile.read(io.BytesIO(data), dtype="float32", **options)
@@ -515,7 +515,7 @@ def test_every_raw_sample_is_what_libsndfile_reads(encoding, subtype):
     source=st.sampled_from([("pcm", 24_000), ("pcm", 16_000), ("pcmu", 8_000), ("pcma", 8_000)]),
 )
 @settings(max_examples=40)
-def test_raw_audio_does_not_hang_on_how_its_bytes_come(sizes, source):
+def test_raw_audio_is_independent_of_block_sizes(sizes, source):
     data = np.random.default_rng(0).integers(0, 255, 6_000, np.uint8).tobytes()
     whole, pieces = PcmStream(*source), PcmStream(*source)
     expected = np.concatenate([whole.push(data), whole.finish()])
@@ -529,7 +529,7 @@ def test_raw_audio_does_not_hang_on_how_its_bytes_come(sizes, source):
     np.testing.assert_array_equal(again, expected)  # nothing is left of what was finished
 
 
-def test_what_is_not_raw_audio_is_refused():
+def test_invalid_raw_audio_is_refused():
     with pytest.raises(ValueError, match="opus"):
         PcmStream("opus", 48_000)
     with pytest.raises(ValueError, match="7 Hz"):
@@ -553,7 +553,7 @@ def stretches(*seconds):
     st.floats(0.01, 3),
     st.floats(0, 3),
 )
-def test_clips_that_end_at_pauses_concatenate_to_the_recording(seconds, threshold, silence, pad):
+def test_clips_cut_at_pauses_concatenate(seconds, threshold, silence, pad):
     waveform = stretches(*seconds)
     clips = split_at_pauses(waveform, Pauses(threshold, silence, pad), max_clip_s=4)
     assert [start for start, _ in clips] == [0, *(end for _, end in clips[:-1])]
@@ -561,7 +561,7 @@ def test_clips_that_end_at_pauses_concatenate_to_the_recording(seconds, threshol
     assert all(0 < end - start <= 4 * 16_000 for start, end in clips)
 
 
-def test_a_pause_that_is_long_enough_ends_a_clip_and_its_end_opens_the_next():
+def test_long_pauses_end_a_clip():
     waveform = stretches(-0.5, 2, -0.3, 2, -0.8, 2, -0.5)
     for silence_s, cuts in ((0.2, [2.6, 5.4]), (0.5, [5.4]), (1.0, [])):
         clips = split_at_pauses(waveform, Pauses(0.5, silence_s, 0.2), max_clip_s=60)
@@ -569,7 +569,7 @@ def test_a_pause_that_is_long_enough_ends_a_clip_and_its_end_opens_the_next():
         assert starts == pytest.approx(cuts, abs=0.04)
 
 
-def test_a_higher_threshold_takes_louder_pauses_for_silence():
+def test_higher_thresholds_accept_louder_pauses():
     waveform = stretches(2, -0.5, 2, 0.5, 2)
     waveform[round(4.5 * 16_000) : round(5 * 16_000)] *= 0.05  # 26 dB down; silence is 60
     number = [
@@ -579,7 +579,7 @@ def test_a_higher_threshold_takes_louder_pauses_for_silence():
     assert number == [2, 2, 3]
 
 
-def test_a_clip_is_halved_in_the_widest_pause_of_its_middle():
+def test_clips_are_halved_in_pauses():
     waveform = stretches(0.5, -1, 2.5, -0.3, 2, -0.6, 3)
     assert halve_at_silence(waveform) / 16_000 == pytest.approx(6.6, abs=0.03)
     assert 0 < halve_at_silence(stretches(2)) < 2 * 16_000
@@ -606,7 +606,7 @@ def test_channels_are_those_of_the_file(sampling_rate):
         ("pcm_alaw", "ALAW", "FILE"),
     ],
 )
-def test_a_file_without_a_header_is_read_as_described(encoding, subtype, endian):
+def test_headerless_files_are_read_as_described(encoding, subtype, endian):
     file = io.BytesIO()
     stereo = voice(1.0, 16_000, channels=2)
     soundfile.write(file, stereo, 16_000, subtype, endian, "RAW")

@@ -69,7 +69,7 @@ def outcome(result):
 
 
 @given(st.lists(st.sampled_from([0.5, 1, 2, 3, "broken"]), max_size=12), st.booleans())
-def test_every_source_has_one_result_and_its_own(sources, in_order):
+def test_every_source_has_its_own_result(sources, in_order):
     engine = CountingEngine()
     results = list(run(sources, engine, in_order=in_order))
     if not in_order:
@@ -96,7 +96,7 @@ def run_slowly(sources, engine, **options):
     return pipeline.results()
 
 
-def test_the_longest_of_what_is_loaded_goes_first():
+def test_the_longest_loaded_clip_goes_first():
     sources = [3, 1, 2, 5, 4, 2.5]
     engine = CountingEngine(capacity=1)
     list(run_slowly(sources, engine, num_workers=len(sources)))
@@ -105,25 +105,25 @@ def test_the_longest_of_what_is_loaded_goes_first():
     assert engine.heard[2:] == sorted(rest, reverse=True)
 
 
-def test_the_engine_is_full_and_no_more_than_queued_a_little():
+def test_the_engine_is_full_with_short_queues():
     engine = CountingEngine(capacity=8)
     list(run_slowly([1] * 100, engine, num_workers=8))
     assert 8 <= engine.most <= 14
 
 
-def test_clips_of_a_long_recording_come_back_in_their_order():
+def test_clips_return_in_order():
     (result,) = run([10], CountingEngine(capacity=2), max_clip_s=3)
     starts = [segment.start for segment in result.transcript.segments]
     assert starts == sorted(starts) and len(starts) >= 4
 
 
-def test_a_clip_that_the_engine_refuses_fails_its_recording_alone():
+def test_refused_clips_fail_only_their_recording():
     engine = CountingEngine()
     results = list(run([1, 55, 2], engine))
     assert list(map(outcome, results)) == ["1", "too long for the context", "2"]
 
 
-def test_a_source_without_end_is_read_as_it_is_used():
+def test_endless_sources_are_read_lazily():
     read = 0
 
     def sources():
@@ -151,7 +151,7 @@ def test_memory_stays_flat_over_a_long_source():
     assert most < 40e6
 
 
-def test_closing_aborts_what_the_engine_still_has():
+def test_closing_aborts_pending_requests():
     engine = CountingEngine()
     results = run_slowly([1] * 20, engine)
     next(results)
@@ -180,7 +180,7 @@ def waiting_sources(first_is_out):
 
 
 @pytest.mark.parametrize("in_order", [True, False])
-def test_a_source_that_waits_for_a_result_gets_it(in_order):
+def test_sources_may_wait_for_results(in_order):
     first_is_out = threading.Event()
     results = run(waiting_sources(first_is_out), CountingEngine(), in_order=in_order)
     start = time.monotonic()
@@ -190,7 +190,7 @@ def test_a_source_that_waits_for_a_result_gets_it(in_order):
     assert time.monotonic() - start < 20
 
 
-def test_a_source_that_says_nothing_holds_up_neither_results_nor_the_end():
+def test_idle_sources_delay_nothing():
     results = run(waiting_sources(threading.Event()), CountingEngine())
     start = time.monotonic()
     assert outcome(next(results)) == "1"
@@ -198,7 +198,7 @@ def test_a_source_that_says_nothing_holds_up_neither_results_nor_the_end():
     assert time.monotonic() - start < 20
 
 
-def test_an_error_of_the_source_itself_is_raised():
+def test_source_errors_are_raised():
     def sources():
         yield 1
         raise RuntimeError("the list ended early")
@@ -219,14 +219,14 @@ class FullnessEngine(CountingEngine):
         super().step()
 
 
-def test_an_engine_waits_a_moment_for_what_fills_its_seats(monkeypatch):
+def test_engines_wait_briefly_for_full_batches(monkeypatch):
     monkeypatch.setattr("qwen3_asr_vllm.batching.QUICK_S", 60)  # this machine may be slow
     engine = FullnessEngine(capacity=16)
     list(run([1.0] * 40, engine, num_workers=2))
     assert engine.had[0] >= 16
 
 
-def test_an_engine_waits_for_a_slow_source_once():
+def test_engines_wait_once_for_slow_sources():
     """A source that waits for a result is not held against each step."""
     is_heard = threading.Event()
 
@@ -243,7 +243,7 @@ def test_an_engine_waits_for_a_slow_source_once():
     assert sorted(engine.heard) == [1.0, 2.0, 3.0]
 
 
-def test_what_a_loader_warns_of_is_in_the_transcript():
+def test_loader_warnings_reach_the_transcript():
     def load(source, *, on_warning):
         on_warning(f"{source} s are missing.")
         return tone(source)

@@ -22,7 +22,7 @@ from qwen3_asr_vllm.transcript import Token
 
 
 @given(st.floats(0, MAX_CLIP_S))
-def test_budget_covers_the_costliest_script_and_its_header(clip_s):
+def test_budgets_cover_the_costliest_script(clip_s):
     assert max_new_tokens(clip_s) >= 32 + 20 * clip_s
 
 
@@ -42,7 +42,7 @@ short = st.text("ab .,是", max_size=12)  # few letters, so that runs are freque
 
 
 @given(short, short.filter(str.strip), st.integers(5, 9), st.integers(0, 12))
-def test_three_copies_of_a_run_stay_and_the_rest_of_a_word(before, unit, copies, partial):
+def test_runs_keep_three_copies(before, unit, copies, partial):
     text = (before + unit * copies + unit[:partial]).strip()
     kept = text[: settled_length(text)]
     assert text.startswith(kept)
@@ -58,7 +58,7 @@ def test_a_text_without_a_run_stays_whole(text):
         assert settled_length(text) == len(text.rstrip())
 
 
-def test_a_run_is_cut_where_a_word_ends():
+def test_runs_are_cut_between_words():
     for text, kept in [
         ("Round" + " and round" * 12, "Round and round and round and round"),
         ("Nein" + ", nein" * 12, "Nein, nein, nein, nein,"),
@@ -68,14 +68,14 @@ def test_a_run_is_cut_where_a_word_ends():
 
 
 @given(short, short, st.integers(2, 9), short)
-def test_what_settled_is_never_taken_back(before, unit, copies, after):
+def test_settled_text_never_changes(before, unit, copies, after):
     text = before + unit * copies + after
     settled = [settled_length(text[:length]) for length in range(len(text) + 1)]
     if settled[-1] < len(text.rstrip()):  # it ends in a run, which may be a loop
         assert max(settled) <= settled[-1]
 
 
-def test_an_answer_loops_if_the_engine_says_so_or_the_budget_is_full_of_one_run():
+def test_loops_are_detected_by_engine_or_budget():
     assert is_loop("anything", "repetition")
     assert is_loop("We will meet again. " * 20, "length")
     assert not is_loop("We will meet again. " * 20, "stop")
@@ -91,7 +91,7 @@ separators = st.sampled_from([", ", ",", "\n", "; ", "、"])
 
 
 @given(lists, separators, separators, st.sampled_from(["", ".", "!"]), st.data())
-def test_a_list_said_back_is_a_leak_in_any_punctuation(items, given_by, said_by, end, data):
+def test_repeated_lists_leak_in_any_punctuation(items, given_by, said_by, end, data):
     start = data.draw(st.integers(0, len(items) - 3))
     stop = data.draw(st.integers(start + 3, len(items)))
     text = said_by.join(items[start:stop]).upper() + end
@@ -114,7 +114,7 @@ def test_a_sentence_with_keywords_is_speech(said):
     assert not is_leak(said, "Ada, Grace Hopper, Łódź")
 
 
-def test_a_long_prompt_said_back_whole_is_a_leak_and_a_short_one_is_not():
+def test_only_long_repeated_prompts_are_leaks():
     prompt = "A lecture on the history of computing machinery."
     assert is_leak(prompt.lower(), prompt)
     assert not is_leak("A lecture on the history.", prompt)
@@ -153,7 +153,7 @@ def test_tokens_are_placed_where_they_wrote(answer, cuts):
         assert text[start:].startswith(token.text)
 
 
-def test_a_tag_and_a_seam_belong_to_no_token():
+def test_tags_and_seams_have_no_token():
     raw = ["One", "<asr_text>", "two", "<|im_end|>"]
     tokens = [Token(i, text, 0.0) for i, text in enumerate(raw)]
     text = parse_output("".join(raw[:3]), language="English").text
@@ -162,13 +162,13 @@ def test_a_tag_and_a_seam_belong_to_no_token():
     assert [(start, token.text) for start, token in placed] == [(0, "One"), (3, "two")]
 
 
-def test_parts_of_a_character_are_placed_with_it():
+def test_partial_characters_share_their_position():
     tokens = [Token(i, text, 0.0) for i, text in enumerate(["你", "", "", "好", "", ""])]
     placed = place_tokens(tokens, "你好", language="Chinese")
     assert [(start, token.id) for start, token in placed] == [(0, 0), (1, 1), (1, 2), (1, 3)]
 
 
-def test_the_probability_of_a_language_is_that_of_all_of_its_name():
+def test_language_probabilities_cover_the_whole_name():
     raw = [("language", -0.5), (" C", -1.0), ("antonese", -2.0), ("<asr_text>", -4.0), ("早", -8.0)]
     tokens = [Token(i, text, logprob) for i, (text, logprob) in enumerate(raw)]
     assert language_probability(tokens) == pytest.approx(math.exp(-3))

@@ -37,7 +37,7 @@ def manifests() -> dict[tuple[str, str], dict[str, Any]]:
 # ---- the files ----
 
 
-def test_compose_is_what_the_specification_says():
+def test_compose_matches_its_specification():
     merged = yaml.safe_dump(compose())  # compose resolves << itself; the parser does not
     assert set(compose_spec.PyCompose.from_yaml(merged).service_names()) == {
         "asr",
@@ -49,13 +49,13 @@ def test_compose_is_what_the_specification_says():
 
 
 @pytest.mark.parametrize("key", manifests(), ids="-".join)
-def test_manifests_are_what_the_schemas_say(key):
+def test_manifests_match_their_schemas(key):
     kubernetes_validate.validate(
         manifests()[key], kubernetes_validate.latest_version(), strict=True
     )
 
 
-def test_a_misspelt_field_of_a_manifest_is_seen():
+def test_misspelt_manifest_fields_are_found():
     broken = manifests()["Deployment", "asr"]
     broken["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -84,7 +84,7 @@ def test_manifests_refer_to_each_other():
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
-def test_images_serve_with_the_limits_of_the_command(name):
+def test_images_use_the_limits_of_serve(name):
     text = (DOCKER / name).read_text().replace("\\\n", " ")
     given = re.search(r"^ENV (.*)$", text, re.M)
     assert given
@@ -92,5 +92,5 @@ def test_images_serve_with_the_limits_of_the_command(name):
     assert environment == SERVE_ENVIRONMENT
 
 
-def test_the_image_of_compose_mounts_the_configuration_that_is_tested():
+def test_compose_mounts_the_tested_configuration():
     assert "./nginx.conf:/etc/nginx/nginx.conf:ro" in compose()["services"]["nginx"]["volumes"]

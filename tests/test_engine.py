@@ -101,7 +101,7 @@ def test_tokens_and_language_logprobs_are_read(tokenizer, scored_languages):
     assert output.language_logprobs == {name: -ids[name] / 1000 for name in scored_languages}
 
 
-def test_no_scores_are_read_where_none_are_wanted(tokenizer):
+def test_scores_are_read_only_on_request(tokenizer):
     collector = OutputCollector(Decoding(100), language_token_ids(tokenizer))
     collector.push(SimpleNamespace(text="Hi.", finish_reason="stop", logprobs=None))
     output = collector.output()

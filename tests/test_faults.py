@@ -70,7 +70,7 @@ def expected(recordings=RECORDINGS):
     }
 
 
-def test_a_full_disk_leaves_whole_files_and_the_next_run_goes_on(tmp_path):
+def test_runs_resume_after_a_full_disk(tmp_path):
     result = run(tmp_path, most_bytes=4_000)
     assert result.returncode == 1 and "File too large" in result.stderr
     left = written(tmp_path)
@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_whole_files_and_the_next_run_goes_on(tmp_path):
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 20
 
 
-def test_notes_torn_anywhere_lose_at_most_the_last_line(tmp_path):
+def test_torn_notes_lose_only_one_line(tmp_path):
     assert run(tmp_path).returncode == 0
     path = tmp_path / "out.jsonl"
     whole = path.read_bytes()

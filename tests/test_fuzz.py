@@ -42,7 +42,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("number", FOUND)
-def test_what_was_found_stays_found(number):
+def test_found_faults_stay_mended(number):
     (outcome,) = fuzz.load_all([number])
     assert outcome.broken == ""
 
@@ -50,7 +50,7 @@ def test_what_was_found_stays_found(number):
 @pytest.mark.parametrize("channels", [1, 2, 8, 9, 32])
 @pytest.mark.parametrize("rate", [1_000, 8_000, 44_100, 768_000])
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "DOUBLE"])
-def test_any_rate_width_and_number_of_channels_is_read(subtype, rate, channels):
+def test_any_rate_width_and_channels_are_read(subtype, rate, channels):
     file = io.BytesIO()
     samples = np.full((rate // 8, channels), 0.25)
     soundfile.write(file, samples, rate, subtype, format="WAV")
@@ -89,7 +89,7 @@ def test_a_pipe_without_an_end_is_refused(monkeypatch):
         load_audio(Endless())
 
 
-def test_a_device_without_an_end_is_not_audio():
+def test_endless_devices_are_not_audio():
     with pytest.raises(ValueError, match="zero: not audio"):
         load_audio("/dev/zero")
 
@@ -104,7 +104,7 @@ def test_a_named_pipe_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["wav", "flac", "ogg", "m4a", "webm", "64bit.wav"])
 @pytest.mark.parametrize("change", ["cut", "emptied", "overwritten", "removed"])
-def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, name, change):
+def test_files_may_change_while_read(tmp_path, monkeypatch, name, change):
     """What was there before the change, or a refusal; never an end of the process."""
     monkeypatch.setattr(sndfile, "BLOCK_VALUES", 4_000)
     path = tmp_path / name
@@ -131,14 +131,14 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, name, chang
         np.testing.assert_array_equal(waveform, whole)
 
 
-def test_odd_manifests_name_recordings_below_their_folder_or_are_refused_by_name(tmp_path):
+def test_odd_manifests_stay_in_their_folder(tmp_path):
     outcomes = [fuzz.read_manifest(tmp_path.resolve(), number) for number in range(400)]
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert 20 < sum(outcome.answer.startswith("read") for outcome in outcomes) < 380
 
 
 @pytest.mark.vllm
-def test_odd_forms_get_an_answer_or_an_error_object(server):
+def test_odd_forms_get_answers_or_errors(server):
     outcomes = list(fuzz.at_once(fuzz.ask, server.url, range(300)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert 20 < sum(outcome.answer.startswith("200") for outcome in outcomes) < 280

@@ -47,14 +47,14 @@ def test_windows_cover_every_token_once(geometry, tokens):
 
 
 @given(geometries, st.integers(100, 50_000))
-def test_max_samples_is_the_longest_clip_that_fits(geometry, tokens):
+def test_max_samples_is_the_longest_clip(geometry, tokens):
     longest = geometry.max_samples(tokens)
     if longest > MIN_SAMPLES:
         assert geometry.num_tokens(num_frames(longest)) <= tokens
         assert geometry.num_tokens(num_frames(longest + HOP_LENGTH)) > tokens
 
 
-def test_published_checkpoints_hear_thirteen_tokens_a_second():
+def test_published_checkpoints_have_13_tokens_per_second():
     geometry = Geometry(50, 800)
     assert (geometry.chunk_tokens, geometry.window_tokens) == (13, 104)
     assert geometry.chunk_samples == 16_240
@@ -66,6 +66,6 @@ def test_published_checkpoints_hear_thirteen_tokens_a_second():
     ("n_window", "n_window_infer", "field"),
     [(0, 800, "n_window"), (50, 850, "n_window_infer"), (50, 0, "n_window_infer")],
 )
-def test_lengths_that_do_not_fit_name_the_field(n_window, n_window_infer, field):
+def test_impossible_lengths_name_the_field(n_window, n_window_infer, field):
     with pytest.raises(ValueError, match=rf"audio_config\.{field} is"):
         Geometry(n_window, n_window_infer)

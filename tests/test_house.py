@@ -87,7 +87,7 @@ def imports(module: str) -> set[str]:
     return {name if name in MODULES else f"{name}.__init__" for name in found}
 
 
-def test_every_module_stands_in_the_core_or_a_wing():
+def test_every_module_has_its_layer():
     assert {name.split(".")[0] for name in MODULES if not wing(name)} == set(ROW)
     assert {wing(name) for name in MODULES} == {"", *WINGS}
 
@@ -146,7 +146,7 @@ def test_pure_modules_need_neither_torch_nor_vllm():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_file_opens_with_its_licence_and_what_it_knows(module):
+def test_files_open_with_licence_and_docstring(module):
     text = MODULES[module].read_text()
     assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
     assert ast.get_docstring(ast.parse(text))

@@ -43,12 +43,12 @@ def test_code_and_name_lead_to_each_other(code):
 
 @codes
 @pytest.mark.parametrize("variant", ["T", "B"])
-def test_three_letter_codes_are_those_of_iso_639(code, variant):
+def test_three_letter_codes_are_iso_639(code, variant):
     alpha3 = langcodes.Language.get(code).to_alpha3(variant=variant)
     assert resolve_language(alpha3) == LANGUAGES[code]
 
 
-def test_two_letter_codes_are_those_of_cldr_and_no_others():
+def test_two_letter_codes_are_those_of_cldr():
     for code in map("".join, product(ascii_lowercase, repeat=2)):
         expected = LANGUAGES.get(langcodes.standardize_tag(code))
         assert _resolved_or_none(code) == expected, code
@@ -105,7 +105,7 @@ def test_other_ways_to_say_it(language, name):
 
 
 @codes
-def test_a_language_is_known_by_its_own_name(code):
+def test_languages_are_known_by_native_names(code):
     own = langcodes.Language.get(code).autonym()
     assert resolve_language(own) == resolve_language(own.upper()) == LANGUAGES[code]
     assert resolve_language(unicodedata.normalize("NFD", own)) == LANGUAGES[code]
@@ -144,11 +144,11 @@ def test_nothing_and_auto_ask_for_detection(language):
     "language",
     ["null", "None", "none", "undefined", "detect", "auto-detect", "auto_detect", "und", "multi"],
 )
-def test_what_programs_write_for_nothing_asks_for_detection(language):
+def test_empty_languages_ask_for_detection(language):
     assert resolve_language(language) is None
 
 
-def test_a_long_language_is_cut_in_the_message():
+def test_long_languages_are_cut_in_messages():
     with pytest.raises(ValueError) as error:
         resolve_language("x" * 1_000_000)
     assert len(str(error.value)) < 1000
@@ -158,7 +158,7 @@ def test_a_long_language_is_cut_in_the_message():
     "language",
     ["he", "sw", "Klingon", "Hebrew (Israel)", "English<asr_text>", "it-is-not-one", "en US", "-"],
 )
-def test_unsupported_language_is_named_and_the_supported_are_listed(language):
+def test_unsupported_languages_get_the_list(language):
     with pytest.raises(ValueError) as error:
         resolve_language(language)
     assert repr(language) in str(error.value)
@@ -171,7 +171,7 @@ def test_unknown_name_has_no_code():
 
 
 @pytest.mark.parametrize("script", ["ARABIC", "CYRILLIC", "DEVANAGARI", "GREEK", "HANGUL", "LATIN"])
-def test_letters_of_spaced_scripts_are_joined_with_a_space(script):
+def test_spaced_scripts_are_joined_with_spaces(script):
     for letter in _letters(script):
         assert separator(letter, letter) == " ", unicodedata.name(letter)
 
@@ -179,7 +179,7 @@ def test_letters_of_spaced_scripts_are_joined_with_a_space(script):
 @pytest.mark.parametrize(
     "script", ["BOPOMOFO", "CJK", "FULLWIDTH", "HALFWIDTH KATAKANA", "HIRAGANA", "KATAKANA", "THAI"]
 )
-def test_letters_of_spaceless_scripts_are_joined_without_a_space(script):
+def test_spaceless_scripts_are_joined_without_spaces(script):
     for letter in _letters(script):
         assert separator(letter, letter) == "", unicodedata.name(letter)
 
@@ -217,7 +217,7 @@ def test_separator_follows_the_script_at_the_seam(left, right, expected):
 
 
 @given(st.text(), st.text(min_size=1))
-def test_separator_needs_only_the_first_character_of_the_right(left, right):
+def test_separators_need_one_character(left, right):
     assert separator(left, right) == separator(left, right[0])
 
 
@@ -254,7 +254,7 @@ def test_joining_adds_and_drops_white_space_only(texts):
 
 
 @given(st.lists(st.text("ab .3,한\n")))
-def test_joining_keeps_every_word_of_a_spaced_script_apart(texts):
+def test_joining_never_merges_words(texts):
     assert join_texts(texts).split() == " ".join(texts).split()
 
 

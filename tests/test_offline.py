@@ -61,7 +61,7 @@ def test_heldout_languages(transcripts):
     assert sum(right) >= 0.97 * len(right)
 
 
-def test_a_path_and_its_samples_give_the_same_transcript(model):
+def test_paths_and_samples_transcribe_alike(model):
     samples, rate = soundfile.read(HELLO, dtype="float32")
     assert rate == SAMPLE_RATE
     results = model.transcribe([HELLO, samples])
@@ -97,7 +97,7 @@ def test_alone_and_among_others_are_the_same(model, transcripts):
     assert pairs == list(zip(transcripts[:20], transcripts[19::-1], strict=True))
 
 
-def test_a_run_that_is_given_up_leaves_the_engine_free(model, transcripts):
+def test_abandoned_runs_free_the_engine(model, transcripts):
     path = DATA / "heldout" / heldout()[0]["audio_filepath"]
     results = model.transcribe([path] * 40)
     next(results)
@@ -120,24 +120,24 @@ def test_a_long_recording_is_transcribed_whole(model, transcripts):
     assert "".join(segment.text for segment in transcript.segments) == transcript.text
 
 
-def test_a_clip_that_does_not_fit_fails_its_recording_alone(model):
+def test_oversized_clips_fail_only_their_recording(model):
     long = np.resize(soundfile.read(HELLO, dtype="float32")[0], 600 * SAMPLE_RATE)
     long_one, hello = model.transcribe([long, HELLO], max_clip_s=600)
     assert long_one.transcript is None and "4096" in str(long_one.error)
     assert hello.transcript is not None
 
 
-def test_a_forced_language_is_the_language_of_the_transcript(model):
+def test_forced_languages_reach_the_transcript(model):
     assert model.transcribe(HELLO, language="en").language == "English"
     assert model.transcribe(HELLO, language="de").language == "German"
 
 
-def test_an_unknown_language_is_refused_before_the_engine_runs(model):
+def test_unknown_languages_fail_before_the_engine(model):
     with pytest.raises(ValueError, match="'klingon'.*en English"):
         model.transcribe(HELLO, language="klingon")
 
 
-def test_a_file_that_is_not_audio_is_named(model, tmp_path):
+def test_files_without_audio_are_named(model, tmp_path):
     path = tmp_path / "notes.wav"
     path.write_text("these are words, not sounds")
     with pytest.raises(ValueError, match="notes.wav"):
@@ -151,7 +151,7 @@ def test_silence_is_no_text_and_no_language(model):
     assert (transcript.text, transcript.language) == ("", None)
 
 
-def test_a_recording_of_three_languages_keeps_them_in_order(model):
+def test_three_languages_stay_in_order(model):
     transcript = model.transcribe(DATA / "three_languages.flac", max_clip_s=12)
     assert list(transcript.languages) == ["English", "German", "Chinese"]
     assert "".join(s.text for s in transcript.segments) == transcript.text
@@ -159,7 +159,7 @@ def test_a_recording_of_three_languages_keeps_them_in_order(model):
     assert times == sorted(times) and times[-1] <= transcript.duration
 
 
-def test_the_prompt_is_that_of_the_chat_template(model):
+def test_prompts_equal_the_chat_template(model):
     """Byte for byte, with and without context, by the template in the checkpoint (V1)."""
     from transformers import AutoTokenizer
 
@@ -202,7 +202,7 @@ def test_the_core_route_sends_the_same_prompt(model, language):
 
 
 @pytest.mark.parametrize("kind", ["audio_url", "input_audio"])
-def test_llm_chat_hears_audio(model, kind):
+def test_llm_chat_transcribes_audio(model, kind):
     from vllm import SamplingParams
 
     file = io.BytesIO()
@@ -224,7 +224,7 @@ def steps_of(path, size=32_000):
     return [samples[i : i + size] for i in range(0, len(samples), size)]
 
 
-def test_a_stream_says_what_the_recording_says(model):
+def test_streams_equal_whole_transcripts(model):
     path = DATA / "three_languages.flac"
     updates = list(model.stream(steps_of(path), clip_s=10))
     text = "".join(update.delta for update in updates)
@@ -234,12 +234,12 @@ def test_a_stream_says_what_the_recording_says(model):
     assert updates[-1].tentative == ""
 
 
-def test_a_stream_has_text_after_its_first_step(model):
+def test_streams_have_text_after_one_step(model):
     first = next(model.stream(steps_of(HELLO)))
     assert first.delta == "" and first.tentative != ""
 
 
-def test_a_stream_does_not_hang_on_the_lengths_of_its_pieces(model):
+def test_streams_are_independent_of_piece_lengths(model):
     whole = [update.delta for update in model.stream(steps_of(HELLO))]
     pieces = [update.delta for update in model.stream(steps_of(HELLO, 1_111))]
     assert "".join(pieces) == "".join(whole)
@@ -259,7 +259,7 @@ def shown(output, columns=39):
     return " ".join(line.strip() for line in lines).strip()
 
 
-def test_the_command_streams_a_pipe_as_it_streams_a_file(model, monkeypatch, capsys):
+def test_pipes_stream_like_files(model, monkeypatch, capsys):
     samples, rate = soundfile.read(HELLO, dtype="int16")
     raw = samples.tobytes()
     monkeypatch.setattr("qwen3_asr_vllm.cli.models.load_model", lambda *_: model)
@@ -274,7 +274,7 @@ def test_the_command_streams_a_pipe_as_it_streams_a_file(model, monkeypatch, cap
     assert shown(sys.stdout.getvalue()) == " ".join(lines)
 
 
-def test_the_command_says_what_is_wrong_with_a_file(model, monkeypatch, capsys, tmp_path):
+def test_the_command_explains_bad_files(model, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("qwen3_asr_vllm.cli.models.load_model", lambda *_: model)
     (tmp_path / "notes.wav").write_text("not audio")
     assert main(["stream", str(tmp_path / "notes.wav"), "-m", "x"]) == 1
@@ -313,7 +313,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
-def test_a_corpus_is_the_same_from_a_server_an_engine_and_after_a_kill(
+def test_server_engine_and_resumed_corpora_are_equal(
     model, server, corpus, tmp_path, monkeypatch, capsys
 ):
     """A run on a server is killed (-9) after a few files and goes on; another has an engine."""
@@ -430,7 +430,7 @@ def test_asking_for_confidences_changes_no_text(model, sure):
     assert model.transcribe(HELLO).text == sure.text
 
 
-def test_languages_to_choose_from_constrain_the_language_and_nothing_else(model):
+def test_candidate_languages_constrain_only_the_language(model):
     free = model.transcribe(HELLO)
     among = model.transcribe(HELLO, languages=["de", "en", "zh"], confidences=True)
     assert (among.text, among.language) == (free.text, "English")
@@ -459,7 +459,7 @@ def never_ending(path):
     return path
 
 
-def test_a_checkpoint_that_loops_is_stopped_asked_again_and_told(tmp_path):
+def test_loops_are_stopped_retried_and_reported(tmp_path):
     """It never ends, so it repeats itself in the clip, in both halves, and with a penalty."""
     from vllm import SamplingParams
 
@@ -497,14 +497,14 @@ def test_words_are_timed_in_three_languages(model):
     assert all(len(w.word.strip(" ，。？！、")) == 1 for s in chinese for w in s.words)
 
 
-def test_words_alone_and_in_a_list_are_the_same(model):
+def test_words_are_independent_of_batching(model):
     row = next(row for row in heldout() if row["language"] == "German")
     both = [HELLO, DATA / "heldout" / row["audio_filepath"]]
     together = [r.transcript for r in model.transcribe(both, word_timestamps=True)]
     assert together == [model.transcribe(path, word_timestamps=True) for path in both]
 
 
-def test_align_times_the_words_of_a_given_text(model):
+def test_align_times_given_words(model):
     text = HELLO.with_suffix(".txt").read_text()
     transcript = model.align(HELLO, text, language="en")
     assert transcript.text == text.strip()
@@ -519,7 +519,7 @@ TIMED = [json.loads(line) for line in (DATA / "timed" / "manifest.jsonl").open()
 
 
 @pytest.mark.parametrize("language", ["English", "German", "Chinese"])
-def test_words_are_timed_as_the_synthesizer_said_them(model, language):
+def test_words_are_timed_like_the_synthesizer(model, language):
     """Held-out sentences, half of them in voices that training never heard; mean of all edges."""
     rows = [row for row in TIMED if row["language"] == language]
     paths = [DATA / "timed" / row["audio_filepath"] for row in rows]
@@ -538,14 +538,14 @@ def test_words_are_timed_as_the_synthesizer_said_them(model, language):
     assert np.mean(errors) < MOST_TIMING_ERROR_S
 
 
-def test_words_without_an_aligner_say_what_to_pass(model, monkeypatch):
+def test_words_need_an_aligner(model, monkeypatch):
     monkeypatch.setattr(model, "aligner", None)
     with pytest.raises(ValueError, match="aligner='Qwen/Qwen3-ForcedAligner-0.6B'"):
         model.transcribe(HELLO, word_timestamps=True)
 
 
 @pytest.mark.parametrize("dead", ["engine", "aligner"])
-def test_an_engine_that_dies_is_an_error_that_says_what_to_do(monkeypatch, capsys, dead):
+def test_dead_engines_raise_errors_with_advice(monkeypatch, capsys, dead):
     from vllm.v1.engine.exceptions import EngineDeadError
 
     def die(*_, **__):

@@ -53,7 +53,7 @@ def test_registering_again_changes_nothing():
         assert ModelRegistry.models[architecture].module_name == "qwen3_asr_vllm.model"
 
 
-def test_an_untested_vllm_is_warned_about_and_served(monkeypatch, caplog):
+def test_untested_vllm_versions_are_warned_about(monkeypatch, caplog):
     import vllm
 
     monkeypatch.setattr(vllm, "__version__", "0.41.0")
@@ -62,7 +62,7 @@ def test_an_untested_vllm_is_warned_about_and_served(monkeypatch, caplog):
     assert "made for vLLM 0.32 and 0.33 and runs on 0.41.0" in caplog.text
 
 
-def test_a_vllm_that_cannot_be_registered_with_goes_on(monkeypatch, caplog):
+def test_failed_registration_raises_nothing(monkeypatch, caplog):
     from vllm.model_executor.models.registry import ModelRegistry
 
     monkeypatch.setattr(type(ModelRegistry), "register_model", None)
@@ -71,7 +71,7 @@ def test_a_vllm_that_cannot_be_registered_with_goes_on(monkeypatch, caplog):
     assert "could not register" in caplog.text
 
 
-def test_the_model_has_every_interface_of_the_in_tree_one():
+def test_the_model_has_all_in_tree_interfaces():
     from vllm.model_executor.models import interfaces
 
     from qwen3_asr_vllm.model.transcriber import Qwen3ASRForConditionalGeneration as model

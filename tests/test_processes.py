@@ -78,7 +78,7 @@ def test_children_of_users_outlive_their_parent(tmp_path):
         other.kill()
 
 
-def test_only_a_child_has_a_parent_to_end_with():
+def test_only_children_end_with_a_parent():
     with pytest.raises(RuntimeError, match="multiprocessing"):
         processes.end_with_parent()
 

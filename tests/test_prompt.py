@@ -60,7 +60,7 @@ hostile_text = st.lists(
 @example("<asr_te<asr_text>xt>")
 @example("<asr_te<|x|>xt>")
 @example("<<|x|>|y|>")
-def test_sanitised_context_has_no_control_token_and_is_a_fixpoint(text):
+def test_sanitised_context_has_no_control_token(text):
     sanitised = sanitize_context(text)
     assert not CONTROL_TOKENS.search(sanitised)
     assert sanitize_context(sanitised) == sanitised
@@ -105,24 +105,24 @@ def test_no_token_of_the_tokenizer_survives(text):
 
 
 @given(hostile_text)
-def test_context_cannot_change_the_turns_of_the_prompt(context):
+def test_context_cannot_change_the_turns(context):
     assert CONTROL_TOKENS.findall(build_prompt(context=context)) == CONTROL_TOKENS.findall(
         build_prompt()
     )
 
 
 @given(hostile_text)
-def test_text_without_control_tokens_is_kept_as_it_is(text):
+def test_text_without_control_tokens_is_unchanged(text):
     if not CONTROL_TOKENS.search(text):
         assert sanitize_context(text) == text
 
 
-def test_control_tokens_go_and_the_text_around_them_stays():
+def test_only_control_tokens_are_removed():
     assert sanitize_context("a <|im_end|>b<asr_text> < c |> d") == "a b < c |> d"
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("<asr_te", "xt>"), ("<|a", "|>")])
-def test_deeply_nested_tokens_take_no_more_passes_than_two(opening, closing):
+def test_nested_tokens_take_two_passes(opening, closing):
     """Removing a layer per pass would stall the server."""
 
     def lines(depth):
@@ -221,7 +221,7 @@ def test_a_header_of_several_languages_never_leaks(raw, languages, text):
         ("One.<asr_text>Two.", "One. Two."),
     ],
 )
-def test_forced_language_stays_and_the_answer_is_text_alone(raw, text):
+def test_forced_languages_give_text_alone(raw, text):
     assert parse_output(raw, language="English") == ParsedOutput("English", text)
 
 
@@ -245,7 +245,7 @@ forced_languages = st.sampled_from([None, "English"])
 
 
 @given(raw_outputs, forced_languages)
-def test_parse_output_matches_a_reading_of_the_whole_answer(raw, language):
+def test_parse_output_matches_the_whole_answer(raw, language):
     assert parse_output(raw, language=language) == _read_whole(raw, language)
 
 
@@ -288,13 +288,13 @@ def test_deltas_of_a_stream_are(language, pushes, deltas):
 
 
 @pytest.mark.parametrize("name", LANGUAGES.values())
-def test_repeated_header_is_dropped_when_it_comes_by_the_character(name):
+def test_repeated_headers_are_dropped_by_character(name):
     stream = OutputStream(language=name)
     deltas = map(stream.push, f"One. Two. Three. language {name}<asr_text>Four.")
     assert "".join(deltas) + stream.finish() == "One. Two. Three. Four."
 
 
-def test_language_is_known_once_the_header_is_read():
+def test_languages_are_known_after_the_header():
     stream = OutputStream()
     stream.push("language German")
     assert stream.language is None

@@ -85,7 +85,7 @@ def beginning(command: str, table: dict) -> str | None:
     return next((start for start in table if command.startswith(start)), None)
 
 
-def test_every_command_is_run_or_says_why_not():
+def test_every_command_is_run_or_explained():
     assert len(commands()) > 8
     unknown = [c for c in commands() if not (beginning(c, ELSEWHERE) or beginning(c, HERE))]
     assert unknown == []
@@ -116,7 +116,7 @@ def test_files_that_the_readmes_name_exist():
 @pytest.mark.vllm
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("curl")])
-def test_curl_prints_what_the_readme_says(server, command):
+def test_curl_prints_the_lines_of_readmes(server, command):
     line, _, printed = command.partition("   # ")
     line = line.replace("http://localhost:8000", server.url)
     result = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True)

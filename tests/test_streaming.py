@@ -86,7 +86,7 @@ EDGES = [base + d for base in (128_000, 256_000, 640_000) for d in (-1, 0, 39, 4
 
 
 @pytest.mark.parametrize("num_samples", [100, 8_000, 16_000, 16_161, *EDGES, 1_000_003])
-def test_features_of_windows_are_those_of_the_whole_clip_bit_for_bit(num_samples):
+def test_window_features_equal_those_of_clips(num_samples):
     import torch
 
     clip = speech()[:num_samples]
@@ -107,7 +107,7 @@ def test_features_stay_equal_while_the_clip_grows():
         assert torch.equal(features(windows), features([whole(speech()[: clip.num_samples])]))
 
 
-def test_a_finished_window_is_known_again_until_the_clip_grows_louder():
+def test_finished_windows_are_reused_until_louder():
     quiet, loud = noise(17) / 4, noise(1, seed=1)
     clip = clip_of(np.concatenate([noise(8), quiet]))
     before, later = ([w.uuid for w in clip.windows(n)] for n in (17 * 16_000, 24 * 16_000))
@@ -130,7 +130,7 @@ def test_windows_that_differ_have_other_names():
     assert len(names) == 5
 
 
-def test_two_minutes_in_steps_of_two_seconds_are_encoded_almost_once():
+def test_streams_encode_audio_almost_once():
     """300 s of audio in windows that were not there before, against 3,660 s of re-feeding."""
     clip = clip_of(np.resize(speech(), 120 * SAMPLE_RATE + 40))
     known: set[str] = set()
@@ -192,7 +192,7 @@ def boundaries(text):
 
 
 @given(st.lists(st.tuples(answers, st.booleans()), max_size=8), st.sampled_from([None, "Thai"]))
-def test_what_is_final_is_never_taken_back(steps, language):
+def test_final_text_never_changes(steps, language):
     """Whatever the model writes, the deltas join to how its last answer reads as a whole."""
     draft = Draft(Bytes(), language)
     deltas, raw = [], ""
@@ -219,7 +219,7 @@ def steps_of(text, sizes):
     return draft, deltas
 
 
-def test_words_are_final_when_two_steps_agree_and_they_are_older_than_the_rollback():
+def test_words_are_final_after_two_steps():
     text = "one two three four five six seven"
     draft, deltas = steps_of(text, [9, 20, 33])
     assert deltas == ["", "one two", " three four"]  # the answers agreed on "t" and on "f", too
@@ -228,12 +228,12 @@ def test_words_are_final_when_two_steps_agree_and_they_are_older_than_the_rollba
 
 
 @pytest.mark.parametrize("text", ["你好世界今天天气很好我们出去走走", "สวัสดีครับผมกำลังพูดอยู่ที่นี่ครับ"])
-def test_languages_without_spaces_need_not_wait_for_one(text):
+def test_spaceless_languages_wait_for_no_space(text):
     draft, _ = steps_of(text, [8, 12, len(text)])
     assert len(draft.text) >= 4
 
 
-def test_the_first_two_steps_have_no_prefix_and_later_ones_all_but_five_tokens():
+def test_prefixes_start_at_the_third_step():
     draft = Draft(Bytes(), None)
     draft.accept("language English<asr_text>One")
     assert draft.prefix == ""
@@ -242,14 +242,14 @@ def test_the_first_two_steps_have_no_prefix_and_later_ones_all_but_five_tokens()
     assert draft.text == ""
 
 
-def test_silence_leaves_no_prefix_that_would_silence_what_follows():
+def test_silence_leaves_no_prefix():
     draft = Draft(Bytes(), None)
     for _ in range(3):
         assert draft.accept("language None<asr_text>") == ""
         assert draft.prefix == ""
 
 
-def test_an_answer_that_was_cut_off_is_not_continued():
+def test_truncated_answers_are_not_continued():
     draft = Draft(Bytes(), "English")
     for _ in range(3):
         draft.accept("I see. I see. I see. I see.", is_cut_off=True)
@@ -315,7 +315,7 @@ def run(stream, samples, sizes, engine):
     return updates
 
 
-def test_other_options_decode_the_text_again_without_new_audio():
+def test_changed_options_decode_again():
     stream = stream_of(step_s=1)
     stream.push(speech()[: 2 * SAMPLE_RATE + 40])
     request = stream.request()
@@ -331,7 +331,7 @@ def test_other_options_decode_the_text_again_without_new_audio():
     assert (stream.text, stream.languages, stream.is_done) == ("Hallo.", ["German"], True)
 
 
-def test_an_output_in_no_candidate_language_is_decoded_in_the_likeliest():
+def test_foreign_outputs_are_decoded_again():
     stream = stream_of(step_s=1, languages=["de", "fr"])
     stream.push(speech()[: 2 * SAMPLE_RATE])
     stream.finish()
@@ -359,9 +359,7 @@ def repeated(sizes):
     clip_s=st.integers(4, 20),
     spare_s=st.integers(0, 20),
 )
-def test_every_word_comes_once_however_audio_is_cut_and_clips_change(
-    sizes, num_words, clip_s, spare_s
-):
+def test_every_word_is_emitted_once(sizes, num_words, clip_s, spare_s):
     stream = stream_of(clip_s=clip_s, max_clip_s=clip_s + spare_s)
     updates = run(stream, said(range(num_words)), repeated(sizes), Engine())
     expected = " ".join(f"W{n}." for n in range(num_words))
@@ -371,7 +369,7 @@ def test_every_word_comes_once_however_audio_is_cut_and_clips_change(
     assert stream.languages == ["English"]
 
 
-def test_final_and_tentative_text_are_what_was_heard_at_every_step():
+def test_every_step_shows_the_whole_text():
     stream, engine = stream_of(), Engine()
     final = ""
     for update in run(stream, said(range(30)), repeated([STEP]), engine)[:-1]:
@@ -381,7 +379,7 @@ def test_final_and_tentative_text_are_what_was_heard_at_every_step():
         assert final + update.tentative == heard
 
 
-def test_steps_stand_40_samples_behind_so_that_windows_are_finished():
+def test_steps_stand_40_samples_behind():
     engine = Engine()
     run(stream_of(), said(range(17)), repeated([1_000]), engine)
     lengths = [sum(w.num_frames for w in request.windows) for request in engine.requests]
@@ -389,7 +387,7 @@ def test_steps_stand_40_samples_behind_so_that_windows_are_finished():
     assert [len(r.windows) for r in engine.requests] == [1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
-def test_an_engine_that_falls_behind_is_asked_less_often_about_all_there_is():
+def test_slow_engines_get_fewer_larger_steps():
     stream, engine = stream_of(), Engine()
     stream.push(said(range(31)))
     stream.finish()
@@ -399,7 +397,7 @@ def test_an_engine_that_falls_behind_is_asked_less_often_about_all_there_is():
     assert len(engine.requests) == 1
 
 
-def test_a_new_clip_has_the_last_sentence_for_context_beside_the_users():
+def test_new_clips_carry_the_last_sentence():
     engine = Engine()
     stream = stream_of(clip_s=10, max_clip_s=20, context="Ada")
     run(stream, said(range(30)), repeated([STEP]), engine)
@@ -414,7 +412,7 @@ def test_a_forced_language_opens_every_answer():
     assert request.prompt.endswith("<|im_start|>assistant\nlanguage German<asr_text>")
 
 
-def test_silence_is_not_sent_and_does_not_pile_up():
+def test_silence_is_dropped():
     stream, engine = stream_of(), Engine()
     minute = np.zeros(60 * SAMPLE_RATE, np.float32)
     updates = run(stream, np.concatenate([minute, said([1, 2, 3])]), repeated([STEP]), engine)
@@ -426,7 +424,7 @@ def test_silence_is_not_sent_and_does_not_pile_up():
     assert max(sum(w.num_frames for w in r.windows) for r in engine.requests) <= 500
 
 
-def test_what_was_looked_at_for_silence_is_not_looked_at_again(monkeypatch):
+def test_silence_is_searched_once(monkeypatch):
     """Ten minutes in pieces of 20 ms, before the first request."""
     looked_at = []
     monkeypatch.setattr(streaming, "is_silent", lambda w: looked_at.append(len(w)) or is_silent(w))
@@ -437,7 +435,7 @@ def test_what_was_looked_at_for_silence_is_not_looked_at_again(monkeypatch):
     assert sum(looked_at) <= len(samples)
 
 
-def test_what_no_request_has_taken_waits():
+def test_unrequested_audio_waits():
     stream = stream_of(clip_s=60, max_clip_s=60)
     stream.push(np.full(600 * SAMPLE_RATE, 0.1, np.float32))
     assert stream.request() and 540 <= stream.num_waiting / SAMPLE_RATE < 542  # it cut near 60 s
@@ -488,12 +486,12 @@ def test_speech_between_pauses_is_two_turns(background):
 
 @given(st.integers(50, 5_000))
 @settings(max_examples=20)
-def test_turns_do_not_hang_on_how_audio_is_cut(size):
+def test_turns_are_independent_of_piece_sizes(size):
     samples = np.concatenate([hum(1, 0.001), speech()[:64_000], hum(1, 0.001)])
     assert turns(samples, size) == turns(samples, len(samples))
 
 
-def test_steady_noise_is_no_speech_for_long_and_a_higher_threshold_asks_for_more():
+def test_steady_noise_is_soon_no_speech():
     noise = hum(20, 0.02)
     assert [n for n in turns(noise) if n[1] > 8 * 16_000] == []
     quiet_speech = np.pad(speech()[:48_000] * 0.06, (96_000, 32_000)) + hum(11, 0.003)

@@ -110,7 +110,7 @@ def test_written_subtitles_are_read_back():
     assert [caption.text for caption in captions] == [s.lines[0] for s in written.segments]
 
 
-def test_a_repeated_lyric_is_sung_at_each_of_its_times():
+def test_repeated_lyrics_keep_all_times():
     text = "[ar:Nobody]\n[00:12.00][00:30.5]Chorus\n[00:20.00]Verse\n"
     assert timed_texts(text) == ["Chorus", "Verse", "Chorus"]
 

@@ -53,7 +53,7 @@ def test_sentences_end_at_their_marks(sentences):
     assert split_sentences("".join(sentences)) == sentences
 
 
-def test_a_long_sentence_is_cut_at_commas_near_its_middle():
+def test_long_sentences_are_cut_at_commas():
     half = "one two three four five six seven eight nine ten eleven twelve thirteen,"
     assert split_sentences(f"{half} {half} end.") == [half, f" {half} end."]
     assert split_sentences(f"{'很' * 40}，{'好' * 40}。") == ["很" * 40 + "，", "好" * 40 + "。"]
@@ -72,7 +72,7 @@ def test_sentences_are_the_text(parts):
 # ---- transcripts ----
 
 
-def test_languages_are_listed_in_order_of_first_use():
+def test_languages_are_listed_by_first_use():
     languages = ["Chinese", None, "English", "Chinese"]
     segments = tuple(Segment(i, i + 1, "x", language) for i, language in enumerate(languages))
     transcript = Transcript("x x x x", 4.0, segments)
@@ -89,7 +89,7 @@ def test_txt_is_the_text_and_a_newline():
     assert FORMATS["txt"](MIXED) == "Hello world. 你好。\n"
 
 
-def test_json_holds_what_was_measured_and_nothing_else():
+def test_json_holds_only_measured_values():
     assert json.loads(FORMATS["json"](MIXED)) == {
         "text": "Hello world. 你好。",
         "language": "English",
@@ -153,7 +153,7 @@ def test_verbose_json_is_openai_s():
     assert (hello.avg_logprob, hello.temperature, hello.tokens) == (-0.25, 0.0, [])
 
 
-def test_verbose_json_says_what_was_not_measured():
+def test_verbose_json_lists_unmeasured_values():
     measured = Segment(0, 1, "x", avg_logprob=-0.5, no_speech_prob=0.0)
     assert json.loads(FORMATS["verbose_json"](MIXED))["unmeasured"] == [
         "avg_logprob",
@@ -181,7 +181,7 @@ def test_tsv_is_whisper_s():
     assert FORMATS["tsv"](MIXED) == "start\tend\ttext\n0\t2500\tHello world.\n4000\t6500\t你好。\n"
 
 
-def test_tsv_and_lrc_have_one_line_for_each_segment():
+def test_tsv_and_lrc_have_segment_lines():
     transcript = Transcript("", 4000, (Segment(3599.999, 3601.25, "a\tb\n c "),))
     assert FORMATS["tsv"](transcript).splitlines()[1] == "3599999\t3601250\ta b c"
     assert FORMATS["lrc"](transcript) == "[60:00.00]a b c\n"
@@ -328,7 +328,7 @@ def test_every_cue_fits_and_nothing_is_lost(name, transcript, width, count):
 @settings(deadline=None)
 @given(transcripts())
 @pytest.mark.parametrize("name", SUBTITLES)
-def test_cues_are_in_order_and_last_as_long_as_one_reads(name, transcript):
+def test_cues_are_ordered_and_readable(name, transcript):
     cues = parse(name, FORMATS[name](transcript))
     starts, ends = [start for start, _, _ in cues], [end for _, end, _ in cues]
     assert all(0 < end - start <= 7.001 for start, end, _ in cues)
@@ -358,7 +358,7 @@ SONG = Transcript(
 )
 
 
-def test_karaoke_underlines_each_word_while_it_is_said():
+def test_karaoke_underlines_each_spoken_word():
     assert parse("srt", FORMATS["srt"](SONG, highlight_words=True)) == [
         (1.0, 1.5, "<u>Twinkle,</u> twinkle!"),
         (1.5, 1.75, "Twinkle, twinkle!"),
@@ -368,14 +368,14 @@ def test_karaoke_underlines_each_word_while_it_is_said():
     ]
 
 
-def test_karaoke_lyrics_have_a_time_for_each_word():
+def test_karaoke_lyrics_time_each_word():
     assert FORMATS["lrc"](SONG, highlight_words=True) == (
         "[00:01.00] <00:01.00> Twinkle, <00:01.75> twinkle! <00:02.50>\n"
         "[00:03.00] <00:03.00> 小 <00:03.50> 星。 <00:04.00>\n"
     )
 
 
-def test_a_segment_that_is_cut_is_cut_where_its_words_are_said():
+def test_cut_segments_follow_their_words():
     times = [(0.5 * i + 4 * (i > 2), 0.5 * i + 4 * (i > 2) + 0.4) for i in range(6)]
     words = tuple(Word(f" word{i}", *span) for i, span in enumerate(times))
     segment = Segment(0, words[-1].end, "".join(word.word for word in words), words=words)
@@ -438,7 +438,7 @@ def test_a_transcript_writes_every_format(name, tmp_path):
     assert path.read_text("utf-8") == FORMATS[name](transcript)
 
 
-def test_an_unknown_format_is_named_with_the_list(tmp_path):
+def test_unknown_formats_get_the_list(tmp_path):
     transcript = Transcript("Hello.", 1.0)
     with pytest.raises(ValueError, match=r"'.doc'; use one of txt, json, srt"):
         transcript.write(tmp_path / "a.doc")

@@ -109,7 +109,7 @@ def find(name: str):
     raise ModuleNotFoundError(name)
 
 
-def test_what_is_taken_from_the_inside_of_vllm_is_listed():
+def test_private_vllm_names_are_listed():
     unlisted = {
         name: modules
         for name, modules in imported().items()
@@ -131,7 +131,7 @@ def test_this_vllm_has_it(name):
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_this_vllm_has_the_member_with_these_parameters(name):
+def test_this_vllm_has_the_member(name):
     member = find(name)
     if parameters := MEMBERS[name][0]:
         assert set(parameters) <= set(inspect.signature(member).parameters)

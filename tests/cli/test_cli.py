@@ -93,7 +93,7 @@ def packages_imported(*arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", [[], ["transcribe"], ["stream"], ["serve"], ["doctor"]])
-def test_help_is_quick_for_it_imports_no_other_package(command):
+def test_help_imports_no_other_package(command):
     of_the_machine = packages_imported("-c", "pass")
     line = ["-m", "qwen3_asr_vllm.cli", *command, "--help"]
     assert packages_imported(*line) - of_the_machine == {"qwen3_asr_vllm"}
@@ -144,19 +144,19 @@ WRONG = {
         ("True a.wav", ["True"]),
     ],
 )
-def test_a_flag_may_be_followed_by_what_whisper_wants_there(line, flags):
+def test_flags_accept_the_values_of_whisper(line, flags):
     arguments = options.without_booleans(map(options.with_hyphens, line.split()))
     assert sorted(arguments) == sorted([*flags, "a.wav"])
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_a_wrong_command_line_exits_2_and_says_why(line, capsys):
+def test_wrong_command_lines_exit_2(line, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(line.split())
     assert WRONG[line] in capsys.readouterr().err
 
 
-def test_serve_without_a_model_does_not_serve_another(capsys):
+def test_serve_without_a_model_is_refused(capsys):
     assert cli.main(["serve"]) == 2
     assert "serve needs a model, such as Qwen/Qwen3-ASR-1.7B" in capsys.readouterr().err
 
@@ -164,7 +164,7 @@ def test_serve_without_a_model_does_not_serve_another(capsys):
 # ---- transcribe ----
 
 
-def test_texts_go_to_stdout_and_the_rest_to_stderr(model, files, capsys):
+def test_only_texts_go_to_stdout(model, files, capsys):
     assert cli.main(["transcribe", files[0], files[2]]) == 0
     out, err = capsys.readouterr()
     assert out == "1 seconds\n2 seconds\n"
@@ -197,7 +197,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_a_bar_with_the_speed(monkeypatch):
+def test_a_terminal_shows_a_progress_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with bar(hidden=False) as show:
         show(Progress(2, 1, 20.0, 10.0, 4))
@@ -211,7 +211,7 @@ def test_a_terminal_has_a_bar_with_the_speed(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [ImportError("no vLLM"), OSError("the engine died")])
-def test_what_ends_a_run_is_told_in_a_line(files, monkeypatch, capsys, error):
+def test_fatal_errors_are_one_line(files, monkeypatch, capsys, error):
     def load(name, options):
         raise error
 
@@ -245,13 +245,13 @@ def test_all_formats_are_written(model, files, tmp_path):
     assert len(written(tmp_path / "out")) == len(FORMATS)
 
 
-def test_subtitles_have_the_layout_that_was_asked_for(model, files, capsys):
+def test_subtitles_have_the_requested_layout(model, files, capsys):
     layout = ["--max_line_width", "4", "--max_line_count", "3"]
     assert cli.main(["transcribe", files[0], "-f", "vtt", *layout]) == 0
     assert capsys.readouterr().out.endswith("\n1\nseco\nnds\n")
 
 
-def test_a_file_that_fails_is_reported_and_the_others_are_written(model, files, tmp_path, capsys):
+def test_a_failed_file_costs_no_other(model, files, tmp_path, capsys):
     folder = tmp_path / "new" / "folder"
     assert cli.main(["transcribe", *files, "-o", str(folder)]) == 1
     assert {name: path.read_text() for name, path in written(folder).items()} == {
@@ -263,13 +263,13 @@ def test_a_file_that_fails_is_reported_and_the_others_are_written(model, files, 
     assert err.endswith(f"1 of 3 failed: {files[1]}\n")
 
 
-def test_no_model_is_loaded_where_there_is_nothing_to_hear(files, monkeypatch, capsys):
+def test_no_model_is_loaded_without_recordings(files, monkeypatch, capsys):
     monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("loaded"))
     assert cli.main(["transcribe", "gone.wav", "none.mp3"]) == 1
     assert "gone.wav: no such file" in (err := capsys.readouterr().err) and "none.mp3" in err
 
 
-def test_what_is_finished_is_skipped(model, files, tmp_path, capsys):
+def test_finished_recordings_are_skipped(model, files, tmp_path, capsys):
     line = ["transcribe", *files, "-f", "txt,srt", "-o", str(tmp_path / "out")]
     line += ["--manifest_out", str(tmp_path / "out.jsonl")]
     assert cli.main(line) == 1 and len(model.heard) == 3
@@ -282,7 +282,7 @@ def test_what_is_finished_is_skipped(model, files, tmp_path, capsys):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
 
 
-def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(model, files, tmp_path, capsys):
+def test_ctrl_c_keeps_results_and_names_commands(model, files, tmp_path, capsys):
     def interrupted(recordings, *_, **__):
         yield Result(0, recordings[0], transcript=said(1))
         raise KeyboardInterrupt
@@ -313,7 +313,7 @@ class Microphone(io.BytesIO):
         return bytes(2_000)
 
 
-def test_a_stream_ends_with_its_last_text_on_ctrl_c(monkeypatch, capsys):
+def test_ctrl_c_ends_streams_with_their_text(monkeypatch, capsys):
     monkeypatch.setattr(models, "load_model", lambda *_: FakeStream())
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Microphone()))
@@ -360,7 +360,7 @@ print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 """
 
 
-def test_an_engine_does_not_hear_the_ctrl_c_of_a_stream():
+def test_ctrl_c_of_streams_spares_the_engine():
     assert python("-c", SPAWN).stdout.split() == ["True", "False"]
 
 
@@ -380,7 +380,7 @@ def test_ctrl_c_is_no_traceback(files, tmp_path, monkeypatch, capsys, line):
     assert capsys.readouterr().err == "qwen3-asr: stopped\n"
 
 
-def test_workers_on_ray_are_told_where_things_are_from_anywhere(files, tmp_path, monkeypatch):
+def test_ray_workers_get_absolute_paths(files, tmp_path, monkeypatch):
     told = {}
     monkeypatch.setattr(cluster, "_batches_done", lambda todo, **o: told.update(o, todo=todo) or ())
     monkeypatch.chdir(tmp_path)
@@ -393,7 +393,7 @@ def test_workers_on_ray_are_told_where_things_are_from_anywhere(files, tmp_path,
     assert cli.main(["transcribe", "-", "--ray", "1", "-o", "out"]) == 2
 
 
-def test_a_run_on_ray_has_a_bar_too(files, tmp_path, monkeypatch):
+def test_ray_shows_a_progress_bar(files, tmp_path, monkeypatch):
     batches = [[{"source": file, "seconds": 60.0, "error": None}] for file in files[:2]]
 
     def batches_done(todo, **_):
@@ -422,7 +422,7 @@ def test_languages_are_listed(capsys):
 
 
 @pytest.mark.parametrize("line", ["", "-o out -f srt", "-o out --overwrite"])
-def test_ray_writes_shards_into_a_folder_and_nothing_else(files, line, capsys):
+def test_ray_writes_only_shards(files, line, capsys):
     assert cli.main(["transcribe", files[0], "--ray", "2", *line.split()]) == 2
     assert "--ray writes JSONL shards" in capsys.readouterr().err
 
@@ -434,12 +434,12 @@ def test_ray_times_no_words(files, option, capsys):
 
 
 @pytest.mark.parametrize("option", ["--max-clip-s=30", "--gpu-memory-utilization=0.5"])
-def test_a_server_is_not_told_what_it_decides_itself(files, option, capsys):
+def test_a_server_gets_no_engine_options(files, option, capsys):
     assert cli.main(["transcribe", files[0], "--server", "localhost:1", option]) == 2
     assert "set" in capsys.readouterr().err
 
 
-def test_a_server_that_does_not_answer_is_named(files, capsys):
+def test_an_unreachable_server_is_named(files, capsys):
     assert cli.main(["transcribe", files[0], "--server", "localhost:1"]) == 1
     assert "the server at http://localhost:1 is unreachable" in capsys.readouterr().err
 
@@ -472,7 +472,7 @@ def test_another_folder_s_recording_is_not_finished(model, files, tmp_path, caps
     assert cli.main(["transcribe", one, *line]) == 2
 
 
-def test_relative_rows_of_two_manifests_are_both_transcribed(model, files, tmp_path, monkeypatch):
+def test_relative_rows_belong_to_their_own_manifest(model, files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder, file in ("one", files[0]), ("two", files[2]):
         (tmp_path / folder).mkdir()
@@ -491,9 +491,7 @@ def test_relative_rows_of_two_manifests_are_both_transcribed(model, files, tmp_p
 
 
 @pytest.mark.parametrize("output", ["-o out", "--manifest-out out.jsonl"])
-def test_a_second_run_into_one_output_is_refused(
-    model, files, tmp_path, monkeypatch, capsys, output
-):
+def test_two_runs_into_one_output_are_refused(model, files, tmp_path, monkeypatch, capsys, output):
     """The second one begins in the middle of the first."""
     codes = []
 
@@ -534,7 +532,7 @@ def test_a_killed_run_leaves_no_lock(model, files, tmp_path):
     assert not list((tmp_path / "out").glob("*.part"))
 
 
-def test_an_output_folder_that_is_a_file_is_refused_at_once(model, files, tmp_path, capsys):
+def test_output_folders_must_not_be_files(model, files, tmp_path, capsys):
     for option in ("-o", files[2]), ("--manifest-out", str(tmp_path)):
         assert cli.main(["transcribe", files[0], *option]) == 2
     assert not hasattr(model, "heard")
@@ -542,7 +540,7 @@ def test_an_output_folder_that_is_a_file_is_refused_at_once(model, files, tmp_pa
     assert f"{files[2]} is a file" in err and f"{tmp_path} is a folder, not a file" in err
 
 
-def test_a_manifest_is_not_written_over_its_source(model, files, tmp_path, capsys):
+def test_a_manifest_never_overwrites_its_source(model, files, tmp_path, capsys):
     path = tmp_path / "m.jsonl"
     path.write_text(row := json.dumps({"audio_filepath": files[0]}) + "\n")
     for overwrite in [], ["--overwrite"]:
@@ -559,7 +557,7 @@ def test_manifest_lines_go_into_a_pipe(model, files, tmp_path):
     assert json.loads(lines.result())["pred_text"] == "1 seconds"
 
 
-def test_a_full_device_is_told_in_a_line(model, files, capsys):
+def test_a_full_device_is_one_line(model, files, capsys):
     assert cli.main(["transcribe", files[0], "--manifest-out", "/dev/full"]) == 1
     assert "No space left on device: '/dev/full'" in capsys.readouterr().err
 
@@ -577,7 +575,7 @@ def test_no_name_reaches_a_terminal_raw(files, name, tmp_path, capsys):
 LONG = 300 * "x" + ".wav"
 
 
-def test_a_name_that_is_too_long_is_one_failed_file(model, files, tmp_path, capsys):
+def test_a_name_too_long_fails_one_file(model, files, tmp_path, capsys):
     (tmp_path / "list.txt").write_text(f"a.wav\n{LONG}\n")
     for source in (str(tmp_path / LONG), str(tmp_path / "list.txt")):
         out = tmp_path / f"out-{len(source)}"
@@ -587,7 +585,7 @@ def test_a_name_that_is_too_long_is_one_failed_file(model, files, tmp_path, caps
         assert "too long" in err and re.search(r"1 of \d failed", err)
 
 
-def test_a_result_whose_name_is_too_long_is_one_failed_file(model, files, tmp_path, capsys):
+def test_too_long_result_names_fail_one_file(model, files, tmp_path, capsys):
     name = 249 * "y"  # with .txt it fits, with .verbose.json it does not
     os.link(files[0], long := tmp_path / f"{name}.wav")
     line = ["transcribe", str(long), files[2], "-o", str(tmp_path / "out")]
@@ -600,7 +598,7 @@ def test_a_result_whose_name_is_too_long_is_one_failed_file(model, files, tmp_pa
     assert (tmp_path / "out" / f"{name}.txt").read_text() == "1 seconds\n"
 
 
-def test_a_name_that_is_not_utf8_is_one_failed_file_of_a_manifest(model, files, tmp_path, capfd):
+def test_a_name_outside_utf8_fails_one_row(model, files, tmp_path, capfd):
     name = os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.wav")
     os.link(files[0], name)
     out = tmp_path / "out.jsonl"
@@ -611,9 +609,7 @@ def test_a_name_that_is_not_utf8_is_one_failed_file_of_a_manifest(model, files, 
     assert cli.main(["transcribe", name, "-o", str(tmp_path)]) == 0
 
 
-def test_a_disk_that_is_full_at_the_end_is_told_in_a_line(
-    model, files, tmp_path, monkeypatch, capsys
-):
+def test_late_full_disks_are_one_line(model, files, tmp_path, monkeypatch, capsys):
     def full(fd):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -625,7 +621,7 @@ def test_a_disk_that_is_full_at_the_end_is_told_in_a_line(
     assert "Errno 28" in (err := capsys.readouterr().err) and len(err.splitlines()) == 1
 
 
-def test_overwrite_keeps_a_manifest_until_there_is_another(files, tmp_path, monkeypatch):
+def test_overwrite_keeps_the_manifest_until_its_replacement(files, tmp_path, monkeypatch):
     out = tmp_path / "out.jsonl"
     out.write_text(row := json.dumps({"audio_filepath": "x.wav", "pred_text": "Hi."}) + "\n")
     line = ["transcribe", files[0], "--manifest-out", str(out), "--overwrite"]
@@ -663,7 +659,7 @@ sys.exit(vllm_serve.main(["--port", "8123", "some/model", "--max_model_len=4k"])
 
 
 @pytest.mark.vllm
-def test_serve_is_vllm_serve_with_our_routes_and_limits():
+def test_serve_adds_routes_and_limits_to_vllm():
     result = python("-c", SERVE, VLLM_MAX_AUDIO_CLIP_FILESIZE_MB="7")
     assert result.returncode == 0, result.stderr
     model, port, max_model_len, cache_gb, environment = json.loads(result.stdout.splitlines()[-1])
@@ -676,7 +672,7 @@ def test_serve_is_vllm_serve_with_our_routes_and_limits():
 # ---- doctor ----
 
 
-def test_doctor_exits_1_on_a_problem_and_goes_on(monkeypatch, capsys):
+def test_doctor_checks_everything_and_exits_1(monkeypatch, capsys):
     def broken():
         raise RuntimeError("gone. Do: pip install it")
 
@@ -733,16 +729,14 @@ def test_doctor_finds_our_model_without_a_checkpoint():
         ("align a.wav a.txt -o a.txt/b.json", "a.txt is not a folder"),
     ],
 )
-def test_options_for_words_that_do_not_fit_exit_2(
-    line, message, files, tmp_path, capsys, monkeypatch
-):
+def test_contradictory_word_options_exit_2(line, message, files, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("one second")
     assert cli.main(line.split()) == 2
     assert message in capsys.readouterr().err
 
 
-def test_word_timestamps_load_an_aligner_and_ask_for_words(model, files, monkeypatch, capsys):
+def test_word_timestamps_load_an_aligner(model, files, monkeypatch, capsys):
     given = {}
     monkeypatch.setattr(models, "load_model", lambda name, options: given.update(options) or model)
     assert cli.main(["transcribe", files[0], "--word_timestamps", "-f", "vtt"]) == 0
@@ -752,7 +746,7 @@ def test_word_timestamps_load_an_aligner_and_ask_for_words(model, files, monkeyp
     assert given == {"aligner": "mine"}
 
 
-def test_align_writes_what_an_aligner_says(files, tmp_path, capsys, monkeypatch):
+def test_align_writes_the_times_of_the_aligner(files, tmp_path, capsys, monkeypatch):
     class FakeAligner:
         def align(self, audio, text, *, language, keep_lines):
             words = (Word("one", 0.1, 0.4), Word(" second", 0.5, 0.9))
@@ -822,7 +816,7 @@ STDOUT = {
 
 
 @pytest.mark.parametrize("line", STDOUT)
-def test_a_text_that_stdout_loses_is_an_error(files, line):
+def test_texts_lost_by_stdout_are_errors(files, line):
     assert shell(line, "transcribe", files[0]) == (1, STDOUT[line])
 
 

@@ -12,19 +12,19 @@ from support.servers import reserved_port
 from qwen3_asr_vllm.cli import doctor
 
 
-def test_it_says_how_to_install_what_is_missing(monkeypatch):
+def test_missing_packages_come_with_an_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RuntimeError, match="Do: pip install av"):
         doctor.DECODERS["av"]()
 
 
-def test_it_notices_that_the_plugin_is_switched_off(monkeypatch):
+def test_a_disabled_plugin_is_noticed(monkeypatch):
     monkeypatch.setenv("VLLM_PLUGINS", "")
     with pytest.raises(RuntimeError, match="Do: add qwen3_asr to it"):
         doctor.check_entry_points()
 
 
-def test_it_notices_a_port_that_is_taken_and_a_limit_that_is_set(monkeypatch):
+def test_a_taken_port_and_limits_are_noticed(monkeypatch):
     with reserved_port() as port, socket.socket() as taken:
         monkeypatch.setattr(doctor, "DEFAULT_PORT", port)
         assert doctor.INSTALLATION["port"]() == f"{port} is free"

@@ -57,7 +57,7 @@ def test_a_server_of_ours_has_no_problem(server, capsys, end):
     assert "requests running" in found["metrics"] and found["vllm"].startswith("0.3")
 
 
-def test_where_nothing_listens_one_problem_is_told(capsys):
+def test_a_closed_port_is_one_problem(capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -66,7 +66,7 @@ def test_where_nothing_listens_one_problem_is_told(capsys):
     assert url in problems["ready"]
 
 
-def test_another_server_is_told_from_ours(other, capsys):
+def test_another_server_is_recognized(other, capsys):
     code, found, problems = ask(other, capsys)
     assert (code, set(found)) == (1, {"ready"})
     assert "VLLM_PLUGINS=qwen3_asr" in problems["routes"]
@@ -74,6 +74,6 @@ def test_another_server_is_told_from_ours(other, capsys):
     assert set(problems) >= {"vllm", "limits", "page", "metrics", "transcribes"}
 
 
-def test_what_is_no_address_is_a_usage_error(capsys):
+def test_an_invalid_address_is_a_usage_error(capsys):
     assert cli.main(["doctor", "--server", "ftp://localhost"]) == 2
     assert "cannot open ftp URLs" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def rows(folder):
     return [json.loads(line) for s in folder.glob("shard-*.jsonl") for line in s.open()]
 
 
-def test_an_engine_that_is_killed_loses_nothing_and_nothing_is_done_twice(manifest, tmp_path):
+def test_a_killed_engine_loses_and_repeats_nothing(manifest, tmp_path):
     """An earlier run has done 16 of 96; of two workers one loses its engine after a first batch,
     and one is killed itself when half is done."""
     out = tmp_path / "out"
@@ -101,7 +101,7 @@ def test_an_engine_that_is_killed_loses_nothing_and_nothing_is_done_twice(manife
     assert len(set(done_keys(out))) == 96
 
 
-def test_what_is_done_starts_no_engine(tmp_path):
+def test_a_finished_corpus_starts_no_engine(tmp_path):
     (tmp_path / "a.txt").write_text("a.wav\n")
     (tmp_path / "out").mkdir()
     row = json.dumps({"audio_filepath": "a.wav", "pred_text": "Hi."})

@@ -41,7 +41,7 @@ def write_lines(path, *lines):
 # ---- sources ----
 
 
-def test_a_folder_is_searched_for_audio_and_its_structure_kept(tmp_path):
+def test_folders_keep_their_structure(tmp_path):
     for name in ("b.MP3", "a.wav", "._a.wav", "notes.txt", "deep/er/c.webm"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -51,7 +51,7 @@ def test_a_folder_is_searched_for_audio_and_its_structure_kept(tmp_path):
     assert names([tmp_path / "deep" / "er" / "c.webm"]) == [(found[2][0], "c")]
 
 
-def test_an_empty_folder_and_a_glob_without_matches_are_refused(tmp_path):
+def test_empty_folders_and_globs_are_refused(tmp_path):
     for source in (tmp_path, tmp_path / "*.wav"):
         with pytest.raises(ValueError, match="no recordings found"):
             names([source])
@@ -64,7 +64,7 @@ def scan(*sources):
     return [recording.name for recording in found], told
 
 
-def test_what_a_scan_leaves_out_is_named(tmp_path):
+def test_skipped_files_of_a_scan_are_named(tmp_path):
     for name in ("a.wav", "a.jpg", "b.JPG", "c.txt", "README", "._a.wav", ".DS_Store", "d.mts"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe.wav")
@@ -89,7 +89,7 @@ def test_folders_of_a_glob_are_named(tmp_path):
     )
 
 
-def test_a_folder_that_cannot_be_searched_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     def scandir(path):
         if str(path).endswith("secret"):
             raise PermissionError(13, "Permission denied", str(path))
@@ -161,7 +161,7 @@ def test_a_manifest_names_recordings_beside_itself(tmp_path, name):
     assert names([tmp_path / name]) == expected
 
 
-def test_a_manifest_s_row_may_be_a_part_of_a_recording(tmp_path):
+def test_a_manifest_row_may_be_a_part(tmp_path):
     samples = np.linspace(-0.5, 0.5, 32_000, dtype=np.float32)
     soundfile.write(tmp_path / "long.wav", samples, 16_000, subtype="FLOAT")
     rows = [{"audio_filepath": "long.wav", "offset": o, "duration": 0.5} for o in (0, 1.25, 7)]
@@ -188,7 +188,7 @@ def decoded(monkeypatch):
     return times
 
 
-def test_parts_that_follow_each_other_decode_their_recording_once(tmp_path, decoded):
+def test_consecutive_parts_decode_their_recording_once(tmp_path, decoded):
     """Four recordings of 50 s, in a hundred parts each; eight threads load these in turn."""
     samples = np.linspace(-0.5, 0.5, 50 * 16_000, dtype=np.float32)
     paths = [str(tmp_path / f"{name}.wav") for name in "abcd"]
@@ -203,7 +203,7 @@ def test_parts_that_follow_each_other_decode_their_recording_once(tmp_path, deco
     assert len(loader._wholes) == 2  # and the others are forgotten
 
 
-def test_a_recording_that_cannot_be_read_is_tried_again_for_its_next_part(tmp_path):
+def test_failed_decodes_are_retried_for_later_parts(tmp_path):
     path = tmp_path / "a.wav"
     load, part = Loader(), Recording(str(path), "a", duration_s=1.0)
     with pytest.raises(FileNotFoundError, match="a.wav"):
@@ -222,13 +222,13 @@ def test_a_recording_that_cannot_be_read_is_tried_again_for_its_next_part(tmp_pa
         ('{"audio_filepath": "file:///etc/passwd"}\n', "cannot open file URLs"),
     ],
 )
-def test_a_broken_manifest_is_refused_with_the_line(tmp_path, content, message):
+def test_a_broken_manifest_names_its_line(tmp_path, content, message):
     (tmp_path / "m.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
         names([tmp_path / "m.jsonl"])
 
 
-def test_recordings_are_refused_only_where_they_would_be_written_to_one_file(tmp_path):
+def test_only_colliding_output_names_are_refused(tmp_path):
     same = find_recordings(["one/a.wav", "two/a.mp3"])
     verbose = find_recordings(["one/a.wav", "one/a.verbose.wav"])
     out = OutputFolder(tmp_path, {name: str for name in ("json", "verbose.json")})
@@ -243,7 +243,7 @@ def test_recordings_are_refused_only_where_they_would_be_written_to_one_file(tmp
 
 
 @pytest.mark.parametrize("duration", [-1, "00:03:20", None])
-def test_a_duration_that_is_not_used_is_not_read(tmp_path, duration):
+def test_unused_durations_are_not_read(tmp_path, duration):
     row = {"audio_filepath": "a.wav", "duration": duration}
     path = write_lines(tmp_path / "m.jsonl", json.dumps(row))
     (recording,) = find_recordings([str(path)])
@@ -296,7 +296,7 @@ def web(tmp_path):
     server.server_close()
 
 
-def test_a_url_is_loaded_and_what_is_wrong_with_it_named(web):
+def test_a_bad_url_is_named(web):
     assert load_recording(f"{web}/hello.flac").shape == (16_000,)
     with pytest.raises(OSError, match="none.flac.*404"):
         load_recording(f"{web}/none.flac")
@@ -305,7 +305,7 @@ def test_a_url_is_loaded_and_what_is_wrong_with_it_named(web):
 
 
 @pytest.mark.parametrize("name", ["length.flac", "chunk.flac"])
-def test_a_download_that_is_cut_off_is_an_error_and_no_shorter_recording(web, name):
+def test_a_cut_off_download_is_an_error(web, name):
     with pytest.raises(OSError, match=name):
         load_recording(f"{web}/{name}")
 
@@ -320,7 +320,7 @@ def test_a_mirrored_name_stays_below(tmp_path_factory, text):
     assert path.is_relative_to(folder.resolve()) and path != folder
 
 
-def test_names_of_a_manifest_do_not_leave_the_output_folder(tmp_path):
+def test_manifest_names_stay_in_the_output_folder(tmp_path):
     rows = ["../../escaped.wav", "/etc/absolute.wav", "x/../../../up.wav"]
     (tmp_path / "in").mkdir()
     path = write_lines(tmp_path / "in" / "m.txt", *rows)
@@ -331,7 +331,7 @@ def test_names_of_a_manifest_do_not_leave_the_output_folder(tmp_path):
     assert written == ["in/m.txt", "out/escaped.txt", "out/etc/absolute.txt", "out/x/up.txt"]
 
 
-def test_a_link_does_not_lead_out_of_the_output_folder(tmp_path):
+def test_links_stay_in_the_output_folder(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
@@ -345,7 +345,7 @@ def test_a_link_does_not_lead_out_of_the_output_folder(tmp_path):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_what_cannot_be_written_leaves_what_was_there_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     write_whole(tmp_path / "a.txt", "Hello.\n")
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "a.txt", "half a character: \ud800")
@@ -357,7 +357,7 @@ def test_what_cannot_be_written_leaves_what_was_there_and_nothing_else(tmp_path)
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_file_has_its_name_only_when_it_is_on_the_disk(tmp_path, monkeypatch):
+def test_files_are_renamed_after_the_disk_sync(tmp_path, monkeypatch):
     path, on_disk = tmp_path / "a.txt", []
 
     def fsync(fd):
@@ -382,7 +382,7 @@ def test_files_written_by_several_runs_are_whole(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_recording_is_done_when_all_its_formats_are_there(tmp_path):
+def test_done_means_all_formats_are_written(tmp_path):
     out = OutputFolder(tmp_path, {"txt": FORMATS["txt"], "srt": FORMATS["srt"]})
     recording = Recording("a.wav", "x/a")
     assert not out.is_done(recording)
@@ -393,14 +393,14 @@ def test_a_recording_is_done_when_all_its_formats_are_there(tmp_path):
     assert {p.name for p in (tmp_path / "x").iterdir()} == {"a.txt", "a.srt"}
 
 
-def test_a_line_of_a_manifest_may_hold_any_other_separator(tmp_path):
+def test_manifest_lines_may_hold_other_separators(tmp_path):
     path, text = tmp_path / "a.jsonl", "a\u2028b\u2029c\x85d"
     row = json.dumps({"audio_filepath": "a.wav", "text": text}, ensure_ascii=False)
     path.write_text(f"{row}\r\n{row.replace('a.wav', 'b.wav')}", encoding="utf-8")
     assert [found.row["text"] for found in find_recordings([str(path)])] == [text, text]
 
 
-def test_a_manifest_keeps_its_rows_survives_a_torn_line_and_ends_in_order(tmp_path):
+def test_a_manifest_survives_a_torn_line(tmp_path):
     rows = [{"audio_filepath": f"{n}.wav", "text": n} for n in "abc"]
     recordings = [Recording(f"/data/{row['audio_filepath']}", row["text"], row) for row in rows]
     path = tmp_path / "out.jsonl"
@@ -418,7 +418,7 @@ def test_a_manifest_keeps_its_rows_survives_a_torn_line_and_ends_in_order(tmp_pa
 
 
 @pytest.mark.parametrize("end", ["", "\n", '\n{"audio_filepath": "c'])
-def test_a_last_line_without_its_end_is_kept(tmp_path, end):
+def test_a_last_line_without_newline_is_kept(tmp_path, end):
     rows = [{"audio_filepath": f"/{n}.wav", "pred_text": n} for n in "ab"]
     path = tmp_path / "out.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + end)
@@ -446,7 +446,7 @@ class FakeModel:
             yield Result(index, recording, transcript=Transcript(text, 1.0))
 
 
-def test_a_corpus_is_run_from_python_as_by_the_command(tmp_path):
+def test_python_runs_a_corpus_like_the_command(tmp_path):
     for name in ("a.wav", "b/c.wav"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
@@ -476,7 +476,7 @@ def test_transcripts_without_outputs_come_in_order(tmp_path):
     ]
 
 
-def test_a_file_that_is_no_such_manifest_is_not_overwritten(tmp_path):
+def test_other_files_are_not_overwritten(tmp_path):
     path = write_lines(tmp_path / "thesis.md", "# Chapter one")
     with pytest.raises(ValueError, match="thesis.md:1 is no line of an output manifest"):
         OutputManifest(path)

@@ -65,14 +65,14 @@ def test_quoted_csv_fields_may_span_lines(tmp_path):
         ("m.txt", "a.wav\nb\0.wav\n", (2,)),
     ],
 )
-def test_every_row_that_cannot_be_read_is_named(tmp_path, name, content, lines):
+def test_every_unreadable_row_is_named(tmp_path, name, content, lines):
     with pytest.raises(ValueError) as error:
         rows_of(tmp_path / name, content)
     told = str(error.value).splitlines()
     assert [line.split(": ")[0] for line in told] == [f"{tmp_path}/{name}:{n}" for n in lines]
 
 
-def test_a_thousand_wrong_rows_make_a_short_message(tmp_path):
+def test_many_wrong_rows_make_a_short_message(tmp_path):
     with pytest.raises(ValueError, match=r"m.jsonl: 980 more rows like these$"):
         rows_of(tmp_path / "m.jsonl", "{}\n" * 1000)
 

@@ -187,7 +187,7 @@ def test_bad_retry_after_counts_as_missing(stated):
     assert remote._retry_after_s("86400") == 60
 
 
-def test_busy_servers_get_more_retries_than_broken_ones(echo):
+def test_busy_servers_get_more_retries(echo):
     echo.times_busy = 30
     busy, cut, other = Client(echo.url).transcribe([b"busy", b"cut", b"y"])
     assert busy.transcript == other.transcript == TRANSCRIPT
@@ -202,7 +202,7 @@ def test_a_server_always_busy_ends_the_run(echo):
         list(results)
 
 
-def test_on_busy_is_called_once_until_a_response(echo, monkeypatch):
+def test_on_busy_is_called_once_per_response(echo, monkeypatch):
     monkeypatch.setattr(remote, "REPORT_BUSY_S", 0.05)
     echo.times_busy, reported = 20, []
 

@@ -35,7 +35,7 @@ def test_content_types_describe_raw_audio(media_type, expected):
         ("audio/L16;rate=16000;channels=0", "0 channels; allowed are 1 to 64"),
     ],
 )
-def test_wrong_raw_types_say_what_is_missing(media_type, message):
+def test_wrong_raw_types_name_the_missing_part(media_type, message):
     with pytest.raises(ValueError, match=message):
         raw_audio(media_type)
 
@@ -50,7 +50,7 @@ def test_suffixes_of_g711_and_g729_are_known():
     "name",
     "a.mts a.m2ts a.weba a.mxf a.m4r a.opus a.qta a.awb a.gsm a.voc a.w64 a.sph a.ul".split(),
 )
-def test_a_folder_is_searched_for_what_decodes(tmp_path, name):
+def test_folders_are_searched_for_decodable_files(tmp_path, name):
     from qwen3_asr_vllm.corpus.sources import find_recordings
 
     (tmp_path / name).touch()

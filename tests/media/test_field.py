@@ -59,7 +59,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def test_python_recognises_what_users_send(model, recordings):
+def test_python_recognises_the_files_of_users(model, recordings):
     for result in model.transcribe(list(recordings)):
         assert result.transcript is not None, result.error
         text, warning = recordings[result.source]
@@ -72,7 +72,7 @@ def test_python_recognises_what_users_send(model, recordings):
             assert result.transcript.segments[0].start == pytest.approx(4.24, abs=0.1)
 
 
-def test_the_route_and_the_command_recognise_the_same(server, recordings):
+def test_route_and_command_recognise_the_same(server, recordings):
     for path, (text, warning) in recordings.items():
         route = f"{server.url}/v1/audio/transcriptions"
         answer = httpx.post(route, files={"file": path.open("rb")}, timeout=60).json()

@@ -45,7 +45,7 @@ def logits_by_transformers(model, output, waveform):
     return model(inputs_embeds=embeds).logits[ids == model.config.timestamp_token_id]
 
 
-def test_many_clips_in_one_batch_are_classified_as_by_transformers(aligner):
+def test_many_clips_are_classified_like_transformers(aligner):
     from vllm import PoolingParams
 
     llm, reference = aligner
@@ -77,7 +77,7 @@ def classified(pooler, hidden, prompt, cuts):
 
 
 @torch.inference_mode()
-def test_a_prompt_that_starts_again_keeps_nothing_of_its_first_run():
+def test_a_restarted_prompt_keeps_nothing():
     from qwen3_asr_vllm.model.aligner import TimestampPooler
 
     torch.manual_seed(0)
@@ -98,6 +98,6 @@ def test_memory_is_shared_between_two_models():
         assert aligner * gib <= 6.001 and aligner <= utilization / 3
 
 
-def test_two_small_integers_a_word_leave_the_engine(aligner):
+def test_only_two_integers_per_word_leave(aligner):
     output = aligner[0].encode(bare(noise(2)), pooling_task="token_classify", use_tqdm=False)[0]
     assert output.outputs.data.nbytes == 8 * len(WORDS)

@@ -76,7 +76,7 @@ def test_tokens_are_those_of_transformers(encoder, reference, seconds):
     torch.testing.assert_close(ours, encode_by_transformers(reference, waveform), atol=2e-5, rtol=0)
 
 
-def test_encoder_in_one_batch_equals_one_by_one(encoder):
+def test_one_batch_equals_one_by_one(encoder):
     waveforms = [noise(seconds, seed=i) for i, seconds in enumerate(CLIPS_S)]
     batch = encode(encoder, waveforms)
     alone = [encode(encoder, [waveform])[0] for waveform in waveforms]
@@ -94,7 +94,7 @@ def test_encoding_whole_equals_encoding_its_windows(encoder):
 
 
 @torch.inference_mode()
-def test_windows_of_a_growing_clip_are_encoded_like_the_whole(encoder):
+def test_growing_clips_are_encoded_like_whole_ones(encoder):
     """With their context and the clip's peak, eagerly and from the buffers of a graph."""
     waveform = noise(27.3)
     waveform[-16_000:] *= 4  # the loudest moment is in the last window only
@@ -164,7 +164,7 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "repeat_
 
 
 @pytest.mark.parametrize("keep_order", [False, True], ids=["dense", "with bounds"])
-def test_32_clips_take_the_operators_of_one_and_none_waits(encoder, keep_order, monkeypatch):
+def test_32_clips_take_the_operators_of_one(encoder, keep_order, monkeypatch):
     """As on an accelerator: a CPU convolves few chunks at a time."""
     monkeypatch.setattr("qwen3_asr_vllm.model.encoder.CPU_CHUNKS_AT_ONCE", 500)
     encoder.keep_order = keep_order

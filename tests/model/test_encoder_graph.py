@@ -80,23 +80,23 @@ def assert_graph_equals_eager(encoder, frames, num_slots):
 
 
 @pytest.mark.parametrize("tail", range(1, 101))
-def test_every_tail_comes_out_of_the_buffers_as_from_its_clip(encoder, tail):
+def test_every_tail_survives_the_buffers(encoder, tail):
     assert_graph_equals_eager(encoder, [tail, 100 + tail], 4)
 
 
 @pytest.mark.parametrize("num_clips", range(1, 9))
-def test_every_number_of_clips_fits_into_its_slots(encoder, num_clips):
+def test_every_number_of_clips_fits(encoder, num_clips):
     assert_graph_equals_eager(encoder, [100, 7, 51, 93, 1, 100, 80, 8][:num_clips], 8)
 
 
 @settings(max_examples=25, deadline=None)
 @given(frames=st.lists(st.integers(1, 1000), min_size=1, max_size=5), spare=st.integers(0, 20))
-def test_any_clips_come_out_of_the_buffers_as_from_eager(encoder, frames, spare):
+def test_graph_buffers_equal_eager(encoder, frames, spare):
     slots = sum(map(encoder.geometry.num_chunks, frames)) + spare
     assert_graph_equals_eager(encoder, frames, slots)
 
 
-def test_a_long_graph_holds_the_stem_in_parts(encoder):
+def test_long_graphs_split_the_stem(encoder):
     """130 chunks take two rounds of at most 128."""
     seen = []
     hook = encoder.conv2d1.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
@@ -174,7 +174,7 @@ def assert_same(ours, expected):
     ],
 )
 @torch.inference_mode()
-def test_the_manager_packs_clips_into_budgets_of_chunks(manager, model, frames, budgets):
+def test_clips_are_packed_by_chunk_budget(manager, model, frames, budgets):
     manager, replayed = manager
     chunks = samples_of(frames, model.audio_tower.geometry)
     batch = {"audio_chunks": chunks, "audio_feature_lengths": torch.tensor(frames)[:, None]}
@@ -206,7 +206,7 @@ def test_features_and_embeddings_pass_the_graphs_by(manager, model, kind):
 
 
 @pytest.mark.parametrize("in_a_step", [16, 416, 2048, 100_000])
-def test_budgets_are_whole_chunks_that_a_step_can_fill(model, in_a_step):
+def test_budgets_are_chunks_of_one_step(model, in_a_step):
     config = vllm_config()
     config.scheduler_config.max_num_batched_tokens = in_a_step
     budgets = model.graph_budgets(config)
@@ -217,7 +217,7 @@ def test_budgets_are_whole_chunks_that_a_step_can_fill(model, in_a_step):
     assert model.get_encoder_cudagraph_budget_range(config) == (budgets[0], budgets[-1])
 
 
-def test_what_cannot_be_captured_is_said(encoder):
+def test_obstacles_to_graphs_are_named(encoder):
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     from qwen3_asr_vllm.model.thinker import graph_obstacle

@@ -91,7 +91,7 @@ def test_tokens_are_those_of_transformers(encoder, reference):
 
 
 @torch.inference_mode()
-def test_a_clip_is_the_same_in_any_batch(encoder):
+def test_clips_are_independent_of_their_batch(encoder):
     """Up to the rounding of kernels of another size."""
     chunks, frames = chunks_of([noise(s, seed=i) for i, s in enumerate(CLIPS_S)], encoder.geometry)
     together = encoder.encode_waveforms(chunks.to(DEVICE), frames)
@@ -228,7 +228,7 @@ def test_hostile_audio_changes_no_later_answer(model):
     assert_unchanged(answers, lambda value: attack(llm, value))
 
 
-def test_a_stream_ends_with_the_text_of_the_whole(model):
+def test_streams_end_with_the_whole_text(model):
     import soundfile
 
     samples, _ = soundfile.read(DATA / "hello.flac", dtype="float32")

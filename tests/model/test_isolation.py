@@ -123,7 +123,7 @@ def short_answers(llm: Any) -> list[list[int]]:
     return [tokens for clip in clips for tokens in generate(llm, [clip], max_tokens=2)]
 
 
-def test_hostile_audio_changes_no_later_answer_in_bfloat16(bfloat16_llm):
+def test_hostile_audio_changes_no_bfloat16_answer(bfloat16_llm):
     llm = bfloat16_llm
     assert_unchanged(lambda: short_answers(llm), lambda value: attack(llm, value))
 

@@ -54,7 +54,7 @@ def test_filters_are_those_of_librosa():
     np.testing.assert_allclose(LogMel(128).filters.T.numpy(), expected, atol=1e-7)
 
 
-def test_a_batch_equals_one_by_one_whatever_fits_at_once():
+def test_batches_equal_one_by_one():
     waveforms = [noise(s, seed=i) * 10.0**-i for i, s in enumerate((0.3, 2.5, 1, 7.77))]
     for at_once in (1, 3, 500):
         batch = log_mel(*waveforms, chunks_at_once=at_once)

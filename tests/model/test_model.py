@@ -141,9 +141,7 @@ def test_adjacent_placeholders_share_one_pair_of_marks(llm, reference):
     assert_same(output, logprobs_by_transformers(reference, output, *waveforms))
 
 
-def test_a_growing_clip_is_heard_like_the_whole_and_finished_windows_are_not_encoded_again(
-    llm, reference
-):
+def test_growing_clips_reuse_finished_windows(llm, reference):
     from qwen3_asr_vllm.decoding import Decoding
     from qwen3_asr_vllm.engine import stream_parts
     from qwen3_asr_vllm.geometry import Geometry
@@ -172,7 +170,7 @@ def test_a_prompt_without_audio_is_plain_text(llm, reference):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_precomputed_features_are_heard_like_their_waveforms(llm, reference, padded):
+def test_precomputed_features_equal_their_waveforms(llm, reference, padded):
     waveforms = [noise(1.23), noise(2.5, seed=1)]
     lengths = [len(w) // 160 for w in waveforms]
     features = [
@@ -210,7 +208,7 @@ def test_prefix_caching_reuses_audio_and_changes_nothing(llm):
     assert again.outputs[0].token_ids == first.outputs[0].token_ids
 
 
-def test_a_batch_of_requests_equals_one_by_one(llm):
+def test_request_batches_equal_one_by_one(llm):
     requests = [request(noise(s, seed=20 + i)) for i, s in enumerate((0.6, 9, 1.7, 0.5))]
     batch = generate(llm, requests)
     for together, asked in zip(batch, requests, strict=True):
@@ -318,7 +316,7 @@ def test_the_core_route_splits_at(monkeypatch, given, seconds):
 
 
 @pytest.mark.parametrize("given", ["0", "1201", "long"])
-def test_a_clip_length_out_of_range_is_refused(monkeypatch, given):
+def test_clip_lengths_out_of_range_are_refused(monkeypatch, given):
     from qwen3_asr_vllm.model import transcriber as model
 
     monkeypatch.setenv("QWEN3_ASR_MAX_CLIP_S", given)
@@ -339,7 +337,7 @@ def test_a_missing_tensor_is_named(reference):
     check_fused_parts(names | {scale}, architecture.packed_modules_mapping)
 
 
-def test_the_tower_takes_the_quantization_of_the_checkpoint(reference, vllm_parallel):
+def test_the_tower_is_quantized_like_the_checkpoint(reference, vllm_parallel):
     """Every matrix of the encoder asks for its method, under the name that vLLM maps to.
 
     V18: in-tree never quantizes the tower.
@@ -368,7 +366,7 @@ def test_the_tower_takes_the_quantization_of_the_checkpoint(reference, vllm_para
     ("method", "listed", "is_quantized"),
     [("gptq", None, False), ("awq", [], False), ("awq", ["lm_head"], True), ("fp8", None, True)],
 )
-def test_methods_that_list_nothing_leave_the_tower_alone(method, listed, is_quantized):
+def test_methods_without_lists_spare_the_tower(method, listed, is_quantized):
     from types import SimpleNamespace
 
     from qwen3_asr_vllm.model.thinker import _tower_quantization
@@ -386,7 +384,7 @@ DIMENSIONS = [
 
 
 @pytest.mark.parametrize(("change", "message"), DIMENSIONS)
-def test_dimensions_that_do_not_fit_name_the_field(change, message):
+def test_impossible_dimensions_name_the_field(change, message):
     from qwen3_asr_vllm.model.thinker import check_dimensions
 
     flat = reference_config().to_dict()

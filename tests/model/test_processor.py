@@ -129,7 +129,7 @@ def test_integers_are_scaled(llm):
 
 
 @pytest.mark.vllm
-def test_an_option_of_the_front_end_is_refused(llm):
+def test_front_end_options_are_refused(llm):
     asked = request(noise(1)) | {"mm_processor_kwargs": {"padding": "max_length"}}
     with pytest.raises(ValueError, match="padding"):
         generate(llm, [asked])

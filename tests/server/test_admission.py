@@ -23,7 +23,7 @@ def test_no_more_recordings_than_places():
         assert admission.num_recordings == 1
 
 
-def test_audio_that_would_be_too_much_is_refused_and_the_rest_stays():
+def test_too_much_audio_is_refused():
     admission = Admission(max_audio_s=100)
     with admission.reserve() as first, ExitStack() as stack:
         first.hold(60)
@@ -38,7 +38,7 @@ def test_audio_that_would_be_too_much_is_refused_and_the_rest_stays():
     assert (admission.num_recordings, admission.audio_s) == (0, 0)
 
 
-def test_a_thread_that_goes_on_decoding_holds_nothing():
+def test_abandoned_decoding_threads_hold_nothing():
     admission = Admission()
     with admission.reserve() as reservation:
         reservation.hold(90)
@@ -47,7 +47,7 @@ def test_a_thread_that_goes_on_decoding_holds_nothing():
     assert (admission.num_recordings, admission.audio_s) == (0, 0)
 
 
-def test_threads_never_hold_more_than_the_limits_and_leave_nothing():
+def test_concurrent_holds_respect_the_limits():
     admission = Admission(max_recordings=5, max_audio_s=50)
     all_have_asked = Barrier(16)  # who has a place keeps it until then
     seen = []

@@ -149,14 +149,14 @@ def test_lines_and_cues_of_a_text_stay(post):
         ({"text": TEXT, "highlight_words": "true"}, 400, "highlight_words", "lrc"),
     ],
 )
-def test_what_is_wrong_is_named(post, fields, status, param, message):
+def test_wrong_fields_are_named(post, fields, status, param, message):
     response = post(**fields)
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert error["param"] == param and message in error["message"]
 
 
-def test_an_alignment_says_what_could_not_be_read(client):
+def test_alignments_warn_about_unreadable_audio(client):
     file = io.BytesIO()
     soundfile.write(file, noise(3), 16_000, format="WAV")
     data = file.getvalue()
@@ -198,7 +198,7 @@ def test_fields_that_change_nothing_are_named(post):
         (b"abcd" * 9, "a", "units"),
     ],
 )
-def test_what_cannot_be_timed_names_its_field(client, samples, units, message):
+def test_untimeable_input_names_its_field(client, samples, units, message):
     files = {"samples": ("samples.f32", samples)}
     response = client.post("/v1/audio/alignments/times", files=files, data={"units": units})
     assert response.status_code == 400 and message in response.json()["error"]["message"]
@@ -284,7 +284,7 @@ def ask(url, do):
     return asyncio.run(run())
 
 
-def test_a_remote_aligner_answers_as_its_engine_does(url):
+def test_remote_aligners_answer_like_their_engine(url):
     assert ask(url, lambda aligner: aligner.is_up()) is True
     answer = ask(f"{url}/v1/", lambda aligner: aligner.answer(REQUEST))
     assert (answer.times, answer.error) == ([160, 400, 400, 640], "")
@@ -324,7 +324,7 @@ def stub(monkeypatch):
         yield answer_to
 
 
-def test_an_aligner_that_is_full_is_asked_again(stub):
+def test_a_full_aligner_is_retried(stub):
     answer, _ = stub(503, 503, 200)
     assert (answer.times, answer.error) == ([0, 80, 80, 160], "")
     answer, left = stub(*[503] * 6)
@@ -333,7 +333,7 @@ def test_an_aligner_that_is_full_is_asked_again(stub):
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413])
-def test_an_aligner_that_refuses_is_not_asked_again(stub, status):
+def test_a_refusing_aligner_is_not_retried(stub, status):
     answer, left = stub(status, 200)
     assert left == [200] and answer.times == () and answer.is_permanent
     assert f"rejects the request ({status}, permanent: " in answer.error
@@ -341,12 +341,12 @@ def test_an_aligner_that_refuses_is_not_asked_again(stub, status):
 
 
 @pytest.mark.parametrize("status", [429, 500, 502])
-def test_what_may_pass_is_no_refusal_for_good(stub, status):
+def test_temporary_errors_are_not_permanent(stub, status):
     answer, left = stub(status, 200)
     assert left == [200] and not answer.is_permanent and f"({status}: " in answer.error
 
 
-def test_what_is_no_address_is_refused(monkeypatch):
+def test_invalid_addresses_are_refused(monkeypatch):
     from qwen3_asr_vllm.server.aligner_client import remote_aligner
 
     monkeypatch.setenv("QWEN3_ASR_ALIGNER_URL", "localhost:8001")

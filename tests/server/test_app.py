@@ -48,7 +48,7 @@ def ask(app, file=SECOND, **fields):
     return app.client.post(ROUTE, files={"file": file}, data=fields)
 
 
-def test_vllm_takes_the_plugins_routes_and_renders_what_they_ask(app):
+def test_vllm_uses_our_routes_and_renders_prompts(app):
     assert ask(app, model="asr", prompt="Ada").json()["languages"] == [{"code": "en"}]
     prompt, params, _ = app.engine.asked[-1]
     audio = app.engine.model_config.hf_config.thinker_config.audio_token_id
@@ -61,7 +61,7 @@ def test_aliases_are_served(app, model):
     assert ask(app, model=model).json()["text"] == "Hi."
 
 
-def test_pages_of_other_origins_open_no_session_unless_vllm_is_told(app):
+def test_foreign_origins_open_no_session(app):
     assert not app.client.app.state.qwen3_asr.realtime.allows("https://evil.test", "localhost")
 
 
@@ -80,7 +80,7 @@ def paths(app):
             yield method, re.sub(r"{.*?}", "x", route.path)
 
 
-def test_every_route_but_a_few_needs_the_key(app):
+def test_all_but_a_few_routes_need_keys(app):
     closed = [(method, path) for method, path in paths(app) if path not in OPEN]
     wanted = "/pooling /tokenize /detokenize /scale_elastic_ep /invocations /docs /openapi.json"
     others = [("POST", path) for path in wanted.split()] + [
@@ -97,7 +97,7 @@ def test_every_route_but_a_few_needs_the_key(app):
 
 
 @pytest.mark.parametrize("path", sorted(OPEN - {"/health", "/ping"}))  # they ask the engine
-def test_health_metrics_and_the_page_need_no_key(app, path):
+def test_health_metrics_and_page_need_no_key(app, path):
     assert without_key(app, "GET", path).status_code == 200
 
 
@@ -116,7 +116,7 @@ def test_a_preflight_request_needs_no_key(app):
         ("no", ["secret"], False),
     ],
 )
-def test_sessions_take_a_key_where_browsers_put_it(app, key, protocols, is_known):
+def test_sessions_accept_the_keys_of_browsers(app, key, protocols, is_known):
     from starlette.testclient import WebSocketDenialResponse
 
     headers = {"Authorization": f"Bearer {key}"}
@@ -127,7 +127,7 @@ def test_sessions_take_a_key_where_browsers_put_it(app, key, protocols, is_known
         assert error(refused, 401)["code"] == "invalid_api_key" and not is_known
 
 
-def test_a_key_in_a_subprotocol_opens_no_other_route(app):
+def test_subprotocol_keys_open_only_sessions(app):
     headers = {"Sec-WebSocket-Protocol": "openai-insecure-api-key.secret"}
     assert without_key(app, "GET", "/v1/models", headers=headers).status_code == 401
 
@@ -145,7 +145,7 @@ def test_a_key_in_a_subprotocol_opens_no_other_route(app):
         ("GET", "/v1/models/a%1B%5B2J%E2%80%AE", 404, "model_not_found"),
     ],
 )
-def test_what_is_not_there_is_openais_error(app, method, path, status, code):
+def test_unknown_urls_get_openais_error(app, method, path, status, code):
     response = app.client.request(method, path, follow_redirects=False)
     body = error(response, status)
     assert body["code"] == code and body["type"] == "invalid_request_error"
@@ -153,7 +153,7 @@ def test_what_is_not_there_is_openais_error(app, method, path, status, code):
     assert body["message"].isprintable()
 
 
-def test_no_redirect_goes_to_the_host_of_a_request(app):
+def test_redirects_ignore_the_host_header(app):
     for _, path in paths(app):
         headers = {"Host": "evil.test"}
         response = app.client.get(f"{path}/", headers=headers, follow_redirects=False)
@@ -169,7 +169,7 @@ def test_a_model_is_described(app, name):
 
 
 @pytest.mark.parametrize("path", ["/v1/models/Qwen/ASR-1.7B", "/v1/models/Qwen%2FASR-1.7B"])
-def test_a_model_with_a_slash_in_its_name_is_found(app, path):
+def test_model_names_may_contain_slashes(app, path):
     models = app.client.app.state.openai_serving_models.base_model_paths
     models.append(SimpleNamespace(name="Qwen/ASR-1.7B", model_path="x"))
     try:
@@ -189,7 +189,7 @@ def test_a_model_with_a_slash_in_its_name_is_found(app, path):
     ],
 )
 @pytest.mark.parametrize("path", ["/about", "/v1/nothing", "/v1/chat/completions"])
-def test_every_response_has_the_id_of_its_request(app, path, given, echoed):
+def test_responses_carry_their_request_id(app, path, given, echoed):
     headers = {} if given is None else {"X-Request-Id": given}
     for key in ("secret", "no"):
         answered = app.client.get(path, headers=headers | {"Authorization": f"Bearer {key}"})
@@ -197,7 +197,7 @@ def test_every_response_has_the_id_of_its_request(app, path, given, echoed):
         assert shown == echoed if echoed else re.fullmatch("[0-9a-f]{32}", shown)
 
 
-def test_an_error_of_the_server_has_an_id_too(app, monkeypatch):
+def test_server_errors_carry_a_request_id(app, monkeypatch):
     async def fail():
         raise KeyError("\x1b[2Jsecret")
 
@@ -222,7 +222,7 @@ def test_an_error_of_the_server_has_an_id_too(app, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("path", [ROUTE, "/v1/chat/completions", "/invocations"])
-def test_headers_that_no_engine_can_hold_are_refused(app, path, name, value, limit):
+def test_headers_out_of_range_are_refused(app, path, name, value, limit):
     body = error(app.client.post(path, headers={name: value}), 400)
     assert body["param"] == name and name in body["message"] and limit in body["message"]
     assert len(body["message"]) < 400
@@ -241,14 +241,14 @@ def test_headers_of_vllm_are_taken(app):
         ("http://127.0.0.1:9/a.wav", "unreachable_url"),
     ],
 )
-def test_media_that_cannot_be_read_is_the_clients_mistake(app, url, code):
+def test_unreadable_media_is_a_bad_request(app, url, code):
     part = {"type": "audio_url", "audio_url": {"url": url}}
     chat = {"model": "asr", "messages": [{"role": "user", "content": [part]}]}
     body = error(app.client.post("/v1/chat/completions", json=chat), 400)
     assert body["code"] == code and body["type"] == "invalid_request_error"
 
 
-def test_what_the_server_is_says_no_secret(app):
+def test_about_reveals_no_secret(app):
     response = app.client.get("/about")
     about = response.json()
     assert about["models"] == ["asr", "whisper-1"] and about["needs_key"]
@@ -257,7 +257,7 @@ def test_what_the_server_is_says_no_secret(app):
     assert "secret" not in response.text
 
 
-def test_nothing_may_run_on_the_page_but_what_stands_in_it(app):
+def test_the_page_runs_only_its_script(app):
     headers = app.client.get("/").headers
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'" and "unsafe" not in str(policy)
@@ -265,7 +265,7 @@ def test_nothing_may_run_on_the_page_but_what_stands_in_it(app):
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_errors_of_vllm_and_of_the_route_look_alike(app):
+def test_vllms_errors_look_like_ours(app):
     for response, status, param in (
         (ask(app, model="asr-2"), 404, "model"),
         (ask(app, top_p="7"), 400, "top_p"),

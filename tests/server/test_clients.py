@@ -33,7 +33,7 @@ def transcribe(client, file=HELLO, **fields):
     return client.audio.transcriptions.create(model=str(CHECKPOINT), file=file, **fields)
 
 
-def test_json_is_what_openai_types_say(hello):
+def test_json_matches_the_types_of_openai(hello):
     """V5: in-tree throws the language away that the model heard."""
     assert hello.language == "en" and [x.code for x in hello.languages] == ["en"]
     assert hello.usage.type == "duration"
@@ -130,7 +130,7 @@ def test_vllm_bench_understands_the_stream(server, hello):
     assert answer.output_tokens > 0
 
 
-def test_keywords_and_sampling_are_taken_from_the_client(client):
+def test_keywords_and_sampling_fields_are_accepted(client):
     fields = {"top_p": 0.9, "top_k": 3, "seed": 1, "repetition_penalty": 1.1}
     raw = client.audio.transcriptions.with_raw_response.create(
         model=str(CHECKPOINT),
@@ -145,7 +145,7 @@ def test_keywords_and_sampling_are_taken_from_the_client(client):
     assert "X-Ignored-Params" not in raw.headers
 
 
-def test_a_token_limit_that_is_hit_is_told(client):
+def test_a_reached_token_limit_is_a_warning(client):
     answer = transcribe(client, extra_body={"max_completion_tokens": 3})
     assert "token limit" in answer.warnings[0]
 
@@ -163,7 +163,7 @@ def test_a_token_limit_that_is_hit_is_told(client):
         ({"extra_body": {"model": "whisper-1"}}, openai.NotFoundError, "model"),
     ],
 )
-def test_mistakes_are_told_with_their_field(client, fields, error, param):
+def test_errors_name_their_field(client, fields, error, param):
     with pytest.raises(error) as raised:
         transcribe(client, **{"file": HELLO} | fields)
     assert raised.value.param == param
@@ -277,7 +277,7 @@ INTEGRATIONS = {
 
 
 @pytest.mark.parametrize("name", INTEGRATIONS)
-def test_integrations_get_what_they_read(server, hello, tmp_path, name):
+def test_integrations_read_their_responses(server, hello, tmp_path, name):
     (file_name, content_type), fields, read = INTEGRATIONS[name]
     path = tmp_path / file_name
     command = ["ffmpeg", "-v", "error", "-i", HELLO, "-ar", "48000", "-ac", "2", path]
@@ -319,7 +319,7 @@ def test_64_requests_at_once_good_and_bad(client, hello):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_aborts_its_engine_requests(server, stream):
+def test_disconnecting_aborts_engine_requests(server, stream):
     samples, rate = soundfile.read(HELLO, dtype="float32")
     lecture = wav(np.resize(samples, 1800 * rate))  # at least 150 clips
     tokens = metric(server, "vllm:generation_tokens_total")

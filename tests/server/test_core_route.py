@@ -29,7 +29,7 @@ def transcribe(server, file=HELLO, **fields):
     return client.audio.transcriptions.create(model=str(CHECKPOINT), file=file, **fields)
 
 
-def test_one_log_line_says_whose_model_is_served(plain):
+def test_one_log_line_names_the_model(plain):
     log = plain.log.read_text()
     assert log.count("Qwen3-ASR is served by the plugin qwen3_asr_vllm") == 1
     assert "page at /" not in log  # our routes come only with VLLM_PLUGINS=qwen3_asr
@@ -42,28 +42,28 @@ def test_the_text_is_that_of_our_route(plain, server, language):
 
 
 @pytest.mark.parametrize("language", ["zh-CN", "Chinese", "fil", "yue", "de"])
-def test_other_languages_are_forced_by_code_name_and_region(plain, server, language):
+def test_languages_are_forced_by_any_name(plain, server, language):
     assert transcribe(plain, language=language).text == transcribe(server, language=language).text
 
 
-def test_an_unknown_language_is_refused_with_the_list(plain):
+def test_unknown_languages_get_the_list(plain):
     with pytest.raises(openai.BadRequestError, match="Cantonese"):
         transcribe(plain, language="klingon")
 
 
-def test_the_stream_has_the_text_and_no_header(plain):
+def test_streams_contain_no_header(plain):
     chunks = transcribe(plain, stream=True, response_format="json")
     deltas = [c.choices[0]["delta"].get("content") or "" for c in chunks if c.choices]
     assert "".join(deltas).strip() == transcribe(plain).text
 
 
-def test_a_minute_and_a_half_is_heard_to_its_end(plain):
+def test_ninety_seconds_are_transcribed_completely(plain):
     path = DATA / "three_languages.flac"
     text = transcribe(plain, path).text
     assert jiwer.cer(path.with_suffix(".txt").read_text(), text) < 0.2
 
 
 @pytest.mark.parametrize("content", [b"", b"words" * 99])
-def test_what_is_no_audio_is_refused(plain, content):
+def test_other_data_than_audio_is_refused(plain, content):
     with pytest.raises(openai.BadRequestError):
         transcribe(plain, ("a.wav", content))

@@ -263,7 +263,7 @@ def test_a_new_decoder_decides_after_a_crash(decoders, waiting, slow):
             loading.result()
 
 
-def test_a_decoder_killed_while_it_waits_is_replaced(decoders, waiting):
+def test_idle_killed_decoders_are_replaced(decoders, waiting):
     waiting.kill()
     assert len(decoders.load_audio(io.BytesIO(HELLO.read_bytes()))) > 160_000
     assert waiting not in children()

@@ -24,7 +24,7 @@ SECOND = wav(noise(1.0))
         ("", b""),
     ],
 )
-def test_a_body_that_is_no_form_is_a_bad_request(post, kind, body):
+def test_malformed_bodies_are_bad_requests(post, kind, body):
     response = post.client.post(ROUTE, content=body, headers={"Content-Type": kind})
     assert error(response, 400)["type"] == "invalid_request_error"
 
@@ -36,7 +36,7 @@ def test_json_of_any_depth_is_answered(post, field):
 
 
 @pytest.mark.parametrize("field", ["seed", "priority", "top_k"])
-def test_numbers_that_no_engine_can_hold_are_refused(post, field):
+def test_numbers_out_of_range_are_refused(post, field):
     for number in (2**63, -(2**63) - 1):
         assert error(post(**{field: str(number)}), 400)["param"] == field
 
@@ -157,14 +157,14 @@ def test_sampling_fields_reach_the_engine(serve):
         ({"file": None}, "file", "required"),
     ],
 )
-def test_what_would_change_the_answer_is_refused(post, fields, param, message):
+def test_unsupported_values_are_refused_by_name(post, fields, param, message):
     body = error(post(**fields), 400)
     assert body["param"] == param
     assert message in body["message"]
     assert body["type"] == "invalid_request_error"
 
 
-def test_what_is_ignored_is_named(post):
+def test_ignored_fields_are_named(post):
     response = post(
         **{"vad_filter": "true", "x \xe9": "1"},
         n="1",
@@ -210,7 +210,7 @@ def test_lists_may_be_numbered_or_upper_case(fields):
     assert form.needs_words and form.response_format == "verbose_json" and not form._ignored
 
 
-def test_fields_may_be_sent_twice_with_one_value(post):
+def test_equal_fields_may_be_repeated(post):
     response = post(language=["en", "en"], task="transcribe", **{"language[]": "en"})
     assert response.status_code == 200 and "X-Ignored-Params" not in response.headers
 
@@ -229,7 +229,7 @@ def test_segments_are_no_part_of_json(post):
 
 @pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params"])
 @pytest.mark.parametrize("value", ['"x"', "[]", '{"do_remote_prefill": true}', "null", "1e999"])
-def test_what_engines_tell_each_other_is_not_for_clients(serve, name, value):
+def test_transfer_params_are_ignored(serve, name, value):
     """One of these, and no object, ended in a 500."""
     engine = FakeEngine("language English<asr_text>Hi.")
     response = serve(engine)(vllm_xargs=f'{{"{name}": {value}, "a": 1}}')
@@ -237,7 +237,7 @@ def test_what_engines_tell_each_other_is_not_for_clients(serve, name, value):
     assert engine.asked[0][1].extra_args == {"a": 1}
 
 
-def test_what_the_engine_does_not_read_is_named(serve):
+def test_fields_unused_by_the_engine_are_named(serve):
     engine = FakeEngine("language English<asr_text>Hi.")
     engine.vllm_config.scheduler_config.policy = "fcfs"
     engine.model_config.logits_processors = None

@@ -78,7 +78,7 @@ def read(server):
 
 
 @pytest.mark.vllm
-def test_numbers_grow_by_what_was_sent(server):
+def test_metrics_grow_with_requests(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     ask = client.audio.transcriptions.create
     ask(model=str(CHECKPOINT), file=HELLO)
@@ -104,7 +104,7 @@ def test_numbers_grow_by_what_was_sent(server):
 
 
 @pytest.mark.vllm
-def test_utterances_count_and_sessions_that_ended_do_not(server):
+def test_utterances_are_counted_not_ended_sessions(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     speak(client, noise(0.5))
     before = read(server)
@@ -130,7 +130,7 @@ def panels():
 
 
 @pytest.mark.vllm
-def test_the_dashboard_and_the_alerts_ask_for_what_a_server_has(server):
+def test_dashboard_and_alerts_use_existing_metrics(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     client.audio.transcriptions.create(model=str(CHECKPOINT), file=HELLO)
     speak(client, noise(0.5))

@@ -45,7 +45,7 @@ CONTRAST = """() => {
 }"""
 
 
-def test_the_page_is_one_small_file_that_asks_no_other_host():
+def test_the_page_loads_no_other_host():
     page = files("qwen3_asr_vllm").joinpath("server/static/index.html").read_text("utf-8")
     assert len(page.encode()) < 25_000
     assert not re.search(r"https?:|//\w+\.|@import|url\(", page)
@@ -147,7 +147,7 @@ def answer(page, *, words=(), text="Good morning."):
 
 
 @pytest.mark.vllm
-def test_a_file_dropped_is_what_the_api_says(visit, server):
+def test_dropped_files_show_the_api_response(visit, server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     page = visit()
     drop(page, HELLO)
@@ -169,7 +169,7 @@ def test_a_file_dropped_is_what_the_api_says(visit, server):
 
 
 @pytest.mark.vllm
-def test_the_microphone_is_heard(visit):
+def test_the_microphone_is_transcribed(visit):
     page = visit()
     page.get_by_role("button", name="Record").click()
     wait_until(page, f"{RECORDED_S} > {soundfile.info(HELLO).duration}")
@@ -204,7 +204,7 @@ def test_speech_is_written_while_it_is_spoken(visit):
 
 
 @pytest.mark.vllm
-def test_what_is_asked_for_and_the_key_are_sent(visit):
+def test_options_and_key_are_sent(visit):
     about = {"models": ["asr"], "languages": {"de": "German"}, "needs_key": True, "words": True}
     about |= {"decodes": ["wav"], "max_upload_mb": 1, "max_duration_s": 14_400, "version": "1"}
     page = visit()
@@ -273,7 +273,7 @@ def test_no_text_runs_as_script(visit):
 
 
 @pytest.mark.vllm
-def test_errors_of_the_api_are_shown_as_they_are(visit):
+def test_errors_are_shown_unchanged(visit):
     page = visit()
     notes = {"name": "notes.wav", "mimeType": "audio/wav", "buffer": b"words" * 99}
     page.set_input_files("#file", notes)
@@ -283,7 +283,7 @@ def test_errors_of_the_api_are_shown_as_they_are(visit):
 
 
 @pytest.mark.vllm
-def test_what_is_said_lights_up_and_a_click_goes_there(visit):
+def test_words_highlight_and_seek(visit):
     page = visit()
     words = [  # put together, they are the text
         {"word": word, "start": 0.5 * i, "end": 0.5 * i + 0.5}

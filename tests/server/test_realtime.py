@@ -40,7 +40,7 @@ MANUAL = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": Non
 # ---- without an engine ----
 
 
-def test_a_config_is_honoured_or_refused_by_name():
+def test_configs_are_honoured_or_refused():
     from qwen3_asr_vllm.server.session_config import Config, EventError
 
     config = Config().updated({"audio": {"input": {"transcription": {"prompt": "Ada"}}}})
@@ -72,7 +72,7 @@ def test_a_config_is_honoured_or_refused_by_name():
 
 
 @pytest.mark.parametrize("reasons", [["stop"], ["error", "stop"], ["error", "error", "stop"]])
-def test_what_the_engine_has_dropped_is_sent_again_once(reasons):
+def test_dropped_requests_are_resent_once(reasons):
     from vllm.exceptions import GenerationError
 
     from qwen3_asr_vllm.decoding import Decoding
@@ -127,7 +127,7 @@ def refusal(app, **headers):
     return getattr(denied.value, "status_code", 403)  # closed before it was accepted
 
 
-def test_a_page_of_another_origin_may_not_connect():
+def test_other_origins_may_not_connect():
     app, shared = app_with(["https://friend.example"])
     assert refusal(app, origin="https://foe.example") == 403
     assert shared.allows("https://friend.example", "here:8000")
@@ -143,7 +143,7 @@ def test_without_the_key_there_is_no_session():
     assert refusal(app, authorization="Bearer secret", origin="https://foe.example") == 403
 
 
-def test_a_session_has_a_place_or_is_told_to_come_again():
+def test_full_servers_refuse_sessions_with_retry():
     app, shared = app_with()
     with shared.admission.reserve(), pytest.raises(WebSocketDenialResponse) as denied:
         TestClient(app).websocket_connect("/v1/realtime").__enter__()
@@ -254,7 +254,7 @@ def hello(server):
 
 
 @pytest.mark.vllm
-def test_an_utterance_from_the_first_event_to_the_last(server, hello):
+def test_an_utterance_has_all_events_in_order(server, hello):
     """Turns by the server; the client knows every event, and in OpenAI's order."""
 
     async def session():
@@ -296,7 +296,7 @@ def test_an_utterance_from_the_first_event_to_the_last(server, hello):
 
 
 @pytest.mark.vllm
-def test_two_turns_of_one_session_are_two_utterances(server, hello):
+def test_two_turns_are_two_utterances(server, hello):
     silence, speech = np.zeros(3 * 24_000, np.float32), samples_of(HELLO, 24_000)
     samples = np.concatenate([silence, speech, silence, speech, silence])
 
@@ -320,7 +320,7 @@ def test_two_turns_of_one_session_are_two_utterances(server, hello):
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("kind", RATES)
-def test_every_format_is_heard(server, hello, kind):
+def test_every_format_is_transcribed(server, hello, kind):
     async def session():
         async with connected(server, format={"type": kind}, turn_detection=None) as client:
             await client.append(encoded(samples_of(HELLO, RATES[kind]), kind))
@@ -334,7 +334,7 @@ def test_every_format_is_heard(server, hello, kind):
 
 
 @pytest.mark.vllm
-def test_odd_pieces_down_to_one_byte_are_heard_like_the_whole(server):
+def test_odd_pieces_transcribe_like_the_whole(server):
     async def session():
         samples = samples_of(HELLO)
         async with connected(server, **MANUAL) as client:
@@ -389,7 +389,7 @@ PATIENT = {"type": "server_vad", "silence_duration_ms": 10_000}
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("turns", [None, PATIENT], ids=["by hand", "by turns"])
-def test_an_utterance_longer_than_the_maximum_becomes_several_and_loses_nothing(server, turns):
+def test_long_utterances_are_split_without_loss(server, turns):
     """88 s in one burst; this server's utterances hold 20 s."""
     path = DATA / "three_languages.flac"
 
@@ -485,7 +485,7 @@ def test_logprobs_and_candidates_reach_the_engine(server):
 
 
 @pytest.mark.vllm
-def test_garbage_is_named_and_the_session_goes_on(server):
+def test_sessions_survive_garbage(server):
     async def session():
         async with raw(server) as socket:
             codes = []
@@ -535,7 +535,7 @@ def test_a_session_is_updated_in_mid_stream(server):
 
 
 @pytest.mark.vllm
-def test_what_a_client_left_behind_is_not_decoded(server):
+def test_audio_of_gone_clients_is_dropped(server):
     """It goes, without a word, at its first text; minutes of its audio were not heard yet."""
     samples = np.tile(samples_of(HELLO), 20)
 
@@ -583,7 +583,7 @@ def test_a_client_that_reads_late_loses_nothing(server):
 
 
 @pytest.mark.vllm
-def test_an_idle_session_is_ended_and_told_why(server):
+def test_idle_sessions_end_with_a_reason(server):
     async def session():
         async with raw(server) as socket:
             event = json.loads(await asyncio.wait_for(socket.recv(), 60))
@@ -595,7 +595,7 @@ def test_an_idle_session_is_ended_and_told_why(server):
 
 
 @pytest.mark.vllm
-def test_a_model_that_is_not_served_is_refused_at_the_first_audio(server):
+def test_unknown_models_are_refused_at_first_audio(server):
     async def session():
         async with connected(server, model="whisper-1") as client:
             await client.append(bytes(100))

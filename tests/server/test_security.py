@@ -65,7 +65,7 @@ PLAYLISTS = {
 
 
 @pytest.mark.parametrize("name", PLAYLISTS)
-def test_an_upload_that_names_files_and_addresses_opens_none(name):
+def test_uploads_open_no_files_or_urls(name):
     with listener() as (port, heard):
         url = f"http://127.0.0.1:{port}/a.wav"
         data = PLAYLISTS[name].format(url=url, path=HELLO).encode()
@@ -131,7 +131,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path):
+def test_checkpoint_pickles_are_not_run(tmp_path):
     from vllm.model_executor.model_loader.weight_utils import pt_weights_iterator
 
     weights, sprung = tmp_path / "pytorch_model.bin", tmp_path / "sprung"
@@ -150,7 +150,7 @@ def client(server):
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("value", ["file:///etc/passwd", "http://127.0.0.1/a.wav", "/etc/passwd"])
-def test_the_route_takes_no_address_for_a_file(server, value):
+def test_addresses_are_no_files(server, value):
     boundary = "b"
     part = f'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n{value}\r\n--b--\r\n'
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}

@@ -48,12 +48,12 @@ def hello(client):
     return transcribe(client, HELLO).text
 
 
-def test_one_log_line_says_whose_model_is_served(server):
+def test_one_log_line_names_the_model(server):
     line = f"Qwen3-ASR is served by the plugin qwen3_asr_vllm {qwen3_asr_vllm.__version__}."
     assert server.log.read_text().count(line) == 1
 
 
-def test_one_log_line_says_what_is_taken(server):
+def test_one_log_line_names_routes_and_limits(server):
     lines = [line for line in server.log.read_text().splitlines() if "page at /" in line]
     assert len(lines) == 1
     for words in (
@@ -72,14 +72,14 @@ def test_one_log_line_says_what_is_taken(server):
         assert words in lines[0]
 
 
-def test_nothing_outside_is_asked_for_a_local_checkpoint(server, hello):
+def test_local_checkpoints_need_no_network(server, hello):
     """The server's processes note every address that they look up or connect to."""
     asked = set(server.addresses.read_text().split())
     assert "localhost" in asked  # the note-taking works
     assert asked <= {"127.0.0.1", "::1", "localhost", "0.0.0.0"}
 
 
-def test_a_recording_is_heard(hello):
+def test_a_recording_is_transcribed(hello):
     expected = HELLO.with_suffix(".txt").read_text().strip()
     assert jiwer.wer(expected.lower(), hello.lower()) < 0.05
     assert "<" not in hello and "language" not in hello
@@ -97,7 +97,7 @@ def test_silence_is_no_text(client):
     assert transcribe(client, wav(np.zeros(32_000, np.float32))).text == ""
 
 
-def test_chunks_of_vllms_dialect_join_to_the_text(client, hello):
+def test_chunks_in_vllms_dialect_join(client, hello):
     deltas, finishes = [], 0
     with client.audio.transcriptions.with_streaming_response.create(
         model=str(CHECKPOINT), file=HELLO, stream=True
@@ -118,7 +118,7 @@ def test_a_language_is_taken_in_any_spelling(client, hello, language):
 
 
 @pytest.mark.parametrize("language", ["fil", "tl", "yue", "zh-TW", "Macedonian"])
-def test_a_language_that_in_tree_refuses_or_mistakes_is_forced(client, language):
+def test_languages_unknown_to_in_tree_are_forced(client, language):
     """V2: "fil" is refused, "tl" and "yue" go wrong, "zh-TW" and names are refused."""
     assert isinstance(transcribe(client, HELLO, language=language).text, str)
 
@@ -157,7 +157,7 @@ def chat(audio):
     return {"model": str(CHECKPOINT), "messages": [{"role": "user", "content": [part]}]}
 
 
-def test_hostile_samples_are_refused_and_change_no_later_answer(client, server):
+def test_hostile_samples_change_no_later_answer(client, server):
     """In forms, chats and /invocations; full scale is as loud as a realtime session can be."""
     paths = [DATA / "heldout" / row["audio_filepath"] for row in heldout() if row["text"]][:30]
 
@@ -192,17 +192,17 @@ def test_a_scaled_upload_has_a_warning(client, hello):
     assert "peaks at " in answer.model_extra["warnings"][0]
 
 
-def test_what_is_not_audio_is_a_bad_request(client):
+def test_other_data_is_a_bad_request(client):
     with pytest.raises(openai.BadRequestError, match="not audio"):
         transcribe(client, ("notes.wav", b"these are words, not sounds" * 100))
 
 
-def test_a_very_short_clip_is_padded_not_refused(client):
+def test_very_short_clips_are_padded(client):
     """V13: in-tree finds no frame in 10 ms, and refuses them."""
     assert isinstance(transcribe(client, wav(np.full(160, 0.01, np.float32))).text, str)
 
 
-def test_a_long_recording_is_split_and_heard_whole(client):
+def test_long_recordings_are_transcribed_whole(client):
     """88 s in three languages; this server's clips hold 12 s."""
     path = DATA / "three_languages.flac"
     expected = path.with_suffix(".txt").read_text()
@@ -226,7 +226,7 @@ def test_twenty_minutes_in_one_clip_are_accepted(client):
     assert answer.usage.prompt_tokens > 13 * 1199
 
 
-def test_the_prompt_is_as_long_as_that_of_a_chat(client):
+def test_prompts_are_as_long_as_chats(client):
     """V1: in-tree leaves the empty system turn out, which the chat template writes."""
     audio = base64.b64encode(wav(*soundfile.read(HELLO))[1]).decode()
     part = {"type": "input_audio", "input_audio": {"data": audio, "format": "wav"}}
@@ -259,14 +259,14 @@ def test_chinese_clips_are_joined_without_a_space(client):
     assert not re.search(r"[\u4e00-\u9fff。，？！] +[\u4e00-\u9fff]", answer.text)
 
 
-def test_a_quarter_of_an_hour_and_29_mb_are_taken(client):
+def test_fifteen_minutes_of_29_mb_are_accepted(client):
     """V10: in-tree takes 10 minutes and 25 MB."""
     answer = transcribe(client, wav(np.zeros(900 * 16_000, np.float32)))
     assert (answer.text, answer.usage.seconds) == ("", 900)
 
 
 @pytest.mark.parametrize("kind", ["input_audio", "audio_url"])
-def test_chat_hears_audio(client, hello, kind):
+def test_chat_transcribes_audio(client, hello, kind):
     audio = base64.b64encode(wav(*soundfile.read(HELLO))[1]).decode()
     part = {
         "input_audio": {"data": audio, "format": "wav"},

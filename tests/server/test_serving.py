@@ -51,7 +51,7 @@ def test_audio_beside_others_must_find_room(serve, monkeypatch):
     assert "limit is 10 s" in error(post(wav(noise(11.0))), 400)["message"]
 
 
-def test_a_stream_has_fewer_and_longer_events_in_a_full_server(serve):
+def test_streams_in_full_servers_have_longer_events(serve):
     engine = FakeEngine("language English<asr_text>Hi.")
     post = serve(engine)
     with ExitStack() as others:
@@ -64,7 +64,7 @@ def test_a_stream_has_fewer_and_longer_events_in_a_full_server(serve):
     assert [params.stream_interval for _, params, _ in engine.asked] == [1, 3, 16]
 
 
-def test_one_recording_takes_a_share_of_the_engine(serve):
+def test_one_recording_never_fills_the_engine(serve):
     engine = FakeEngine("language English<asr_text>Hi.", max_num_seqs=24)
     text = serve(engine, max_clip_s=1)(wav(noise(30.0))).json()["text"]
     assert len(engine.asked) >= 30
@@ -72,7 +72,7 @@ def test_one_recording_takes_a_share_of_the_engine(serve):
     assert text == " ".join(["Hi."] * len(engine.asked))
 
 
-def test_an_engine_that_died_sends_clients_to_another_server(serve):
+def test_a_dead_engine_is_503_with_retry(serve):
     from vllm.v1.engine.exceptions import EngineDeadError
 
     response = serve(FakeEngine(EngineDeadError()))()
@@ -81,7 +81,7 @@ def test_an_engine_that_died_sends_clients_to_another_server(serve):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_server_that_stops_says_so_and_not_half_of_the_text(serve, stream):
+def test_stopping_servers_send_no_partial_text(serve, stream):
     """vLLM ends requests that it drops with the text so far and the reason "abort"."""
     engine = FakeEngine("language English<asr_text>Good", finish_reason="abort")
     response = serve(engine)(stream=stream)
@@ -94,7 +94,7 @@ def test_a_server_that_stops_says_so_and_not_half_of_the_text(serve, stream):
         assert response.headers["Retry-After"] == "5"
 
 
-def test_a_missing_decoder_is_named_and_not_the_clients_mistake(serve, monkeypatch):
+def test_a_missing_decoder_is_a_server_error(serve, monkeypatch):
     from qwen3_asr_vllm.media import blocks
 
     def import_module(name):
@@ -105,7 +105,7 @@ def test_a_missing_decoder_is_named_and_not_the_clients_mistake(serve, monkeypat
     assert "pip install av" in body["message"] and body["type"] == "server_error"
 
 
-def test_another_model_is_not_served_by_these_routes():
+def test_other_models_are_not_served():
     from qwen3_asr_vllm.server.plugin import EndpointPlugin
 
     engine = FakeEngine("")
@@ -131,7 +131,7 @@ def test_requests_are_counted_by_how_they_end(post, fields, status):
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
-def test_a_failure_is_counted_once_whatever_was_sent_before(serve, stream):
+def test_failures_are_counted_once(serve, stream):
     engine = FakeEngine("language English<asr_text>Good morning.", RuntimeError("out of order"))
     before = counted(200), counted(500)
     serve(engine, max_clip_s=5)(wav(noise(9.0)), stream=stream)

@@ -203,7 +203,7 @@ def test_a_flood_that_never_reads_ends(monkeypatch):
             time.sleep(0.05)
 
 
-def test_a_refused_client_that_never_reads_is_dropped(monkeypatch):
+def test_refused_clients_that_stall_are_dropped(monkeypatch):
     monkeypatch.setattr(connection, "SEND_S", 0.01)
 
     class Stuck:
@@ -244,7 +244,7 @@ def test_a_session_without_room_for_audio_ends(monkeypatch):
         assert "0.1 s" in event["error"]["message"]
 
 
-def test_an_engine_that_does_not_answer_fails_the_item(monkeypatch):
+def test_a_silent_engine_fails_the_item(monkeypatch):
     from qwen3_asr_vllm.server import realtime
 
     monkeypatch.setattr(realtime, "DECODE_S", 0.1)
@@ -274,7 +274,7 @@ def test_compressed_frames_are_not_agreed_on():
      '{"type":"session.update","session":{' + '"a":1,' * 2_000_000 + '"b":1}}'],
     ids=["lists", "objects", "depth", "fields"],
 )  # fmt: skip
-def test_an_event_of_many_values_is_refused_unparsed(content):
+def test_oversized_events_are_refused_unparsed(content):
     """15 MB that would be 670 MB once parsed, and hold the event loop for seconds."""
     import tracemalloc
 
@@ -315,7 +315,7 @@ def test_a_binary_frame_is_named(frame):
         assert "binary frame" in message and "base64" in message
 
 
-def test_json_in_a_binary_frame_is_an_event():
+def test_binary_frames_may_hold_events():
     with open_session() as session:
         session.socket.send_bytes(b'{"type": "input_audio_buffer.clear"}')
         assert session.next()["type"] == "input_audio_buffer.cleared"
@@ -376,7 +376,7 @@ def test_semantic_vad_is_a_silence_by_eagerness(eagerness, silence_ms):
         assert again == done
 
 
-def test_what_has_no_effect_is_reported_as_null():
+def test_fields_without_effect_are_null():
     with open_session() as session:
         turns = {"type": "server_vad", "create_response": True, "interrupt_response": False}
         done = reported(
@@ -413,7 +413,7 @@ def test_a_field_at_fault_is_named(path, value, said):
         assert said in error["message"]
 
 
-def test_a_prompt_longer_than_the_model_is_refused():
+def test_too_long_prompts_are_refused():
     """Not at every utterance, as a fault of the server."""
     with open_session(made(model_config=SimpleNamespace(max_model_len=1_000))) as session:
         error = session.configure(transcription={"prompt": "x" * 700})["error"]
@@ -422,7 +422,7 @@ def test_a_prompt_longer_than_the_model_is_refused():
         assert reported(session, transcription={"prompt": "x" * 672})
 
 
-def test_a_served_model_overrides_that_of_the_url():
+def test_served_models_override_the_urls():
     with open_session(path=f"{PATH}?model=gpt-4o-transcribe") as session:
         session.append(1)
         assert session.next()["error"]["code"] == "model_not_found"
@@ -513,7 +513,7 @@ LOGPROBS = "item.input_audio_transcription.logprobs"
 
 
 @pytest.mark.parametrize("language", [None, "de"])
-def test_logprobs_of_deltas_join_to_those_of_the_transcript(language):
+def test_delta_logprobs_join_to_the_transcripts(language):
     with open_session() as session:
         done = session.update(include=[LOGPROBS], audio={"input": MANUAL})
         assert done["session"]["include"] == [LOGPROBS]
@@ -527,7 +527,7 @@ def test_logprobs_of_deltas_join_to_those_of_the_transcript(language):
             assert bytes(entry["bytes"]).decode() == entry["token"] and entry["logprob"] == -0.25
 
 
-def test_logprobs_cover_what_follows_an_update():
+def test_updates_keep_logprobs_complete():
     with open_session() as session:
         session.configure(**MANUAL)
         session.append(9)
@@ -569,7 +569,7 @@ def test_the_beta_is_known_by_its_handshake(options, kind):
         assert is_flat == (options.keys() != {"path"})
 
 
-def test_a_session_of_the_beta_from_end_to_end():
+def test_beta_sessions_work_end_to_end():
     from openai.types.beta import realtime as types
 
     wanted = {
@@ -597,7 +597,7 @@ def test_a_session_of_the_beta_from_end_to_end():
         assert "conversation.item.created" in kinds and "conversation.item.added" not in kinds
 
 
-def test_an_event_of_the_beta_is_understood_in_any_session():
+def test_beta_events_work_in_any_session():
     with open_session() as session:
         flat = {"input_audio_transcription": {"language": "de"}, "turn_detection": None}
         event = session.update("transcription_session.update", input_audio_format="pcm16", **flat)
@@ -619,7 +619,7 @@ def test_an_event_of_the_beta_is_understood_in_any_session():
         ("voice", "alloy"),
     ],
 )
-def test_a_field_of_the_beta_is_named_as_it_was_sent(name, value):
+def test_beta_fields_keep_their_names(name, value):
     field, _, inner = name.partition(".")
     changes = {"modalities": ["text"], field: {inner: value} if inner else value}
     with open_session(**BETA) as session:
@@ -651,7 +651,7 @@ def test_the_dialect_of_vllm_has_its_errors():
     ("architecture", "is_named"),
     [("Qwen3ASRRealtimeGeneration", True), ("Qwen3ASRForConditionalGeneration", False)],
 )
-def test_an_override_that_is_not_needed_is_named(monkeypatch, architecture, is_named):
+def test_needless_overrides_are_named(monkeypatch, architecture, is_named):
     from qwen3_asr_vllm.server import plugin
 
     told = []

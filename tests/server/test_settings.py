@@ -39,7 +39,7 @@ def test_ends_of_a_range_are_read(name, monkeypatch):
     "given", ["", " ", "-1", "0", "inf", "-inf", "nan", "1e999", "many", "9" * 40]
 )
 @pytest.mark.parametrize("name", NUMBERS)
-def test_values_out_of_range_are_refused_by_name(name, given, monkeypatch):
+def test_settings_out_of_range_are_named(name, given, monkeypatch):
     monkeypatch.setenv(name, given)
     expected = f"{name} is '{given}'; give {SETTINGS[name].range}, or unset it."
     with pytest.raises(ValueError, match=re.escape(expected)):

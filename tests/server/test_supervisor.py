@@ -274,7 +274,7 @@ def aligner_url(server):
 
 
 @pytest.mark.vllm
-def test_words_over_http_tile_the_text_and_lie_inside_their_segments(pair):
+def test_words_over_http_tile_the_text(pair):
     answer = ask_words(pair)
     assert "".join(word.word for word in answer.words) == answer.text
     assert "".join(segment.text for segment in answer.segments) == answer.text
@@ -291,9 +291,7 @@ def test_words_over_http_tile_the_text_and_lie_inside_their_segments(pair):
 
 
 @pytest.mark.vllm
-def test_minutes_of_speech_have_the_same_words_over_http_and_offline(
-    pair, model, minutes, minutes_on_disk
-):
+def test_http_and_offline_words_are_equal(pair, model, minutes, minutes_on_disk):
     served = ask_words(pair, minutes_on_disk)
     offline = rounded(model.transcribe(minutes, max_clip_s=12, word_timestamps=True))
     assert_timed(offline)
@@ -308,9 +306,7 @@ def test_minutes_of_speech_have_the_same_words_over_http_and_offline(
 
 
 @pytest.mark.vllm
-def test_minutes_of_a_known_text_are_aligned_alike_over_http_and_offline(
-    pair, model, minutes, minutes_on_disk
-):
+def test_http_and_offline_alignments_are_equal(pair, model, minutes, minutes_on_disk):
     """More of it than one request of the aligner holds."""
     text = " ".join(row["text"] for row in heldout() if row["text"])
     with minutes_on_disk.open("rb") as file:
@@ -335,7 +331,7 @@ def test_subtitles_begin_with_their_first_word(pair):
 
 
 @pytest.mark.vllm
-def test_segments_come_without_words_where_none_were_asked_for(pair):
+def test_segments_have_words_only_on_request(pair):
     answer = ask(pair)
     assert answer.words is None
     assert [s.start for s in answer.segments] == [s.start for s in ask_words(pair).segments]
@@ -355,14 +351,14 @@ def test_the_aligner_answers_users_too(pair):
 
 
 @pytest.mark.vllm
-def test_what_is_no_audio_for_the_aligner_is_refused(pair):
+def test_the_aligner_refuses_other_data(pair):
     url = f"{aligner_url(pair)}/v1/audio/alignments"
     answer = httpx.post(url, files={"file": b"words" * 99}, data={"text": "a"}, timeout=60)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "file"
 
 
 @pytest.mark.vllm
-def test_odd_forms_get_an_answer_of_the_aligner_or_an_error_object(pair):
+def test_odd_forms_get_answers_or_error_objects(pair):
     """The cases are those of ``benchmarks/robustness/fuzz.py``."""
     outcomes = list(fuzz.at_once(fuzz.ask_aligner, aligner_url(pair), range(60)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
@@ -370,7 +366,7 @@ def test_odd_forms_get_an_answer_of_the_aligner_or_an_error_object(pair):
 
 
 @pytest.mark.vllm
-def test_a_trace_leads_from_the_client_to_both_engines(pair, spans):
+def test_traces_reach_both_engines(pair, spans):
     trace, session = secrets.token_hex(16), secrets.token_hex(16)
     parents = [{"traceparent": f"00-{name}-{'1' * 16}-01"} for name in (trace, session)]
     ask_words(pair, extra_headers=parents[0])
@@ -390,9 +386,7 @@ def test_a_trace_leads_from_the_client_to_both_engines(pair, spans):
 
 
 @pytest.mark.vllm
-def test_an_aligner_that_is_killed_is_started_again_and_both_end_on_a_signal(
-    pair, minutes, tmp_path
-):
+def test_killed_aligners_restart_and_end_on_signals(pair, minutes, tmp_path):
     """The last test of this module: it stops the servers."""
     aligner, transcriber = servers_of(pair.process.pid)
     os.kill(aligner, signal.SIGKILL)

@@ -39,7 +39,7 @@ def test_json_says_text_languages_and_seconds(post):
 
 
 @pytest.mark.parametrize("fields", [{}, {"max_completion_tokens": 100_000}])
-def test_decoding_is_greedy_and_bounded_by_the_duration(serve, fields):
+def test_decoding_is_greedy_and_bounded(serve, fields):
     """V11: in-tree lets an answer fill the context."""
     from qwen3_asr_vllm.decoding import max_new_tokens
 
@@ -57,7 +57,7 @@ def read_by_ai_sdk(body):
 
 
 @pytest.mark.parametrize(("name", "language"), [("json", "de"), ("verbose_json", "german")])
-def test_a_language_is_spelled_as_clients_read_it(serve, name, language):
+def test_languages_are_spelled_for_their_clients(serve, name, language):
     body = serve(FakeEngine("language German<asr_text>Guten Tag."))(response_format=name).json()
     assert body["language"] == language and read_by_ai_sdk(body) == "de"
     assert body["languages"] == [{"code": "de"}]
@@ -99,7 +99,7 @@ def test_formats_are_those_of_the_command_line(post, name):
     assert "Good morning." in response.text
 
 
-def test_a_model_is_found_by_any_of_its_names(post):
+def test_models_are_found_by_any_name(post):
     for name in ("asr", "b", ""):
         assert post(model=name).status_code == 200
     body = error(post(model="whisper-1"), 404)
@@ -141,7 +141,7 @@ def test_a_recording_that_only_ffmpeg_reads(serve, seconds):
 
 
 @pytest.mark.parametrize("kind", ["audio/L16;rate=16000", "audio/pcmu", "audio/basic"])
-def test_audio_without_a_header_is_read_by_its_content_type(post, kind):
+def test_raw_audio_is_read_by_content_type(post, kind):
     samples = (noise(2.0) * 20_000).astype(">i2").tobytes()
     raw = samples if "L16" in kind else samples[:16_000]  # a byte for each sample, at 8 kHz
     body = post.client.post(ROUTE, content=raw, headers={"Content-Type": kind})
@@ -149,12 +149,12 @@ def test_audio_without_a_header_is_read_by_its_content_type(post, kind):
     assert body.json() == part.json() and body.json()["usage"]["seconds"] == 2.0
 
 
-def test_what_needs_a_rate_says_so(post):
+def test_a_missing_rate_is_named(post):
     response = post.client.post(ROUTE, content=bytes(999), headers={"Content-Type": "audio/L16"})
     assert "states no rate" in error(response, 400)["message"]
 
 
-def test_a_recording_too_long_is_refused_with_the_limit(serve, monkeypatch):
+def test_too_long_recordings_name_the_limit(serve, monkeypatch):
     monkeypatch.setenv("VLLM_MAX_AUDIO_DECODE_DURATION_S", "2")
     body = error(serve(FakeEngine(""))(wav(noise(3.0))), 400)
     assert "3.0 s" in body["message"] and "limit is 2 s" in body["message"]
@@ -169,7 +169,7 @@ def test_an_upload_too_large_is_refused(serve, monkeypatch):
     assert post(wav(noise(20.0))).status_code == 200
 
 
-def test_an_upload_of_unknown_size_ends_at_the_limit(serve, monkeypatch):
+def test_chunked_uploads_end_at_the_limit(serve, monkeypatch):
     monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "1")
     post = serve(FakeEngine(""))
     sent = 0
@@ -224,7 +224,7 @@ def test_streamed_deltas_join_to_the_text(serve, answers):
         ({"stream_include_usage": "false"}, 1, False),
     ],
 )
-def test_only_a_chunk_of_usage_has_no_choice(post, fields, num_choices, has_usage):
+def test_only_usage_chunks_have_no_choice(post, fields, num_choices, has_usage):
     *chunks, done = events(post(stream="true", **fields))
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == done["text"]
     assert (len(done["choices"]), "usage" in done) == (num_choices, has_usage)
@@ -245,7 +245,7 @@ def test_a_stream_finishes_once_and_counts_tokens(post):
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-def test_a_stream_that_reached_the_token_limit_says_so(serve):
+def test_streams_warn_about_the_token_limit(serve):
     engine = FakeEngine("language English<asr_text>Hi.", finish_reason="length")
     *_, finish, done = events(serve(engine)(stream="true"))
     assert finish["choices"][0]["finish_reason"] == "length"
@@ -253,7 +253,7 @@ def test_a_stream_that_reached_the_token_limit_says_so(serve):
 
 
 @pytest.mark.parametrize("response_format", ["text", "srt", "vtt"])
-def test_a_format_without_warnings_has_them_in_a_header(serve, response_format):
+def test_plain_formats_carry_warnings_in_headers(serve, response_format):
     post = serve(FakeEngine("language English<asr_text>Hi.", finish_reason="length"))
     assert "token limit" in post(response_format=response_format).headers["X-Warnings"]
     prompt = "Zürich " * 3000  # what is cut off is named
@@ -273,19 +273,19 @@ def unfinished_wav():
 
 
 @pytest.mark.parametrize("response_format", ["json", "verbose_json"])
-def test_json_says_what_could_not_be_read(post, response_format):
+def test_json_warns_about_unreadable_audio(post, response_format):
     body = post(unfinished_wav(), response_format=response_format).json()
     assert body["warnings"] == [UNFINISHED]
     assert body["usage"]["seconds"] == 1.0
 
 
 @pytest.mark.parametrize("response_format", ["text", "srt", "vtt"])
-def test_a_header_says_what_could_not_be_read(post, response_format):
+def test_headers_warn_about_unreadable_audio(post, response_format):
     response = post(unfinished_wav(), response_format=response_format)
     assert response.headers["X-Warnings"] == UNFINISHED
 
 
-def test_a_stream_says_at_its_end_what_could_not_be_read(post):
+def test_streams_warn_about_unreadable_audio(post):
     *_, done, _ = post(unfinished_wav(), stream="true").text.split("data: ")
     assert json.loads(done)["warnings"] == [UNFINISHED]
 
@@ -305,7 +305,7 @@ def test_a_stream_says_at_its_end_what_could_not_be_read(post):
         ),
     ],
 )
-def test_files_of_users_are_read_to_their_end(post, name, seconds, warnings):
+def test_files_of_users_are_read_completely(post, name, seconds, warnings):
     body = post((name, (DATA / "field" / name).read_bytes())).json()
     assert body["usage"]["seconds"] == pytest.approx(seconds, abs=0.02)
     assert body.get("warnings", []) == warnings
@@ -319,21 +319,21 @@ def test_speakers_have_the_warnings_of_their_file(post):
     assert body["warnings"] == [UNFINISHED.replace("32,000", "64,000")]
 
 
-def test_a_track_that_is_not_there_is_named(post):
+def test_missing_tracks_are_named(post):
     assert post(SECOND, audio_track="1").status_code == 200
     body = error(post(SECOND, audio_track="2"), 400)
     assert "audio_track is 2; the file has 1" in body["message"]
     assert error(post(SECOND, audio_track="0"), 400)["param"] == "audio_track"
 
 
-def test_a_header_does_not_grow_with_the_warnings():
+def test_warning_headers_are_bounded():
     from qwen3_asr_vllm.server.responses import warning_headers
 
     header = warning_headers(["The clip at 0:30 looped."] * 500)["X-Warnings"]
     assert len(header) < 2100 and header.endswith("(500 in all)")
 
 
-def test_text_that_begins_like_a_header_is_streamed_at_once(serve):
+def test_text_like_a_header_is_streamed_immediately(serve):
     """V15: where the language is forced, in-tree withholds 50 characters after "language"."""
     text = "language is what makes us human, said the linguist to the engineer."
     *deltas, done = events(serve(FakeEngine(text))(stream="true", language="en"))
@@ -347,18 +347,18 @@ def test_usage_comes_with_every_event_on_request(post):
     assert tokens == sorted(tokens)
 
 
-def test_an_error_in_the_stream_is_an_error_object(serve):
+def test_stream_errors_are_error_objects(serve):
     engine = FakeEngine("language English<asr_text>Good morning.", RuntimeError("out of order"))
     *deltas, last = events(serve(engine, max_clip_s=5)(wav(noise(9.0)), stream="true"))
     assert "".join(event["delta"] for event in deltas) == "Good morning."
     assert "out of order" in last["error"]["message"]
 
 
-def test_an_error_before_the_stream_has_a_status(post):
+def test_errors_before_the_stream_have_statuses(post):
     error(post(("notes.wav", b"words" * 100), stream="true"), 400)
 
 
-def test_what_a_stream_has_shown_of_a_loop_stays(serve):
+def test_streamed_text_of_a_loop_stays(serve):
     """The first of two clips loops, and is asked for again from where it was good."""
     engine = FakeEngine(f"{ENGLISH}Round{ROUND}", f"{ENGLISH}Bye.", " we go.")
     speech = noise(15.0)
@@ -372,7 +372,7 @@ def test_what_a_stream_has_shown_of_a_loop_stays(serve):
     assert "warnings" not in done
 
 
-def test_what_is_not_streamed_and_loops_is_heard_in_halves(serve):
+def test_unstreamed_loops_are_retried_in_halves(serve):
     engine = FakeEngine(f"{ENGLISH}Round{ROUND}", f"{ENGLISH}One.", f"{ENGLISH}Two.")
     body = serve(engine)(wav(noise(9.0))).json()
     assert body["text"] == "One. Two." and len(engine.asked) == 3
@@ -394,7 +394,7 @@ def words_of(serve, output, text="language English<asr_text>Hi.", granularity="w
     return post(response_format="verbose_json", **{"timestamp_granularities[]": granularity})
 
 
-def test_an_aligner_that_is_down_is_worth_another_try(serve):
+def test_unreachable_aligners_are_retryable(serve):
     response = words_of(serve, AlignmentOutput((), error="it is gone"))
     assert error(response, 503)["code"] == "aligner_unavailable"
     assert response.headers["Retry-After"] == "5" and "x-should-retry" not in response.headers
@@ -407,7 +407,7 @@ def test_an_aligner_that_refuses_is_not(serve):
     assert response.headers["x-should-retry"] == "false" and "Retry-After" not in response.headers
 
 
-def test_words_are_in_segments_only_where_they_were_asked_for(serve):
+def test_segments_contain_words_only_on_request(serve):
     timed = AlignmentOutput((0, 400, 400, 800))
     text = "language English<asr_text>Hi there."
     asked = words_of(serve, timed, text).json()
@@ -417,7 +417,7 @@ def test_words_are_in_segments_only_where_they_were_asked_for(serve):
     assert unasked["segments"][0]["start"] == asked["segments"][0]["start"]
 
 
-def test_a_language_that_the_aligner_does_not_know_has_segments_and_a_warning(serve):
+def test_unalignable_languages_get_segments_and_warnings(serve):
     text = "language Polish<asr_text>Dzień dobry."
     body = words_of(serve, AlignmentOutput(()), text).json()
     assert body["words"] == [] and [s["text"] for s in body["segments"]] == ["Dzień dobry."]
@@ -447,7 +447,7 @@ def test_speakers_need_two_channels_that_differ(serve, num_channels):
     assert ("the same" if num_channels == 2 else f"{num_channels} channel") in body["message"]
 
 
-def test_the_schema_of_the_server_can_be_made(post):
+def test_the_openapi_schema_can_be_built(post):
     assert ROUTE in post.client.get("/openapi.json").json()["paths"]
 
 
@@ -472,7 +472,7 @@ def connect(serve):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_aborts_its_clips(connect, stream):
+def test_disconnecting_aborts_the_clips(connect, stream):
     engine = EndlessEngine("", max_num_seqs=24)
     client = connect(engine, max_clip_s=1)
     hung_up = counted(499)
@@ -497,7 +497,7 @@ def test_a_client_that_goes_away_aborts_its_clips(connect, stream):
     assert (engine.aborted, counted(499)) == (3, hung_up + 1)
 
 
-def test_the_client_raises_an_error_in_the_stream(connect):
+def test_the_client_raises_stream_errors(connect):
     client = connect(FakeEngine("language English<asr_text>Hi.", RuntimeError("no")), max_clip_s=5)
 
     async def listen():

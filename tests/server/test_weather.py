@@ -127,7 +127,7 @@ def hello(server) -> str:
     return transcribe(server).text
 
 
-def test_vllm_serve_has_our_routes_where_it_names_the_plugin(small, hello):
+def test_vllm_serve_has_our_routes_by_plugin(small, hello):
     assert "Transcribing at /v1/audio/transcriptions" in small.log.read_text()
     client = openai.OpenAI(base_url=f"{small.url}/v1", api_key=KEY, max_retries=0)
     answer = client.audio.transcriptions.create(
@@ -211,7 +211,7 @@ def test_no_session_begins_without_the_key(small):
         speak(client, np.zeros(16_000, np.float32))
 
 
-def test_chat_asks_no_host_that_is_not_allowed(small):
+def test_chat_fetches_only_allowed_hosts(small):
     client = openai.OpenAI(base_url=f"{small.url}/v1", api_key=KEY, max_retries=0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(1)
@@ -233,7 +233,7 @@ def crowd(asked, size: int) -> Counter[str]:
         return Counter(pool.map(lambda _: answered(asked), range(size)))
 
 
-def test_a_full_server_says_so_and_loses_nobody(small, hello):
+def test_full_servers_refuse_and_lose_nothing(small, hello):
     """Sixty clients for eight places: each hears its recording or is told when to come again."""
     with ExitStack() as stack:  # more than places, and none of these uploads ends
         for _ in range(2 * PLACES):
@@ -246,7 +246,7 @@ def test_a_full_server_says_so_and_loses_nobody(small, hello):
     eventually(lambda: crowd(small, PLACES) == {hello: PLACES})  # every place is free again
 
 
-def test_both_engines_of_one_server_hear(small, hello):
+def test_both_engines_of_a_server_decode(small, hello):
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: transcribe(small).text, range(8))) == {hello}
     for engine in "01":
@@ -259,7 +259,7 @@ def test_clients_that_come_again_are_all_served(small, hello):
     assert texts == [hello] * 24
 
 
-def test_audio_that_would_fill_the_memory_is_refused_until_there_is_room(small):
+def test_audio_is_refused_until_memory_is_free(small):
     with transcribe(small, lecture(20), stream=True) as stream:
         next(iter(stream))
         assert answered(small, silence(700)) == "busy"
@@ -267,12 +267,12 @@ def test_audio_that_would_fill_the_memory_is_refused_until_there_is_room(small):
     eventually(lambda: answered(small, silence(1700)) == "")  # who hung up gave its room back
 
 
-def test_a_recording_that_can_never_fit_is_not_told_to_come_again(small):
+def test_oversized_recordings_get_no_retry_advice(small):
     with pytest.raises(openai.BadRequestError, match="limit is 1800 s"):
         transcribe(small, silence(1801))
 
 
-def test_a_storm_of_clients_that_hang_up_leaves_nothing(small, hello):
+def test_a_storm_of_disconnects_leaves_nothing(small, hello):
     name, file = lecture(1)
     for part in (1.0, 1.0, 0.5, 0.01) * 8:  # of the upload, before the connection is cut
         upload(small, file, part=part).close()
@@ -280,7 +280,7 @@ def test_a_storm_of_clients_that_hang_up_leaves_nothing(small, hello):
     eventually(lambda: crowd(small, PLACES) == {hello: PLACES})
 
 
-def test_readers_that_do_not_read_hold_up_nobody(small, hello):
+def test_stalled_readers_delay_no_client(small, hello):
     slow = [transcribe(small, lecture(1), stream=True) for _ in range(PLACES - 2)]
     assert [answered(small) for _ in range(4)] == [hello] * 4
     texts = {list(stream)[-1].text for stream in slow}
@@ -303,7 +303,7 @@ def test_an_upload_of_thirty_megabytes_passes(cluster):
     assert (answer.text, answer.usage.seconds) == ("", 960)
 
 
-def test_what_is_over_the_limit_is_refused_before_it_is_sent(cluster):
+def test_oversized_uploads_are_refused_before_sending(cluster):
     connection = http.client.HTTPConnection(cluster.url[7:])
     connection.putrequest("POST", "/v1/audio/transcriptions")
     connection.putheader("Content-Length", str(2 << 30))
@@ -326,7 +326,7 @@ def test_the_doctor_looks_at_servers_through_nginx(cluster, capsys):
     assert "PROBLEM" not in found and "metrics: not exposed" in found
 
 
-def test_alignments_go_to_the_aligner_and_what_servers_ask_of_it_does_not(cluster):
+def test_only_public_alignments_reach_the_aligner(cluster):
     def asked(path):
         connection = http.client.HTTPConnection(cluster.url[7:])
         connection.request("POST", f"/v1/audio/{path}", bytes(5_000_000))
@@ -358,7 +358,7 @@ def test_sessions_are_carried_to_both_servers(cluster):
     eventually(lambda: used() == {each.url[7:] for each in cluster.servers})
 
 
-def test_what_happened_so_far_is_not_in_the_logs(server, small, hello):
+def test_logs_contain_no_texts_or_keys(server, small, hello):
     for each in (server, small):
         assert transcribe(each).text == hello
         transcribe(each, prompt="Zanzibar", extra_body={"keywords": ["Quagga"]})
