@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -131,6 +132,11 @@ def both_sides() -> Iterator[dict[str, Side]]:
 
 
 # servers ----
+
+
+def exit_on_sigterm() -> None:
+    """Unwind on SIGTERM as on Ctrl-C, so that servers end with the benchmark."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @contextmanager

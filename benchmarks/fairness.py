@@ -22,7 +22,7 @@ import shlex
 import time
 from typing import Any
 
-from common import SIDES, percentile, print_result, print_table, server
+from common import SIDES, exit_on_sigterm, percentile, print_result, print_table, server
 from serve import REQUEST_TIMEOUT_S, post
 from support.audio import speech_clip
 from support.checkpoints import CHECKPOINT
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--server-args", default="--enforce-eager", help="one string")
     args = parser.parse_args()
+    exit_on_sigterm()
     args.whole = True  # not streamed
     args.context = CONTEXT
     args.text_tokens = num_text_tokens(CHECKPOINT)

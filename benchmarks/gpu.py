@@ -38,7 +38,7 @@ from typing import Any
 
 import serve
 from aligner import wide_checkpoint
-from common import machine, percentile, print_table, server
+from common import exit_on_sigterm, machine, percentile, print_table, server
 from counting import counting_checkpoint
 from sessions import session_row
 from support.audio import RECORDING, speech_clip
@@ -332,6 +332,7 @@ def main() -> int:
     parser.add_argument("--deadline-s", type=float, help="default: that of the plan")
     parser.add_argument("--dry-run", action="store_true", help="tiny, and without a GPU")
     args = parser.parse_args()
+    exit_on_sigterm()
     import torch
 
     if not torch.cuda.is_available() and not args.dry_run:

@@ -49,6 +49,7 @@ from common import (
     AUDIO_TOKEN,
     IN_PROCESS,
     Side,
+    exit_on_sigterm,
     print_result,
     print_table,
     server,
@@ -356,6 +357,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32, help="of --files, that ask over HTTP")
     parser.add_argument("--qwen-asr", metavar="FOLDER", help="where qwen-asr is installed")
     args = parser.parse_args()
+    exit_on_sigterm()
     args.counts = args.model in COUNTING
     args.dummy, args.whole, args.context = False, True, ""
     if args.files:

@@ -47,7 +47,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common import SIDES, Side, percentile, print_result, print_table, server, side_environment
+from common import (
+    SIDES,
+    Side,
+    exit_on_sigterm,
+    percentile,
+    print_result,
+    print_table,
+    server,
+    side_environment,
+)
 from counting import COUNTING, counting_checkpoint
 from support.audio import speech_clip
 from support.checkpoints import CHECKPOINT
@@ -366,6 +375,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="of the clips")
     parser.add_argument("--server-args", default="", help="more options of vllm serve, one string")
     args = parser.parse_args()
+    exit_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         model = CHECKPOINT if args.model == "tiny" else Path(args.model)
         if args.model in COUNTING:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import percentile, print_result, print_table, server
+from common import exit_on_sigterm, percentile, print_result, print_table, server
 from counting import COUNTING, counting_checkpoint
 from support.audio import SAMPLE_RATE, speech
 from support.checkpoints import CHECKPOINT
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of speech in a session")
     parser.add_argument("--server-args", default="", help="options of vllm serve, one string")
     args = parser.parse_args()
+    exit_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         model = CHECKPOINT if args.model == "tiny" else Path(args.model)
         if args.model in COUNTING:
