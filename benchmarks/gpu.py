@@ -23,15 +23,15 @@ import argparse
 import asyncio
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ WORDS_PER_S = 2.5  # of a text to align
 KINDS = ("requests", "align", "sessions")
 # What a dry run makes of a wave.
 DRY = {"requests": 8, "concurrency": 4, "clip_s": 4.0, "max_tokens": 16}
+DRY_COMMAND = "--model counting --dtype float32 --clips 8 --batch 4 --clients 4".split()
 
 
 @dataclass
@@ -73,7 +74,8 @@ class Plan:
         self._ends_s = time.monotonic() + (args.deadline_s or plan["deadline_s"])
         self._started_s = time.monotonic()
         self._first_seed = 0
-        self._stack = stack
+        self._pool = stack.enter_context(ThreadPoolExecutor(1))
+        self._command: Future[None] | None = None  # the last
         num_clients = 2 if self.is_dry else plan["clients"]
         self.clients = stack.enter_context(serve.client_processes(num_clients))
 
@@ -102,43 +104,36 @@ class Plan:
                 self._run_servers(step)
 
     def _run_command(self, step: dict[str, Any]) -> None:
-        """Run a command, or leave it running until the plan ends; its output is a file."""
-        log = (self.out / f"{step['name']}.txt").open("w")
+        """Run a command; one of the background is waited for before the next wave."""
         command = [sys.executable, *step["command"]]
-        if self.is_dry and "--model" in command:
-            command += shlex.split(
-                "--model counting --dtype float32 --clips 8 --batch 4 --clients 4"
-            )
-            command.remove("--compile")
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=HERE.parent, env=environment
-        )
-        start = time.monotonic()
-        limit_s = max(1.0, min(self.left_s, step["timeout_s"] * (10 if self.is_dry else 1)))
+        limit_s = min(self.left_s, step["timeout_s"])
+        if self.is_dry:
+            limit_s = self.left_s
+            command = [part for part in command if part != "--compile"]
+            command += DRY_COMMAND if "--model" in command else []
+        self._command = self._pool.submit(self._finish, step["name"], command, limit_s)
+        if not step.get("background"):
+            self._command.result()
 
-        def wait() -> None:
+    def _finish(self, name: str, command: list[str], limit_s: float) -> None:
+        """Run a command to its end or its limit; its output goes to a file."""
+        path, start = self.out / f"{name}.txt", time.monotonic()
+        with path.open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=HERE.parent)
             try:
-                process.wait(limit_s)
+                code = process.wait(limit_s)
             except subprocess.TimeoutExpired:
                 process.terminate()
-                process.wait()
-            log.close()
-            lines = (self.out / f"{step['name']}.txt").read_text().splitlines()
-            seconds = round(time.monotonic() - start, 1)
-            told = {"seconds": seconds, "exit code": process.returncode, "last": lines[-1:]}
-            self.write({"step": step["name"]} | told)
-
-        if step.get("background"):
-            pool = self._stack.enter_context(ThreadPoolExecutor(1))
-            pool.submit(wait)
-        else:
-            wait()
+                code = process.wait()
+        took = {"seconds": round(time.monotonic() - start, 1), "exit code": code}
+        self.write({"step": name} | took | {"last": path.read_text().splitlines()[-1:]})
 
     def _run_servers(self, step: dict[str, Any]) -> None:
         start = time.monotonic()
         with ExitStack() as stack:
             running = self._start(step["servers"], stack)
+            if self._command is not None:
+                self._command.result()
             seconds = round(time.monotonic() - start, 1)
             self.write({"step": step["name"], "started": sorted(running), "seconds": seconds})
             for wave in step["waves"]:
@@ -174,7 +169,7 @@ class Plan:
     def _start(self, specs: dict[str, Any], stack: ExitStack) -> dict[str, Running]:
         """Start servers at once; in a dry run, one for all that are the same there."""
         kv_bytes = _kv_bytes(specs)
-        commands = {name: self._command(spec, kv_bytes) for name, spec in specs.items()}
+        commands = {name: self._server_command(spec, kv_bytes) for name, spec in specs.items()}
         commands = {name: each for name, each in commands.items() if each is not None}
         unique = {each: name for name, each in commands.items()}
 
@@ -194,9 +189,9 @@ class Plan:
             if (place := started[each]) is not None
         }
 
-    def _command(self, spec: dict[str, Any], kv_bytes: int) -> tuple[Any, ...] | None:
+    def _server_command(self, spec: dict[str, Any], kv_bytes: int) -> tuple[Any, ...] | None:
         """Return side, checkpoint and options of a server; None if this version has no such."""
-        if "--engines-per-gpu" in spec.get("args", "") and not _has_engines_per_gpu():
+        if spec.get("engines", 1) > 1 and find_spec("qwen3_asr_vllm.server.engines") is None:
             self.write({"skipped": "qwen3-asr serve has no --engines-per-gpu"})
             return None
         model, options = self._checkpoint(spec), self.plan["server_args"].split()
@@ -205,7 +200,8 @@ class Plan:
             options += ["--enforce-eager", "--dtype", "float32"]
         else:
             options += ["--dtype", "bfloat16", *spec.get("cuda_args", "").split()]
-            options += ["--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(kv_bytes)]
+            of_server = str(kv_bytes * spec.get("engines", 1))
+            options += ["--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", of_server]
         if spec["model"] == "aligner" and not self.is_dry:
             options += ["--load-format", "dummy"]
         return spec.get("side", "ours"), model, tuple(options)
@@ -256,13 +252,6 @@ def _kv_bytes(specs: dict[str, Any]) -> int:
     engines = [spec["model"] for spec in specs.values() for _ in range(spec.get("engines", 1))]
     total = torch.cuda.mem_get_info()[1] * 0.92 - sum(BESIDE_KV[model] for model in engines)
     return int(total / len(engines))
-
-
-def _has_engines_per_gpu() -> bool:
-    from qwen3_asr_vllm.cli.options import make_parser
-
-    serving = make_parser()._subparsers._group_actions[0].choices["serve"]  # type: ignore
-    return "--engines-per-gpu" in serving.format_help()
 
 
 async def align_all(target: Running, wave: dict[str, Any], *, first_seed: int) -> dict[str, Any]:
