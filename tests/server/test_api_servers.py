@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
+from fastapi import FastAPI
+from support.fake_engine import FakeEngine
 from support.slow_to_end import answer_and_end
 
 from qwen3_asr_vllm.cli.vllm_serve import parse
@@ -137,6 +140,38 @@ def test_a_share_has_room_for_one_recording(monkeypatch):
 
 def vars_of(admission):
     return admission.max_recordings, admission.max_audio_s, admission.max_bytes >> 20
+
+
+@pytest.mark.parametrize(("count", "recordings", "threads"), [(None, 1024, 20), (4, 256, 5)])
+def test_the_routes_hold_the_share_of_their_api_server(monkeypatch, count, recordings, threads):
+    from vllm.entrypoints.openai.models.protocol import BaseModelPath
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+
+    from qwen3_asr_vllm.server import plugin
+
+    monkeypatch.setattr(plugin, "Realtime", lambda *_, **options: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    engine = FakeEngine("")
+    engine.model_config.hf_config = SimpleNamespace(model_type="qwen3_asr", is_aligner=False)
+    engine.model_config.architectures = []
+    engine.vllm_config.parallel_config = SimpleNamespace(data_parallel_size=1)
+    state = SimpleNamespace(
+        openai_serving_models=OpenAIServingModels(engine, [BaseModelPath("asr", "asr")]),
+        openai_serving_transcription=SimpleNamespace(
+            asr_config=SimpleNamespace(max_audio_clip_s=30)
+        ),
+    )
+
+    async def start():
+        (made := plugin.EndpointPlugin()).attach_router(FastAPI())
+        args = Namespace(api_key=None, allowed_origins=["*"], api_server_count=count)
+        await made.init_state(engine, state, args)
+        state.qwen3_asr.watch.cancel()
+
+    asyncio.run(start())
+    transcriber = state.qwen3_asr.transcriber
+    assert transcriber.admission.max_recordings == recordings
+    assert transcriber.pool._max_workers == threads
 
 
 def test_api_servers_answer_before_they_end(monkeypatch):

@@ -664,7 +664,7 @@ def test_needless_overrides_are_named(monkeypatch, architecture, is_named):
 
     async def start():
         made.attach_router(FastAPI())
-        args = SimpleNamespace(api_key=["key"], allowed_origins=["*"])
+        args = SimpleNamespace(api_key=["key"], allowed_origins=["*"], api_server_count=None)
         await made.init_state(Mock(model_config=model_config, errored=False), state, args)
         state.qwen3_asr.watch.cancel()
 
