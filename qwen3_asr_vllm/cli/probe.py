@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 import wave
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from ..geometry import SAMPLE_RATE
 
 TIMEOUT_S = 60  # seconds without a byte; a CPU transcribes the tone in a second or two
 _OURS = "Do: start it with `qwen3-asr serve`, or with VLLM_PLUGINS=qwen3_asr"
-_LOAD = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+_LOAD = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+_ENGINE = r'^vllm:num_requests_running\{.*\bengine="(\d+)"'
 
 
 def server_checks(url: str, *, api_key: str | None = None) -> dict[str, Callable[[], str]]:
@@ -113,7 +115,9 @@ def _page(client: Client) -> str:
 def _metrics(client: Client) -> str:
     lines = client.get("/metrics").decode().splitlines()
     loads = (sum(float(x.split()[-1]) for x in lines if x.startswith(name)) for name in _LOAD)
-    return "{:.0f} requests running, {:.0f} waiting".format(*loads)
+    found = "{:.0f} requests running, {:.0f} waiting".format(*loads)
+    engines = {x for line in lines for x in re.findall(_ENGINE, line)}
+    return f"{found} on {len(engines)} engines" if len(engines) > 1 else found
 
 
 def _tone() -> bytes:

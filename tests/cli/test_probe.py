@@ -6,12 +6,14 @@ from __future__ import annotations
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm import __version__
 from qwen3_asr_vllm.cli import entry as cli
+from qwen3_asr_vllm.cli import probe
 
 
 def ask(url, capsys):
@@ -55,6 +57,28 @@ def test_a_server_of_ours_has_no_problem(server, capsys, end):
     assert found["page"] == f"{server.url}/"
     assert found["transcribes"].startswith("a second of a tone in ")
     assert "requests running" in found["metrics"] and found["vllm"].startswith("0.3")
+
+
+METRICS = """
+vllm:num_requests_running{{engine="0",model_name="asr"}} 2.0
+{others}vllm:num_requests_waiting{{engine="0",model_name="asr"}} 3.0
+vllm:num_requests_waiting_by_reason{{engine="0",model_name="asr",reason="capacity"}} 3.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("others", "found"),
+    [
+        ("", "2 requests running, 3 waiting"),
+        (
+            'vllm:num_requests_running{engine="1",model_name="asr"} 4.0\n',
+            "6 requests running, 3 waiting on 2 engines",
+        ),
+    ],
+)
+def test_the_load_is_summed_over_engines(others, found):
+    page = METRICS.format(others=others).encode()
+    assert probe._metrics(SimpleNamespace(get=lambda path: page)) == found
 
 
 def test_a_closed_port_is_one_problem(capsys):
