@@ -43,6 +43,18 @@ def end_with_parent() -> None:
     _start(watch)
 
 
+def end_with_spawner() -> None:
+    """Kill this process, which ``multiprocessing`` is spawning, once its parent has ended."""
+    pid = os.getppid()  # multiprocessing does not know the parent yet
+
+    def watch() -> None:
+        while os.getppid() == pid:
+            time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    _start(watch)
+
+
 def kill_with_parent(parent: int) -> None:
     """Kill this process once ``parent``, a process of a single thread, has ended. Linux only.
 

@@ -28,6 +28,22 @@ def run(method):
     time.sleep(60)
     os.write(1, b"It lives on.\\n")
 """
+# vLLM's DP coordinator loads no plugins; the main module of its parent, which it imports, knows it.
+SPAWNER = """
+import multiprocessing, os, time
+from qwen3_asr_vllm.processes import end_with_spawner
+
+def run():
+    os.write(1, b"It lives.\\n")
+    time.sleep(60)
+    os.write(1, b"It lives on.\\n")
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=run, daemon=True).start()
+    time.sleep(60)
+if __name__ == "__mp_main__":
+    end_with_spawner()
+"""
 # A thread starts two engines, and ends.
 PARENT = """
 import multiprocessing, sys, threading, time
@@ -65,6 +81,15 @@ def test_engines_end_with_their_parent(tmp_path, method, number):
         assert [process.stdout.readline() for _ in range(2)] == 2 * ["It lives.\n"]
         process.send_signal(number)
         assert process.stdout.read() == ""  # it ends when all have that could write there
+
+
+def test_spawned_children_end_with_their_spawner(tmp_path):
+    (tmp_path / "spawner.py").write_text(SPAWNER)
+    command = [sys.executable, str(tmp_path / "spawner.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "It lives.\n"
+        process.kill()
+        assert process.stdout.read() == ""
 
 
 def test_children_of_users_outlive_their_parent(tmp_path):

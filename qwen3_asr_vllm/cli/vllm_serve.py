@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from ..processes import end_group_with_supervisor
+from ..processes import end_group_with_supervisor, end_with_spawner
 from .doctor import SERVE_ENVIRONMENT
 from .models import set_defaults
 from .options import DEFAULT_MODEL
@@ -64,3 +64,5 @@ def parse(argv: list[str]) -> tuple[ServeSubcommand, Namespace]:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+if __name__ == "__mp_main__":  # in a process that vLLM spawns: an engine, the DP coordinator
+    end_with_spawner()
