@@ -255,6 +255,10 @@ MOST_OF_GPU = 1 / 3  # of what both may take
 UTILIZATION = 0.9  # share of a GPU's memory for both, unless gpu_memory_utilization is given
 
 
+SHARED_GPU_WORKER = "qwen3_asr_vllm.model.worker.SharedGpuWorker"  # of several engines on a GPU
+NUM_GPUS = "QWEN3_ASR_NUM_GPUS"  # variable: GPUs over which their workers are spread
+
+
 def read_times(output: PoolingRequestOutput, class_ms: float) -> AlignmentOutput:
     return AlignmentOutput([class_ms * number for number in output.outputs.data.tolist()])
 
@@ -268,6 +272,15 @@ def class_ms(model_config: ModelConfig) -> float:
             "Use one such as Qwen/Qwen3-ForcedAligner-0.6B."
         )
     return float(config.timestamp_segment_time or CLASS_MS)
+
+
+def share_gpu(options: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """Return engine options for a ``share`` of a GPU: that of its memory if it is less than 1."""
+    if not 0 < share < 1:
+        return dict(options)
+    granted = options.get("gpu_memory_utilization", UTILIZATION)
+    shared = {"gpu_memory_utilization": share * granted, "worker_cls": SHARED_GPU_WORKER}
+    return dict(options) | shared
 
 
 def split_memory(total_bytes: int, utilization: float) -> tuple[float, float]:

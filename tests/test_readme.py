@@ -37,6 +37,7 @@ ELSEWHERE = {
     "pip install '.[": "installs; .ci/run installs '.[test]'",
     "pip install --no-deps qwen-asr": "installs; test_alignment.py reads such a dictionary",
     "qwen3-asr serve MODEL --data-parallel-size 4": "test_weather.py serves with two",
+    "qwen3-asr serve MODEL --engines-per-gpu 2": "test_engines.py, test_supervisor.py",
     "qwen3-asr serve MODEL --aligner ALIGNER": "test_supervisor.py",
     "qwen3-asr serve Qwen/": "needs a GPU and a download; the tests serve the tiny checkpoint",
     "vllm serve Qwen/": "as above; test_core_route.py",

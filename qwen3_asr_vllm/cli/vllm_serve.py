@@ -48,13 +48,16 @@ def parse(argv: list[str]) -> tuple[ServeSubcommand, Namespace]:
 
     from ..engine import engine_defaults, graph_options
     from ..server.api_servers import set_api_server_count
+    from ..server.engines import add_engines_option, share_gpus
 
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="qwen3-asr")
     serve = command.subparser_init(parser.add_subparsers(dest="subparser"))
+    add_engines_option(serve)
     given = {arg.partition("=")[0].lstrip("-").replace("-", "_") for arg in argv}
     serve.set_defaults(**engine_defaults(given), mm_processor_cache_gb=None)
     args = parser.parse_args(["serve", *argv])
+    share_gpus(args, serve)
     set_api_server_count(args)
     if args.mm_processor_cache_gb is None:  # one cache in each API server
         args.mm_processor_cache_gb = SENT_AUDIO_GB / (args.api_server_count or 1)

@@ -10,7 +10,8 @@ the servers to end, and kills what is left of their groups in time. A server who
 killed kills its own group.
 
 The aligner starts first: both servers size their memory at the start. An aligner that dies is
-restarted; until then, requests for words get a 503.
+restarted; until then, requests for words get a 503. A transcriber with several engines
+(``--engines-per-gpu``) ends when one of them dies, and is restarted too, if it has been ready.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,7 @@ POLL_S = 0.5  # seconds between two checks of the servers
 GRACE_S = 8.0  # seconds beyond vLLM's --shutdown-timeout until servers are killed
 GROUP_S = 2.0  # seconds for engines to end and the resource tracker to free memory
 MAX_PAUSE_S = 30.0  # upper bound of seconds before an aligner is restarted
+DEFAULT_PORT = 8000  # of vLLM
 STEADY_S = 60.0  # seconds of uptime that reset this pause
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a terminal closes
 
@@ -97,20 +99,74 @@ def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
     return Plan(rest, aligner + args.aligner_options, f"http://127.0.0.1:{port}")
 
 
-def shutdown_timeout_s(argv: Sequence[str]) -> float:
-    """Return ``--shutdown-timeout`` of vLLM's command line, or of its ``--config`` file."""
-    parser = argparse.ArgumentParser(prog="qwen3-asr serve", add_help=False)
-    parser.add_argument("--shutdown-timeout", "--shutdown_timeout", type=float)
+def option(argv: Sequence[str], name: str) -> str | None:
+    """Return a value of vLLM's command line, or of its ``--config`` file; None if it has none."""
+    parser = argparse.ArgumentParser(prog="qwen3-asr serve", add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest="value")
     parser.add_argument("--config", type=Path)
     args, _ = parser.parse_known_args(list(argv))
-    if args.shutdown_timeout is not None or args.config is None:
-        return float(args.shutdown_timeout or 0)
+    if args.value is not None or args.config is None:
+        return args.value
     try:
         options = args.config.read_text()
     except (OSError, ValueError):
-        return 0.0  # vLLM reports the error
-    found = re.search(r"^['\"]?shutdown[-_]timeout['\"]?\s*:\s*(\d+)", options, re.M)
-    return float(found[1]) if found else 0.0
+        return None  # vLLM reports the error
+    key = name.replace("-", "[-_]")
+    found = re.search(rf"^(['\"]?){key}\1\s*:\s*(['\"]?)([^\s'\"#]+)\2", options, re.M)
+    return found[3] if found else None
+
+
+def shutdown_timeout_s(argv: Sequence[str]) -> float:
+    return _number(option(argv, "shutdown-timeout"), default=0.0)
+
+
+def has_several_engines(argv: Sequence[str]) -> bool:
+    """Return whether engines share a GPU; a server of several is started again if one dies."""
+    return _number(option(argv, "engines-per-gpu"), default=1.0) > 1
+
+
+def _number(value: str | None, *, default: float) -> float:
+    try:
+        return float(default if value is None else value)
+    except ValueError:
+        return default  # vLLM reports the error
+
+
+class Server:
+    """A server in a process group of its own, which may be started again after it ended."""
+
+    def __init__(self, argv: list[str], environment: Mapping[str, str], *, name: str) -> None:
+        self.argv, self.name = argv, name
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pause_s = 1.0
+        self._start_at = 0.0  # monotonic seconds of the last start, or of the next
+
+    def start(self) -> None:
+        self._process, self._start_at = _start(self.argv, self._environment), time.monotonic()
+
+    def exit_code(self) -> int | None:
+        """Return the exit code of the process; None while it runs, or waits to be started again."""
+        return None if self._process is None else self._process.poll()
+
+    def start_later(self, code: int) -> None:
+        """Start it again after a pause, which doubles while it ends soon after each start."""
+        self.end(until=0)  # ends the rest of its process group
+        if time.monotonic() - self._start_at > STEADY_S:
+            self._pause_s = 1.0
+        logger.error("%s ended (%d); starting it again in %g s.", self.name, code, self._pause_s)
+        self._start_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+
+    def start_if_due(self) -> None:
+        if self._process is None and time.monotonic() >= self._start_at:
+            self.start()
+
+    def end(self, until: float) -> None:
+        """Ask it to end, and kill what is left of its process group at ``until``."""
+        if self._process is not None:
+            _end(self._process, until)
+        self._process = None
 
 
 class Supervisor:
@@ -118,11 +174,17 @@ class Supervisor:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._aligner: subprocess.Popen[bytes] | None = None
-        self._transcriber: subprocess.Popen[bytes] | None = None
+        environment = dict(os.environ)
+        self._aligner: Server | None = None
+        if plan.aligner is not None:
+            # The aligner listens on 127.0.0.1 only, and the transcriber sends it no key.
+            keyless = {name: v for name, v in environment.items() if name != "VLLM_API_KEY"}
+            self._aligner = Server(plan.aligner, keyless, name="The aligner")
+            environment["QWEN3_ASR_ALIGNER_URL"] = plan.url
+        self._transcriber = Server(plan.transcriber, environment, name="The server")
+        self._has_several_engines = has_several_engines(plan.transcriber)
+        self._is_kept = False  # whether the transcriber is started again when it ends
         self._is_stopping = False
-        self._pause_s = 1.0
-        self._started_at = 0.0
 
     def run(self) -> int:
         patience_s = shutdown_timeout_s(self._plan.transcriber) + GRACE_S
@@ -133,58 +195,46 @@ class Supervisor:
             code = self._run()
         finally:
             until = time.monotonic() + patience_s
-            for server in (self._transcriber, self._aligner):
-                _end(server, until)
+            for server in filter(None, (self._transcriber, self._aligner)):
+                server.end(until)
         return 128 - code if code < 0 else code
 
     def _run(self) -> int:
-        environment = dict(os.environ)
-        if self._plan.aligner is not None:
-            self._start_aligner()
-            if (code := self._wait_for_aligner()) is not None:
+        if self._aligner is not None:
+            self._aligner.start()
+            if (code := self._wait_for_aligner(self._aligner)) is not None:
                 return code
             logger.info("The aligner is ready at %s; starting the transcriber.", self._plan.url)
-            environment["QWEN3_ASR_ALIGNER_URL"] = self._plan.url
-        self._transcriber = _start(self._plan.transcriber, environment)
+        self._transcriber.start()
         while not self._is_stopping:
-            if (code := _exit_code(self._transcriber)) is not None:
+            if (code := self._watch()) is not None:
                 logger.info("The server ended (exit code %d).", code)
                 return code
-            if (code := _exit_code(self._aligner)) is not None:
-                self._start_aligner_again(code)
             time.sleep(POLL_S)
         return 0
 
-    def _wait_for_aligner(self) -> int | None:
+    def _watch(self) -> int | None:
+        """Start again what has ended; returns the exit code of a transcriber that is not."""
+        if self._has_several_engines and not self._is_kept:
+            self._is_kept = _accepts(self._plan.transcriber)
+        for server in filter(None, (self._transcriber, self._aligner)):
+            if (code := server.exit_code()) is not None:
+                if server is self._transcriber and not self._is_kept:
+                    return code
+                server.start_later(code)
+            server.start_if_due()
+        return None
+
+    def _wait_for_aligner(self, aligner: Server) -> int | None:
         """Return None once it is ready, else the exit code of this process."""
         while not self._is_stopping:
             if _is_healthy(self._plan.url):
                 return None
-            if (code := _exit_code(self._aligner)) is not None:
+            if (code := aligner.exit_code()) is not None:
                 logger.error("The aligner ended before it was ready (exit code %d).", code)
                 return code or 1
             time.sleep(POLL_S)
         return 0
-
-    def _start_aligner(self) -> None:
-        # The aligner listens on 127.0.0.1 only, and the transcriber sends it no key.
-        environment = {name: v for name, v in os.environ.items() if name != "VLLM_API_KEY"}
-        self._aligner = _start(self._plan.aligner or [], environment)
-        self._started_at = time.monotonic()
-
-    def _start_aligner_again(self, code: int) -> None:
-        _end(self._aligner, until=0)  # ends the rest of its process group
-        if time.monotonic() - self._started_at > STEADY_S:
-            self._pause_s = 1.0
-        logger.error("The aligner ended (%d); starting it again in %g s.", code, self._pause_s)
-        until = time.monotonic() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
-        while not self._is_stopping and time.monotonic() < until:
-            if _exit_code(self._transcriber) is not None:
-                return
-            time.sleep(POLL_S)
-        if not self._is_stopping:
-            self._start_aligner()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._is_stopping = True
@@ -201,14 +251,8 @@ def _start(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[byt
     )
 
 
-def _exit_code(server: subprocess.Popen[bytes] | None) -> int | None:
-    return None if server is None else server.poll()
-
-
-def _end(server: subprocess.Popen[bytes] | None, until: float) -> None:
+def _end(server: subprocess.Popen[bytes], until: float) -> None:
     """Ask a server to end, and kill what is left of its process group at ``until``."""
-    if server is None:
-        return
     if server.poll() is None:
         server.terminate()
         try:
@@ -238,3 +282,17 @@ def _is_healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+def _accepts(argv: Sequence[str]) -> bool:
+    """Return whether a server accepts connections; vLLM's does once its engines are ready."""
+    host, port = option(argv, "host") or "127.0.0.1", option(argv, "port")
+    try:
+        if path := option(argv, "uds"):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+        else:
+            socket.create_connection((host, int(_number(port, default=DEFAULT_PORT))), 2).close()
+    except OSError:
+        return False
+    return True

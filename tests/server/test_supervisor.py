@@ -37,7 +37,7 @@ from support.audio import DATA, heldout, noise
 from support.checkpoints import ALIGNER, CHECKPOINT
 from support.checks import assert_timed, eventually
 from support.clients import speak
-from support.servers import serving
+from support.servers import reserved_port, serving
 
 from qwen3_asr_vllm.formats import rounded
 from qwen3_asr_vllm.server import serving as serving_state
@@ -70,7 +70,7 @@ def test_a_gpu_is_shared(given, both):
     assert shares == pytest.approx([6 / 80, both - 6 / 80])
 
 
-def test_an_aligner_that_cannot_start_ends_both(monkeypatch):
+def test_an_aligner_that_cannot_start_ends_both(monkeypatch, signals):
     monkeypatch.setattr(supervisor, "POLL_S", 0.01)
     made = plan(["asr", "--aligner", "/no/such/aligner"], gpu_bytes=None, port=1)
     started = []
@@ -80,13 +80,92 @@ def test_an_aligner_that_cannot_start_ends_both(monkeypatch):
         return subprocess.Popen(["false"], start_new_session=True)
 
     monkeypatch.setattr(supervisor, "_start", false)
-    handlers = [signal.getsignal(number) for number in supervisor.SIGNALS]
-    try:
-        assert supervisor.Supervisor(made).run() == 1
-    finally:
-        for number, handler in zip(supervisor.SIGNALS, handlers, strict=True):
-            signal.signal(number, handler)
+    assert supervisor.Supervisor(made).run() == 1
     assert started == [made.aligner]
+
+
+LISTENS = """
+import socket, sys, time
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def signals():
+    """Handlers that a supervisor changes are restored."""
+    handlers = [signal.getsignal(number) for number in supervisor.SIGNALS]
+    yield
+    for number, handler in zip(supervisor.SIGNALS, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+def supervise(monkeypatch, argv, *commands):
+    """Run a supervisor of one server whose starts run these commands; its code, and processes."""
+    monkeypatch.setattr(supervisor, "POLL_S", 0.01)
+    started, commands = [], list(commands)
+
+    def start(argv, environment):
+        started.append(subprocess.Popen(commands.pop(0), start_new_session=True))
+        return started[-1]
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    return supervisor.Supervisor(supervisor.Plan(argv)), started
+
+
+def test_several_engines_restart_once_ready(monkeypatch, signals):
+    with reserved_port() as port:
+        argv = ["asr", "--engines-per-gpu=2", "--port", str(port)]
+        listen = [sys.executable, "-c", LISTENS, str(port)]
+        made, started = supervise(monkeypatch, argv, listen, ["false"], listen)
+
+        def kill_and_stop():
+            eventually(lambda: made._is_kept)
+            started[0].kill()
+            eventually(lambda: len(started) == 3 and supervisor._accepts(argv))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        thread = threading.Thread(target=kill_and_stop)
+        thread.start()
+        assert made.run() == 0
+        thread.join()
+    assert [process.returncode for process in started] == [-9, 1, -15]
+
+
+@pytest.mark.parametrize("argv", [["asr"], ["asr", "--engines-per-gpu", "2"]])
+def test_a_start_that_fails_is_not_repeated(monkeypatch, signals, argv):
+    with reserved_port() as port:  # on which nothing listens
+        made, started = supervise(monkeypatch, [*argv, "--port", str(port)], ["false"])
+        assert made.run() == 1
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "is_so"),
+    [
+        ([], False),
+        (["--engines-per-gpu", "1"], False),
+        (["--engines_per_gpu=2"], True),
+        (["--engines-per-gpu", "two"], False),  # vLLM's parser refuses it
+        (["--config={}"], True),
+        (["--config={}", "--engines-per-gpu=1"], False),
+    ],
+)
+def test_engines_are_counted_in_either_place(tmp_path, argv, is_so):
+    config = tmp_path / "config.yaml"
+    config.write_text("engines_per_gpu: 2  # the GPU is large\nport: 8000\n")
+    given = ["asr", *(arg.format(config) for arg in argv)]
+    assert supervisor.has_several_engines(given) is is_so
+
+
+def test_a_unix_socket_shows_readiness(tmp_path):
+    argv = ["asr", "--uds", str(tmp_path / "socket")]
+    assert not supervisor._accepts(argv)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(argv[-1])
+        assert not supervisor._accepts(argv)  # as vLLM's while its engines load
+        server.listen()
+        assert supervisor._accepts(argv)
 
 
 SUPERVISES_STAND_INS = """
