@@ -139,7 +139,7 @@ def _add_ray_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1,
         metavar="N",
-        help="GPUs per engine; 0: CPU; default: 1",
+        help="GPUs per engine; 0: CPU; 0.5: two engines share a GPU and its memory; default: 1",
     )
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine import EngineDiedError
+from ..engine import EngineDiedError, share_gpu
 from ..formats import rounded
 from ..options import TranscribeOptions, merge_options
 from ..recordings import Progress, Recording, Result, is_url
@@ -60,9 +60,10 @@ def transcribe_on_ray(
     """Transcribe a corpus into JSONL shards in ``folder``, with ``num_workers`` engines.
 
     ``sources`` are those of ``find_recordings``; each row of a shard is that of the manifest with
-    pred_text. ``num_gpus`` is the number of GPUs per engine, 0 for CPU engines; ``engine_options``
-    are those of ``vllm.LLM``. ``options`` are ``TranscribeOptions``; its fields are keywords too,
-    which override them. ``progress`` is called after each batch. Joins the cluster of ``ray.init``
+    pred_text. ``num_gpus`` is the number of GPUs per engine, 0 for CPU engines, 0.5 for two engines
+    on each GPU; ``engine_options`` are those of ``vllm.LLM``, and ``gpu_memory_utilization`` is for
+    all engines of a GPU. ``options`` are ``TranscribeOptions``; its fields are keywords too, which
+    override them. ``progress`` is called after each batch. Joins the cluster of ``ray.init``
     or $RAY_ADDRESS, else starts Ray on this machine.
 
     Raises TypeError for an unknown option, ImportError if Ray is not installed, ValueError for
@@ -83,7 +84,7 @@ def transcribe_on_ray(
             num_workers=min(num_workers, -(-len(todo) // batch_size)),
             num_gpus=num_gpus,
             worker={"folder": str(folder.absolute()), "model": model_path, "options": options}
-            | {"engine_options": engine_options or {}},
+            | {"engine_options": share_gpu(engine_options or {}, num_gpus)},
         ):
             failed |= {x["source"]: x["error"] for x in outcomes if x["error"]}
             seconds += sum(x["seconds"] for x in outcomes)

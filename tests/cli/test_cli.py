@@ -23,6 +23,7 @@ from qwen3_asr_vllm.cli import models, options, vllm_serve
 from qwen3_asr_vllm.cli.terminal import bar
 from qwen3_asr_vllm.corpus import locks
 from qwen3_asr_vllm.corpus import ray_data as cluster
+from qwen3_asr_vllm.engine import SHARED_GPU_WORKER
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.options import TranscribeOptions
@@ -391,6 +392,30 @@ def test_ray_workers_get_absolute_paths(files, tmp_path, monkeypatch):
     assert told["worker"]["model"] == str(tmp_path / "tiny")
     assert told["worker"]["folder"] == str(tmp_path / "out")
     assert cli.main(["transcribe", "-", "--ray", "1", "-o", "out"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "engine"),
+    [
+        ("1", {}),
+        ("0", {}),
+        ("0.5", {"gpu_memory_utilization": 0.45, "worker_cls": SHARED_GPU_WORKER}),
+        (
+            "0.25 --gpu-memory-utilization 0.8",
+            {"gpu_memory_utilization": 0.2, "worker_cls": SHARED_GPU_WORKER},
+        ),
+    ],
+)
+def test_workers_on_ray_may_share_a_gpu(files, tmp_path, monkeypatch, gpus, engine):
+    given = {}
+    monkeypatch.setattr(cluster, "_batches_done", lambda todo, **o: given.update(o) or ())
+    monkeypatch.setattr(
+        models, "engine_options", lambda _, rest: {"gpu_memory_utilization": 0.8} if rest else {}
+    )
+    line = f"transcribe {files[0]} --ray 2 -o {tmp_path / 'out'} --gpus-per-worker {gpus}"
+    assert cli.main(line.split()) == 0
+    assert given["worker"]["engine_options"] == engine
+    assert given["num_gpus"] == float(gpus.split()[0])
 
 
 def test_ray_shows_a_progress_bar(files, tmp_path, monkeypatch):
