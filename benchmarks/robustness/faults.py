@@ -221,6 +221,32 @@ def aligner_killed() -> dict[str, Any]:
     }
 
 
+def one_of_two_killed() -> dict[str, Any]:
+    """One of two engines behind a port dies; the supervisor starts both again."""
+    with (
+        ThreadPoolExecutor(CLIENTS) as pool,
+        server("ours", CHECKPOINT, ["--engines-per-gpu", "2", *ARGUMENTS]) as (address, pid),
+    ):
+        asked = mid_request(pool, address)
+        members = processes(pid)
+        begin = time.monotonic()
+        kill([each for each in members if "EngineCore_DP1" in "".join(each.cmdline())])
+        saw = seen(asked)
+        told = time.monotonic() - begin
+        late = short_request(address)
+        while short_request(address) != "text":
+            time.sleep(0.5)
+        again = time.monotonic() - begin
+        left = num_alive(members)
+    return {
+        "clients saw": saw,
+        "told within s": told,
+        "next client": late,
+        "recovery": f"text again after {again:.0f} s",
+        "left": f"{left} processes of the first start",
+    }
+
+
 def slow_readers() -> dict[str, Any]:
     """Streams whose readers take nothing for ten seconds, and then all of it."""
     with ThreadPoolExecutor(SLOW_READERS) as pool:
@@ -409,6 +435,7 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "storm": storm,
     "disk-full": disk_full,
     "aligner-killed": aligner_killed,
+    "one-of-two-killed": one_of_two_killed,
     "slow-readers": slow_readers,
     "sessions": sessions,
     "changing-files": changing_files,
