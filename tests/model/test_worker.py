@@ -29,9 +29,10 @@ def started(monkeypatch, tmp_path):
     return gpus
 
 
-def worker(rank):
+def worker(rank, *, kv_cache_bytes=None):
     made = object.__new__(SharedGpuWorker)
     made.parallel_config = SimpleNamespace(data_parallel_rank_local=rank)
+    made.cache_config = SimpleNamespace(kv_cache_memory_bytes=kv_cache_bytes)
     return made
 
 
@@ -61,7 +62,15 @@ def test_engines_of_a_gpu_start_in_turn(started):
     assert started == [0, 1, 0]
 
 
-def test_a_failed_engine_passes_its_turn_on(started, monkeypatch):
+def test_a_given_cache_size_needs_no_turn(started):
+    first = worker(0)
+    first.init_device()
+    worker(2, kv_cache_bytes=1 << 30).init_device()
+    assert started == [0, 0]
+    first.compile_or_warm_up_model()
+
+
+def test_a_failed_engine_passes_its_turn_on(started):
     failing = worker(0)
     failing.init_device()
     failing._turn.close()  # as the kernel does when its process ends
