@@ -35,6 +35,15 @@ def check_number(name: str, value: object, least: float, most: float) -> float:
     return value
 
 
+def check_whole(name: str, value: object, least: int, most: int) -> int:
+    """Return a whole number in a range. Raises as ``check_number`` does."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {_shown(value)}; it must be a whole number.")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value}; it must be {least} to {most}.")
+    return value
+
+
 def _shown(value: object) -> str:
     text = repr(value)
     return f"{text[:60]}{'...' if len(text) > 60 else ''}, of type {type(value).__name__}"

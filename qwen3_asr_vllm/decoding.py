@@ -9,15 +9,23 @@ vLLM stops an output whose last tokens repeat; nothing here runs an engine. An o
 repeats the context is a prompt leak and is discarded.
 """
 
+from __future__ import annotations
+
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
+from unicodedata import category
 
 from .languages import display_width
 from .prompt import ASR_TEXT, header_end
 from .transcript import Token
+
+if TYPE_CHECKING:
+    from .options import Beams
 
 # vLLM looks for a repeated pattern at the end of the output, at every token: 0.5 us per size of
 # pattern. Longer patterns reach the token budget, and are found in the text.
@@ -42,12 +50,14 @@ class Decoding:
 
     ``scored_languages``: languages, and "None" for no speech, whose log-probability is requested
     at the token that names the language. ``wants_logprobs``: request it for every token.
+    ``beams``: search with these; None decodes greedily, or samples as the user asks.
     """
 
     max_tokens: int
     repetition_penalty: float = 1.0
     wants_logprobs: bool = False
     scored_languages: tuple[str, ...] = ()
+    beams: Beams | None = None
 
 
 def max_new_tokens(clip_s: float) -> int:
@@ -67,6 +77,15 @@ def is_loop(text: str, finish_reason: str | None) -> bool:
     if finish_reason == "length":  # a pattern longer than the engine looks for
         return settled_length(text) < len(text) / 2
     return finish_reason == "repetition"
+
+
+def is_token_loop(tokens: Sequence[int]) -> bool:
+    """Return whether the last tokens repeat, as vLLM's ``repetition_detection`` finds it."""
+    for size in range(1, LOOP_MAX_PATTERN + 1):
+        tail = tokens[-LOOP_MIN_COUNT * size :]
+        if len(tail) == LOOP_MIN_COUNT * size and tail[size:] == tail[:-size]:
+            return True
+    return False
 
 
 def settled_length(text: str) -> int:
@@ -153,7 +172,8 @@ def place_tokens(
     read = at = 0  # characters read of the output and of the text
     for token in tokens:
         read += len(token.text)
-        if read <= header or token.text == ASR_TEXT:
+        is_header = read < header or (read == header and token.text)
+        if is_header or token.text == ASR_TEXT:
             continue
         start = at
         for char in token.text:
@@ -186,3 +206,28 @@ def likeliest_language(candidates: Sequence[str], language_logprobs: Mapping[str
 def mean_logprob(tokens: Sequence[Token]) -> float | None:
     """Return the mean log-probability in nats per token; None without tokens."""
     return fmean(token.logprob for token in tokens) if tokens else None
+
+
+def word_probabilities(
+    words: Sequence[str], placed: Sequence[tuple[int, Token]], start: int = 0
+) -> Iterator[float | None]:
+    """Yield the geometric mean of the probabilities of each word's tokens; None without tokens.
+
+    ``words`` are adjacent, the first at index ``start`` of the text of ``place_tokens``. A token
+    that spans several words counts for each. Punctuation counts only in a word of nothing else.
+    """
+    tokens_at: dict[int, list[Token]] = {}
+    for begin, token in placed:
+        tokens_at.setdefault(begin, []).append(token)
+    begins = list(tokens_at)
+    for word in words:
+        places = range(start, start + len(word))
+        spoken = [i for i in places if _is_spoken(word[i - start])]
+        owners = {begins[bisect_right(begins, i) - 1] for i in spoken or places if begins}
+        logprob = mean_logprob([token for begin in owners for token in tokens_at[begin]])
+        yield None if logprob is None else math.exp(logprob)
+        start += len(word)
+
+
+def _is_spoken(char: str) -> bool:
+    return category(char)[0] in "LMN"  # letters, marks, numbers

@@ -54,7 +54,7 @@ def _verbose_json(transcript: Transcript, *, temperature: float = 0.0) -> str:
     in lower case, as OpenAI has it, and "" without speech.
     """
     segments = transcript.segments
-    words = list(map(asdict, transcript.words))
+    words = list(map(word_row, transcript.words))
     confidences = ("avg_logprob", "no_speech_prob")
     unmeasured = [c for c in confidences if any(getattr(s, c) is None for s in segments)]
     return _dumps(
@@ -96,7 +96,7 @@ def _read_segment(row: dict[str, Any], language: str | None, document: dict[str,
     measured = {
         name: row.get(name) for name in ("avg_logprob", "no_speech_prob") if name not in unmeasured
     }
-    words = [Word(w["word"], w["start"], w["end"]) for w in row.get("words") or ()]
+    words = list(map(_read_word, row.get("words") or ()))
     return Segment(
         start=float(row["start"]),
         end=float(row["end"]),
@@ -109,9 +109,13 @@ def _read_segment(row: dict[str, Any], language: str | None, document: dict[str,
     )
 
 
+def _read_word(row: dict[str, Any]) -> Word:
+    return Word(row["word"], row["start"], row["end"], row.get("probability"))
+
+
 def _with_words(segments: Sequence[Segment], rows: Iterable[dict[str, Any]]) -> Iterator[Segment]:
     """Yield the segments with their words, where the words joined are the segment's text."""
-    words = [Word(row["word"], row["start"], row["end"]) for row in rows]
+    words = list(map(_read_word, rows))
     for segment in segments:
         ends = accumulate(len(word.word) for word in words)
         number = next((n for n, end in enumerate(ends, 1) if end >= len(segment.text)), 0)
@@ -157,8 +161,13 @@ def _verbose_segment(index: int, segment: Segment, temperature: float) -> dict[s
         **_measured(
             [(name, getattr(segment, name)) for name in ("language_probability", "other_languages")]
         ),
-        **({"words": [asdict(word) for word in segment.words]} if segment.words else {}),
+        **({"words": list(map(word_row, segment.words))} if segment.words else {}),
     }
+
+
+def word_row(word: Word) -> dict[str, Any]:
+    """Return a word of OpenAI's ``words``, with its ``probability`` if it was measured."""
+    return asdict(word, dict_factory=_measured)
 
 
 def diarized_json(transcript: Transcript) -> str:

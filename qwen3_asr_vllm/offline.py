@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from .engine import (
     split_memory,
     stream_parts,
 )
+from .generation import generation_defaults
 from .geometry import MAX_CLIP_S, SAMPLE_RATE
 from .options import TranscribeOptions, merge_options
 from .prompt import control_tokens, sanitize_context
@@ -36,7 +37,12 @@ from .recordings import Loader, Progress, Recording, Result, is_one, only
 from .rounds import Steps, Transcription, run_together, with_warnings
 from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, Update
 from .transcript import Transcript
-from .transcription import EngineOutput, EngineRequest, transcribe
+from .transcription import EngineRequest, transcribe
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+
+    from .beam_requests import BeamSearcher
 
 SHARED = ("dtype", "enforce_eager", "seed")  # engine options that the aligner inherits
 
@@ -79,6 +85,7 @@ class Qwen3ASR:
         self.llm = load_engine(model, engine_options)
         self._engine = _Engines(self.llm, aligner)
         self._control_tokens = control_tokens(self.llm.get_tokenizer())
+        self._defaults = generation_defaults(self.llm.model_config)
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
@@ -138,7 +145,8 @@ class Qwen3ASR:
         ``max_clip_s`` out of range, or word times without an aligner. For one recording, raises
         its ValueError or OSError, which names the file.
         """
-        options = merge_options(options, fields).sanitized(self._control_tokens)
+        options = merge_options(options, fields).with_defaults(self._defaults)
+        options = options.sanitized(self._control_tokens)
         if options.word_timestamps:
             self._require_aligner()
         begin = partial(transcribe, options=options)
@@ -229,7 +237,8 @@ class _Engines:
         self._llm, self._aligner = llm, aligner
         self.capacity: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._language_token_ids = language_token_ids(llm.get_tokenizer())
-        self._waiting: dict[str, tuple[OutputCollector, Callable[[EngineOutput], None]]] = {}
+        # By request id, to call with the output of vLLM.
+        self._waiting: dict[str, Callable[[RequestOutput], None]] = {}
         self._to_align: dict[str, tuple[AlignmentRequest, Callable[[AlignmentOutput], None]]] = {}
         self._numbers = count()
 
@@ -242,16 +251,62 @@ class _Engines:
             request_id = f"align-{next(self._numbers)}"
             self._to_align[request_id] = request, deliver
             return request_id
-        prompt = engine_prompt(request)
-        params = sampling_params(request.decoding, self._language_token_ids)
+        collector = OutputCollector(request.decoding, self._language_token_ids)
+
+        def finish(output: RequestOutput) -> None:
+            collector.push(output.outputs[0])
+            deliver(collector.output())
+
         try:
-            (internal_id,) = self._llm.enqueue(prompt, params, use_tqdm=False)
+            if request.decoding.beams:
+                return self._search(request, finish)
+            params = sampling_params(request.decoding, self._language_token_ids)
+            (internal_id,) = self._llm.enqueue(engine_prompt(request), params, use_tqdm=False)
         except VLLMValidationError as error:  # such as a clip that is longer than max_model_len
             raise ValueError(str(error)) from error
         request_id = internal_id.partition("-")[0]  # the id in the outputs of vLLM
-        collector = OutputCollector(request.decoding, self._language_token_ids)
-        self._waiting[request_id] = collector, deliver
+        self._waiting[request_id] = finish
         return request_id
+
+    def _search(self, request: EngineRequest, finish: Callable[[RequestOutput], None]) -> str:
+        """Start a beam search; the ids of its requests start with the id that is returned."""
+        prompt = self._render(engine_prompt(request))
+        steps = Steps(self._searcher.search(prompt, request.decoding))
+        search_id = f"beams{next(self._numbers)}"
+        outputs: dict[int, RequestOutput] = {}
+
+        def start() -> None:
+            outputs.clear()
+            for index, (continued, params) in enumerate(steps.requests):
+                request_id = f"{search_id}-{next(self._numbers)}"
+                lora = self._llm._resolve_mm_lora(continued, None)  # as LLM does
+                self._llm.llm_engine.add_request(request_id, continued, params, lora_request=lora)
+                self._waiting[request_id] = partial(take, index)
+
+        def take(index: int, output: RequestOutput) -> None:
+            outputs[index] = output
+            if len(outputs) < len(steps.requests):
+                return
+            steps.send([outputs[i] for i in range(len(outputs))])
+            if steps.requests:
+                start()
+            else:
+                finish(steps.result)
+
+        start()
+        return search_id
+
+    def _render(self, prompt: dict[str, Any]) -> Any:
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        parsed = parse_model_prompt(self._llm.model_config, prompt)
+        return self._llm.renderer.render_cmpl([parsed])[0]
+
+    @cached_property
+    def _searcher(self) -> BeamSearcher:
+        from .beam_requests import BeamSearcher
+
+        return BeamSearcher.of(self._llm.model_config, self._llm.get_tokenizer())
 
     def step(self) -> None:
         if self._to_align:  # all pending ones; the other engine runs on in its process
@@ -260,10 +315,8 @@ class _Engines:
         with raising_engine_died():
             outputs = self._llm.llm_engine.step()
         for output in outputs:
-            if output.finished and (waiting := self._waiting.pop(output.request_id, None)):
-                collector, deliver = waiting
-                collector.push(output.outputs[0])
-                deliver(collector.output())
+            if output.finished and (finish := self._waiting.pop(output.request_id, None)):
+                finish(output)
 
     def _align(self) -> None:
         assert self._aligner is not None  # checked by transcribe()
@@ -276,6 +329,8 @@ class _Engines:
 
     def abort(self, request_ids: list[str]) -> None:
         to_abort = [i for i in request_ids if self._to_align.pop(i, None) is None]
+        # of a beam search, all requests
+        to_abort = [i for i in self._waiting if i.partition("-")[0] in to_abort]
         for request_id in to_abort:
             del self._waiting[request_id]
         self._llm.llm_engine.abort_request(to_abort)

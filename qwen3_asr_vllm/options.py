@@ -7,11 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from .checks import check_number, check_string, check_strings
+from .checks import check_number, check_string, check_strings, check_whole
 from .geometry import MAX_CLIP_S
 
 if TYPE_CHECKING:
     from .pauses import Pauses
+
+MAX_BEAMS = 16  # vLLM returns 20 log-probabilities at each token: one per beam and end token
+NUM_BEAMS = 4  # where neither the user nor the checkpoint says how many
+MAX_LENGTH_PENALTY = 10.0
+
+
+@dataclass(frozen=True)
+class Beams:
+    """A beam search: how many beams, and the power of the length that divides their scores."""
+
+    width: int
+    length_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,7 @@ class TranscribeOptions:
         model.transcribe(["a.mp3", "b.mp3"], TranscribeOptions(language="de"))
 
     Raises TypeError for a value of another type, ValueError for text that is not Unicode and a
-    ``max_clip_s`` out of range.
+    number out of range.
     """
 
     language: str | None = None
@@ -55,6 +67,18 @@ class TranscribeOptions:
     audio_track: int | None = None
     """Audio track of a video, from 1; None: the default track, or the first with sound."""
 
+    use_beam_search: bool | None = None
+    """Whether beam search decodes a clip; None: whether the checkpoint has beams by default."""
+
+    n: int | None = None
+    """Number of beams, 1 to 16; None: that of the checkpoint, else 4."""
+
+    length_penalty: float | None = None
+    """Power of the length that divides scores of beams, -10 to 10; None: the checkpoint's, else 1.
+
+    Above 0 it favours long texts.
+    """
+
     def __post_init__(self) -> None:
         if self.language is not None:
             check_string("language", self.language)
@@ -63,6 +87,11 @@ class TranscribeOptions:
             object.__setattr__(self, name, tuple(check_strings(name, getattr(self, name))))
         if self.max_clip_s is not None:
             check_number("max_clip_s", self.max_clip_s, 1, MAX_CLIP_S)
+        if self.n is not None:
+            check_whole("n", self.n, 1, MAX_BEAMS)
+        if self.length_penalty is not None:
+            limit = MAX_LENGTH_PENALTY
+            check_number("length_penalty", self.length_penalty, -limit, limit)
 
     @property
     def full_context(self) -> str:
@@ -70,6 +99,31 @@ class TranscribeOptions:
         from .prompt import join_context  # imports regex, which --help must not wait for
 
         return join_context(self.context, self.keywords)
+
+    @property
+    def beams(self) -> Beams | None:
+        """Beams of the search; None without one. One beam is greedy decoding."""
+        if not self.use_beam_search or self.n == 1:
+            return None
+        penalty = 1.0 if self.length_penalty is None else self.length_penalty
+        return Beams(self.n or NUM_BEAMS, penalty)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> TranscribeOptions:
+        """Return these options with what they leave open from the defaults of a checkpoint.
+
+        ``defaults`` are those of ``generation_defaults``, of which a beam search is read. Raises
+        ValueError for options of a beam search without one.
+        """
+        use = self.use_beam_search
+        use = defaults.get("use_beam_search", False) if use is None else use
+        if not use:
+            for name, value in (("n", self.n), ("length_penalty", self.length_penalty)):
+                if value not in (None, 1):
+                    raise ValueError(f"{name} is {value:g}; set use_beam_search (--beams) too.")
+            return replace(self, use_beam_search=False)
+        names = ("n", "length_penalty")
+        unset = {x: defaults[x] for x in names if x in defaults and getattr(self, x) is None}
+        return replace(self, use_beam_search=True, **unset)
 
     def sanitized(self, control_tokens: tuple[str, ...]) -> TranscribeOptions:
         """Return these options with the keywords in the context, and no control token in it."""

@@ -15,11 +15,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Word:
-    """An aligned unit: a word, or one character of Chinese or Japanese."""
+    """An aligned unit: a word, or one character of Chinese or Japanese.
+
+    ``probability`` is the geometric mean of those of its tokens, where confidences are requested.
+    """
 
     word: str
     start: float
     end: float
+    probability: float | None = None
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,11 @@ from .decoding import (
     mean_logprob,
     place_tokens,
     settled_length,
+    word_probabilities,
 )
 from .geometry import DEFAULT_CLIP_S, SAMPLE_RATE
 from .languages import ALIGNER_LANGUAGES, display_width, resolve_language, separator
-from .options import TranscribeOptions
+from .options import Beams, TranscribeOptions
 from .pauses import (
     halve_at_silence,
     is_silent,
@@ -120,6 +121,7 @@ def transcribe(waveform: np.ndarray, options: TranscribeOptions = _DEFAULTS) -> 
         candidates=candidates if len(candidates) > 1 and not language else (),
         context=kept,
         wants_logprobs=options.confidences,
+        beams=options.beams,
     )
     decoded = yield from run_rounds(
         [_decode_clip(ask, index, span) for index, span in enumerate(_clips(waveform, options))]
@@ -240,6 +242,7 @@ class _Ask:
     candidates: tuple[str, ...]
     context: str
     wants_logprobs: bool
+    beams: Beams | None = None
     is_half: bool = False
     is_last: bool = False
     # kept from the attempt before: text that was sent, and the model's view of the clip
@@ -260,6 +263,7 @@ class _Ask:
                 repetition_penalty=LOOP_PENALTY if self.is_last else 1.0,
                 wants_logprobs=self.wants_logprobs,
                 scored_languages=names if self.wants_logprobs or self.candidates else (),
+                beams=None if self.is_last else self.beams,  # a search knows no such penalty
             ),
             context=self.context,
             language=self.language,
@@ -450,7 +454,7 @@ def _timed_segments(part: _Part) -> Iterator[Segment]:
     """Yield the sentences of a clip with their times: those of their words, or estimates."""
     sentences = split_sentences(part.parsed.text)
     if part.words:
-        yield from timed_segments(sentences, part.words, part.parsed.language)
+        yield from timed_segments(sentences, _scored_words(part), part.parsed.language)
         return
     widths = [max(1, display_width(sentence)) for sentence in sentences]
     spans = sentence_spans(part.request.waveform, widths)
@@ -462,3 +466,15 @@ def _timed_segments(part: _Part) -> Iterator[Segment]:
             text=sentence,
             language=part.parsed.language,
         )
+
+
+def _scored_words(part: _Part) -> Sequence[Word]:
+    """Return the words of a clip, with their probabilities if they were requested."""
+    if part.tokens is None:
+        return part.words
+    texts = [word.word for word in part.words]
+    probabilities = word_probabilities(texts, part.tokens)
+    return [
+        replace(word, probability=probability)
+        for word, probability in zip(part.words, probabilities, strict=True)
+    ]

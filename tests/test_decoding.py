@@ -2,6 +2,7 @@
 """The token budget, loops, leaks, and which tokens wrote a text: laws, without a model."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given
@@ -15,6 +16,7 @@ from qwen3_asr_vllm.decoding import (
     may_leak,
     place_tokens,
     settled_length,
+    word_probabilities,
 )
 from qwen3_asr_vllm.geometry import MAX_CLIP_S
 from qwen3_asr_vllm.prompt import parse_output
@@ -173,3 +175,39 @@ def test_language_probabilities_cover_the_whole_name():
     tokens = [Token(i, text, logprob) for i, (text, logprob) in enumerate(raw)]
     assert language_probability(tokens) == pytest.approx(math.exp(-3))
     assert language_probability(tokens[4:]) is None
+
+
+# ---- probabilities of words ----
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words", "expected"),
+    [
+        ([("Good", 0.9), (" mor", 0.4), ("ning", 0.1), (".", 0.01)], ["Good", " morning."], None),
+        ([("你好", 0.3), ("吗", 0.8)], ["你", "好", "吗"], [0.3, 0.3, 0.8]),
+        ([("", 0.1), ("", 0.1), ("李", 1.0), ("明", 0.5)], ["李", "明"], [0.01 ** (1 / 3), 0.5]),
+        ([("Hi", 0.5), ("!", 0.9), (' "', 0.1), ("Anna", 0.2)], ["Hi!", ' "Anna'], [0.5, 0.2]),
+        ([("हिन्", 0.4), ("दी", 0.9)], ["हिन्दी"], [0.6]),
+        ([("Yes", 0.5), (" ...", 0.7)], ["Yes", " ..."], [0.5, 0.7]),
+        ([("no", 0.5), (" no", 0.5), (" no", 0.1)], ["no", " no"], [0.5, 0.5]),  # a loop, cut
+        ([("language German", 0.1), ("<asr_text>", 0.2), ("Ja", 0.6)], ["Ja"], [0.6]),
+        ([], ["Ja"], [None]),
+    ],
+)
+def test_words_have_the_mean_of_their_tokens(tokens, words, expected):
+    written = [Token(0, text, math.log(chance)) for text, chance in tokens]
+    found = list(word_probabilities(words, place_tokens(written, "".join(words))))
+    assert found == pytest.approx(expected or [0.9, 0.2])
+
+
+PIECES = st.sampled_from(["你", "好", "a", "b ", " c", ".", "", " -"])
+
+
+@given(st.lists(PIECES, max_size=12), st.sets(st.integers(1, 20), max_size=4))
+def test_any_words_of_a_text_have_probabilities(pieces, cuts):
+    text = "".join(pieces).strip()
+    placed = place_tokens([Token(0, piece, -0.5) for piece in pieces], text)
+    ends = [*sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    words = [text[a:b] for a, b in pairwise([0, *ends]) if text]
+    for probability in word_probabilities(words, placed):
+        assert probability == pytest.approx(math.exp(-0.5))

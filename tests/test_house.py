@@ -22,14 +22,15 @@ CORE = (
     ("transcript", "peaks", "pauses"),
     ("media",),  # a folder: containers, damage, decoders
     ("audio", "windows", "prompt"),
-    ("recordings", "units", "segments", "decoding", "options", "rounds"),
-    ("texts",),
+    ("recordings", "units", "segments", "options", "rounds"),
+    ("decoding",),
+    ("texts", "beams"),
     ("subtitles", "alignment"),
     ("formats",),
     ("transcription",),
     ("streaming",),
     ("engine",),
-    ("batching",),
+    ("batching", "beam_requests"),
     ("offline",),
 )
 # A wing imports the core and never another wing, but for the command line.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen3_asr_vllm.offline import Qwen3ASR
-from qwen3_asr_vllm.options import TranscribeOptions, merge_options
+from qwen3_asr_vllm.options import Beams, TranscribeOptions, merge_options
 from qwen3_asr_vllm.recordings import is_one
 from qwen3_asr_vllm.transcription import EngineOutput
 
@@ -27,7 +27,8 @@ def test_unknown_options_list_the_known_ones():
         merge_options(None, {"lang": "de"})
     assert str(error.value) == (
         "unknown option 'lang'; the options are language, languages, context, keywords, "
-        "max_clip_s, pauses, confidences, word_timestamps, audio_track."
+        "max_clip_s, pauses, confidences, word_timestamps, audio_track, use_beam_search, n, "
+        "length_penalty."
     )
     with pytest.raises(TypeError, match="options is 'de'; pass TranscribeOptions"):
         merge_options("de", {})
@@ -40,6 +41,8 @@ def test_unknown_options_list_the_known_ones():
         ({"languages": "de"}, "languages is 'de', of type str; it must be a list"),
         ({"context": None}, "context is None"),
         ({"keywords": ["Anna", 5]}, r"keywords\[1\] is 5"),
+        ({"n": 2.0}, "n is 2.0, of type float; it must be a whole number"),
+        ({"length_penalty": True}, "length_penalty is True, of type bool"),
         ({"max_clip_s": "60"}, "max_clip_s is '60', of type str; it must be a number"),
     ],
 )
@@ -81,6 +84,7 @@ class _Model(Qwen3ASR):
 
     def __init__(self):
         self.aligner, self._control_tokens, self._engine = None, (), _Engine()
+        self._defaults = {}
 
 
 class _Engine:
@@ -122,3 +126,35 @@ def test_models_reject_bad_options_at_once():
             model.transcribe([TONE], **fields)
     with pytest.raises(ValueError, match="forced aligner"):
         model.transcribe([TONE], word_timestamps=True)
+
+
+BEAMS = {"use_beam_search": True, "n": 5, "length_penalty": 0.7}  # defaults of a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("fields", "defaults", "beams"),
+    [
+        ({}, {}, None),
+        ({}, BEAMS, Beams(5, 0.7)),
+        ({"use_beam_search": True}, {}, Beams(4, 1.0)),
+        ({"use_beam_search": True, "n": 2}, BEAMS, Beams(2, 0.7)),
+        ({"n": 3, "length_penalty": -1.0}, BEAMS, Beams(3, -1.0)),
+        ({"use_beam_search": False}, BEAMS, None),
+        ({"use_beam_search": True, "n": 1}, BEAMS, None),
+        ({"n": 1, "length_penalty": 1.0}, {}, None),
+    ],
+)
+def test_a_request_overrides_the_beams_of_the_checkpoint(fields, defaults, beams):
+    assert TranscribeOptions(**fields).with_defaults(defaults).beams == beams
+
+
+@pytest.mark.parametrize("fields", [{"n": 2}, {"length_penalty": 0.7}])
+def test_beam_options_need_a_beam_search(fields):
+    with pytest.raises(ValueError, match="set use_beam_search"):
+        TranscribeOptions(**fields).with_defaults({})
+
+
+@pytest.mark.parametrize("fields", [{"n": 0}, {"n": 17}, {"length_penalty": float("nan")}])
+def test_beam_options_out_of_range_raise(fields):
+    with pytest.raises(ValueError, match="it must be"):
+        TranscribeOptions(**fields)

@@ -15,6 +15,7 @@ from .. import __version__
 from ..formats import FORMATS, KARAOKE, SUBTITLES
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S
 from ..languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
+from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY
 from ..printable import printable
 from ..subtitles import MAX_LINE_COUNT, MAX_LINE_WIDTH
 
@@ -239,7 +240,26 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"longest clip that the model decodes at once; default: {DEFAULT_CLIP_S:g}",
     )
+    _add_beams(add)
     add("--task", choices=["transcribe"], help="Whisper's option; Qwen3-ASR does not translate")
+
+
+def _add_beams(add: Callable[..., Any]) -> None:
+    add(
+        "--beams",
+        "--beam-size",
+        type=_number(int, 1, MAX_BEAMS),
+        metavar="N",
+        help="search with N beams, which costs more and errs less; 1: decode greedily; default: "
+        "as the checkpoint's generation config says",
+    )
+    add(
+        "--length-penalty",
+        type=_number(float, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+        metavar="X",
+        help="power of the length that divides the scores of beams; above 0 favours long texts; "
+        "default: the checkpoint's, else 1",
+    )
 
 
 def _add_stream(commands: Any) -> None:
@@ -436,6 +456,21 @@ def _seconds(least: float, most: float) -> Callable[[str], float]:
         raise argparse.ArgumentTypeError(f"{value!r} is not from {least:g} to {most:g} seconds")
 
     return seconds
+
+
+def _number(
+    kind: type[int] | type[float], least: float, most: float
+) -> Callable[[str], int | float]:
+    def number(value: str) -> int | float:
+        try:
+            if least <= kind(value) <= most:
+                return kind(value)
+        except ValueError:
+            pass
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{value!r} is not {what} from {least:g} to {most:g}")
+
+    return number
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -164,4 +164,7 @@ def _options(args: argparse.Namespace) -> TranscribeOptions:
         confidences=not {"json", "verbose_json"}.isdisjoint(args.formats),
         word_timestamps=getattr(args, "word_timestamps", False),
         audio_track=args.audio_track,
+        use_beam_search=None if args.beams is None else args.beams > 1,
+        n=args.beams,
+        length_penalty=args.length_penalty,
     )

@@ -377,6 +377,9 @@ def _form_fields(options: TranscribeOptions) -> list[tuple[str, str]]:
         ]
     if options.audio_track is not None:
         fields += [("audio_track", str(options.audio_track))]
+    for name in ("use_beam_search", "n", "length_penalty"):
+        if (value := getattr(options, name)) is not None:
+            fields += [(name, str(value).lower())]
     return [(name, value) for name, value in fields if value]
 
 

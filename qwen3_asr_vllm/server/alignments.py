@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from vllm.pooling_params import PoolingParams
 
 from ..alignment import AlignmentOutput, AlignmentRequest, align
 from ..engine import class_ms, engine_prompt, read_times
-from ..formats import FORMATS, KARAOKE, rounded
+from ..formats import FORMATS, KARAOKE, rounded, word_row
 from ..geometry import SAMPLE_RATE
 from ..peaks import check_waveform
 from ..rounds import Steps, with_warnings
@@ -205,7 +204,7 @@ def summary(transcript: Transcript) -> dict[str, Any]:
         "language": transcript.language,
         "duration": transcript.duration,
         "text": transcript.text,
-        "words": [asdict(word) for word in transcript.words],
+        "words": list(map(word_row, transcript.words)),
         "segments": [
             {"id": i, "start": s.start, "end": s.end, "text": s.text}
             for i, s in enumerate(transcript.segments)

@@ -23,7 +23,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from ..formats import RESPONSE_FORMATS
 from ..languages import resolve_language
-from ..options import TranscribeOptions
+from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY, TranscribeOptions
 from ..pauses import Pauses
 from ..prompt import NO_TRANSLATION
 from .errors import IS_ALIGNER, ApiError, shown, validate
@@ -43,17 +43,19 @@ REFUSED = (
     ("to_language", None, f"{NO_TRANSLATION} Leave it out."),
     ("task", None, f"{NO_TRANSLATION} Send transcribe, or leave it out."),
     ("known_speaker_references", None, "Qwen3-ASR does not identify voices; leave it out."),
-    ("use_beam_search", None, "beam search is not supported; leave it out."),
-    ("n", None, "there is one transcript per request; leave it out."),
     ("max_tokens", None, "use max_completion_tokens."),
     ("initial_prompt", None, "use prompt."),
     ("word_timestamps", None, "use timestamp_granularities[]=word with verbose_json."),
     ("stop", None, "stop sequences are not supported; leave it out."),
     ("logit_bias", None, "it is not supported; use keywords[], or leave it out."),
 )
-HARMLESS = {
-    **{"use_beam_search": "false", "word_timestamps": "false"},
-    **{"n": "1", "task": "transcribe"},
+HARMLESS = {"word_timestamps": "false", "task": "transcribe"}
+# Neutral values of the parameters that a beam search does not honour.
+UNSEARCHED = {
+    "temperature": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
 }
 SPEAKERS = ("A", "B")  # default names of the left and the right channel, as in OpenAI's API
 MAX_SPEAKER_NAME = 200  # characters; every segment repeats a name
@@ -108,6 +110,9 @@ class Form(RecordingForm):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
+    use_beam_search: bool | None = None  # None: whether the checkpoint has beams by default
+    n: int | None = Field(None, ge=1, le=MAX_BEAMS)  # beams
+    length_penalty: float | None = Field(None, ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)
     vllm_xargs: Json[dict[str, Any]] | None = None
     priority: int = Field(0, ge=-(2**63), lt=2**63)  # an int64 in messages to the engine
 
@@ -168,7 +173,17 @@ class Form(RecordingForm):
             keywords=self.keywords + self.hotwords,
             pauses=self.chunking_strategy.pauses if self.chunking_strategy else None,
             confidences=self.wants_logprobs or self.response_format == "verbose_json",
+            # A request that samples is no search, whatever the checkpoint's default.
+            use_beam_search=False if self.unsearched else self.use_beam_search,
+            n=self.n,
+            length_penalty=self.length_penalty,
         )
+
+    @property
+    def unsearched(self) -> list[str]:
+        """Return the given parameters that a beam search does not honour."""
+        given = {name: getattr(self, name) for name in UNSEARCHED if name in self.model_fields_set}
+        return [name for name, value in given.items() if value not in (None, UNSEARCHED[name])]
 
     def sampling_params(self, defaults: dict[str, Any]) -> SamplingParams:
         """Return vLLM's parameters; greedy unless the form or the server's ``defaults`` differ."""
@@ -289,6 +304,9 @@ def _check(form: Form) -> None:
     check(timed, "timestamp_granularities", f"{name} has no times; use verbose_json.")
     inclusive = name in JSON_FORMATS or not form.include
     check(inclusive, "include", f"{name} has no room for it; use json or verbose_json.")
+    for param in form.unsearched if form.use_beam_search else ():
+        advice = "beam search does not sample; leave it out, or leave out use_beam_search."
+        check(False, param, advice)
     one_or_other = not form.language or not set(form.languages) - {form.language}
     check(one_or_other, "languages", "they are to choose from; leave out languages or language.")
     names = form.known_speaker_names

@@ -18,8 +18,9 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import entry_points
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -38,8 +39,12 @@ from ..audio import (
     decodable_formats,
     decoders,
 )
+from ..beam_requests import BeamSearcher
+from ..decoding import Decoding
 from ..engine import engine_prompt, language_token_ids, sampling_params
+from ..generation import generation_defaults
 from ..media.blocks import ChannelError
+from ..options import TranscribeOptions
 from ..pauses import SILENT_PEAK
 from ..prompt import control_tokens
 from ..rounds import Steps, with_warnings
@@ -68,6 +73,7 @@ RECORDINGS_PER_TOKEN = 16  # recordings in the server that add one token to ever
 MAX_EVENT_TOKENS = 16  # upper bound of tokens per SSE event
 # vLLM's own entries of vllm_xargs; ignored if a client sends them
 ENGINE_XARGS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
+SEARCHED_WHOLE = "beam search settles the text at its end; the stream held it back until then."
 CLIP_SHARE = 8  # one recording has at most max_num_seqs / 8 clips in the engine
 
 
@@ -88,6 +94,7 @@ class Transcriber(AudioServing):
         super().__init__(engine_client, models, num_servers=num_servers)
         self.max_clip_s = max_clip_s
         self.sampling_defaults = self.model_config.get_diff_sampling_param()
+        self.defaults = generation_defaults(self.model_config)
         scheduler = engine_client.vllm_config.scheduler_config
         self.max_parallel_clips = max(1, scheduler.max_num_seqs // CLIP_SHARE)
         tokenizer = self.renderer.get_tokenizer()
@@ -99,6 +106,10 @@ class Transcriber(AudioServing):
         self.reads_xargs = bool(
             self.model_config.logits_processors or entry_points(group=LOGITSPROCS_GROUP)
         )
+
+    @cached_property
+    def searcher(self) -> BeamSearcher:
+        return BeamSearcher.of(self.model_config, self.renderer.get_tokenizer())
 
     def about(self, args: Namespace) -> page.About:
         """Describe this server; ``args`` are those of vLLM's command line."""
@@ -117,6 +128,7 @@ class Transcriber(AudioServing):
         """Start a request. Raises ApiError for a wrong model, field or audio."""
         await self.check(form)
         self._drop_unread(form, raw_request)
+        options = self._options(form)
         times_words = await self._times_words(form)
         request_id = f"transcribe-{self._base_request_id(raw_request)}"
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
@@ -132,7 +144,8 @@ class Transcriber(AudioServing):
             data_parallel_rank=self._get_data_parallel_rank(raw_request),
         )
         started = time.perf_counter()
-        steps = await self.in_pool(self._steps, form, times_words)
+        options = replace(options, word_timestamps=times_words)
+        steps = await self.in_pool(self._steps, form, options)
         observe_decoding(time.perf_counter() - started, model := self.models.model_name())
         return Run(
             request_id=request_id,
@@ -144,7 +157,7 @@ class Transcriber(AudioServing):
             in_pool=self.in_pool,
             parallel_clips=asyncio.Semaphore(self.max_parallel_clips),
             on_end=partial(count_transcript, model=model, started=started, request_id=request_id),
-            is_live=form.stream,
+            is_live=form.stream and not options.beams,
         )
 
     def _drop_unread(self, form: Form, raw_request: Request) -> None:
@@ -173,14 +186,40 @@ class Transcriber(AudioServing):
         params = sampling_params(request.decoding, self.language_token_ids, params)
         with engine_dead_as_503():
             prompt = await self.render(engine_prompt(request))
-            outputs = self.engine_client.generate(prompt, params, request_id, **options)
-            async for output in outputs:
-                reason = output.outputs[0].finish_reason
-                self._raise_if_error(reason, request_id)
-                if reason == "abort":  # the server stops; a client's abort ends this task
-                    message = "the server is stopping; retry, or use another server."
-                    raise ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
+            if request.decoding.beams:
+                decoding = replace(request.decoding, max_tokens=params.max_tokens)
+                yield await self._search(prompt, decoding, request_id, **options)
+                return
+            async for output in self._outputs(prompt, params, request_id, **options):
                 yield output
+
+    async def _outputs(
+        self, prompt: Any, params: SamplingParams, request_id: str, **options: Any
+    ) -> AsyncIterator[RequestOutput]:
+        outputs = self.engine_client.generate(prompt, params, request_id, **options)
+        async for output in outputs:
+            reason = output.outputs[0].finish_reason
+            self._raise_if_error(reason, request_id)
+            if reason == "abort":  # the server stops; a client's abort ends this task
+                message = "the server is stopping; retry, or use another server."
+                raise ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
+            yield output
+
+    async def _search(
+        self, prompt: Any, decoding: Decoding, request_id: str, **options: Any
+    ) -> RequestOutput:
+        """Return the best output of a beam search, whose requests run side by side."""
+        numbers = count()
+
+        async def last_output(continued: Any, params: SamplingParams) -> RequestOutput:
+            beam_id = f"{request_id}-beam-{next(numbers)}"
+            outputs = self._outputs(continued, params, beam_id, **options)
+            return [output async for output in outputs][-1]
+
+        steps = Steps(self.searcher.search(prompt, decoding))
+        while steps.requests:
+            steps.send(await asyncio.gather(*(last_output(*r) for r in steps.requests)))
+        return steps.result
 
     async def _times_words(self, form: Form) -> bool:
         """Return whether the aligner times the words.
@@ -210,12 +249,22 @@ class Transcriber(AudioServing):
             raise ApiError(502, message, code="aligner_refuses", is_final=True)
         raise _no_words(output.error)
 
-    def _steps(self, form: Form, times_words: bool) -> Steps[Transcript]:
+    def _options(self, form: Form) -> TranscribeOptions:
+        """Return the options of the form, with this server's defaults.
+
+        Raises ApiError for options of a beam search without one.
+        """
+        options = replace(form.options, max_clip_s=self.max_clip_s)
+        try:
+            options = options.with_defaults(self.defaults)
+        except ValueError as error:
+            param, _, _ = str(error).partition(" ")
+            raise ApiError(400, str(error), param=param) from error
+        return options.sanitized(self.control_tokens)
+
+    def _steps(self, form: Form, options: TranscribeOptions) -> Steps[Transcript]:
         """Decode the recording and split it into clips. Runs in the pool."""
-        options = replace(
-            form.options, max_clip_s=self.max_clip_s, word_timestamps=times_words
-        ).sanitized(self.control_tokens)
-        warnings: list[str] = []
+        warnings = [SEARCHED_WHOLE] if form.stream and options.beams else []
         if form.speakers:
             channels = self._load(form, warnings, self.decoders.load_channels, len(form.speakers))
             _check_channels(channels)

@@ -15,6 +15,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grammar
 import heldout
@@ -30,9 +31,10 @@ MAX_NEW_TOKENS = 400
 
 
 class Transcriber:
-    """A checkpoint in transformers' model, decoding greedily."""
+    """A checkpoint in transformers' model, decoding greedily or as ``generation`` says."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **generation: Any) -> None:
+        self._generation = generation
         self._model = layout.load_checkpoint(folder)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -67,6 +69,7 @@ class Transcriber:
             do_sample=False,
             eos_token_id=layout.generation_config()["eos_token_id"],
             pad_token_id=self._tokenizer.pad_token_id,
+            **self._generation,
         )
         return self._tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
 

@@ -41,6 +41,8 @@ class FakeEngine:
         self.input_processor = None
         self.model_config = SimpleNamespace(
             get_diff_sampling_param=dict,
+            generation_config="vllm",
+            override_generation_config={},
             is_encoder_decoder=False,
             max_model_len=4096,
             logits_processors=["of.an:Operator"],

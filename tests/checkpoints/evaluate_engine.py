@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the engine search beams as transformers does, and do probabilities of words find errors?
+
+    python tests/checkpoints/evaluate_engine.py          # needs espeak-ng for the second part
+
+*Beams*: ``equal`` counts the spoken clips of ``tests/data/heldout`` whose text, through vLLM's
+engine in float32, is transformers' own with the same beams and penalty; ``cost`` is the time
+relative to greedy decoding, of all clips together and of one after the other. *Words*: of the
+words that are substituted or inserted in held-out sentences, ``found`` is the percentage with a
+probability under 0.5, and ``flagged`` that of all words. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grammar
+import heldout
+import jiwer
+from evaluate import CHECKPOINT, Transcriber, normalise
+
+from qwen3_asr_vllm import Qwen3ASR, Transcript, load_audio
+
+ALIGNER = CHECKPOINT.parent / "aligner"
+HELDOUT = CHECKPOINT.parents[1] / "data" / "heldout"
+SEARCHES = ((4, 1.0), (4, 0.7))  # beams and length penalty
+UNSURE = 0.5
+
+
+def shipped_clips() -> list[heldout.Clip]:
+    rows = map(json.loads, (HELDOUT / "manifest.jsonl").read_text().splitlines())
+    return [
+        heldout.Clip(load_audio(HELDOUT / row["audio_filepath"]), row["text"], row["language"], "")
+        for row in rows
+        if row["text"]
+    ]
+
+
+def timed(model: Qwen3ASR, clips: list[heldout.Clip], **options: Any) -> tuple[list[str], float]:
+    """Return the texts of clips that are decoded together, and the seconds."""
+    start = time.perf_counter()
+    results = model.transcribe([clip.waveform for clip in clips], **options)
+    texts = [result.transcript.text for result in results]
+    return texts, time.perf_counter() - start
+
+
+def measure_beams(model: Qwen3ASR, clips: list[heldout.Clip]) -> Iterator[dict[str, Any]]:
+    timed(model, clips)
+    _, greedy_s = timed(model, clips)
+    some = clips[::6]
+    one_by_one_s = sum(timed(model, [clip])[1] for clip in some)
+    for width, penalty in SEARCHES:
+        options = {"use_beam_search": True, "n": width, "length_penalty": penalty}
+        texts, seconds = timed(model, clips, **options)
+        alone_s = sum(timed(model, [clip], **options)[1] for clip in some)
+        reference = Transcriber(CHECKPOINT, num_beams=width, length_penalty=penalty)(clips)
+        yield {
+            "beams": width,
+            "length_penalty": penalty,
+            "clips": len(clips),
+            "equal": sum(a == b for a, (_, b) in zip(texts, reference, strict=True)),
+            "cost": round(seconds / greedy_s, 2),
+            "cost one by one": round(alone_s / one_by_one_s, 2),
+        }
+
+
+def judged_words(transcript: Transcript, clip: heldout.Clip) -> list[tuple[float, bool]]:
+    """Return the probability of each word, and whether it is wrong."""
+    words = [
+        (piece, word.probability)
+        for word in transcript.words
+        for piece in normalise(word.word).split()
+    ]
+    expected = normalise(clip.text)
+    if clip.language == "Chinese":
+        expected = " ".join(expected.replace(" ", ""))
+    alignment = jiwer.process_words(expected, " ".join(piece for piece, _ in words))
+    wrong = {
+        index
+        for chunk in alignment.alignments[0]
+        if chunk.type in ("substitute", "insert")
+        for index in range(chunk.hyp_start_idx, chunk.hyp_end_idx)
+    }
+    return [(probability, index in wrong) for index, (_, probability) in enumerate(words)]
+
+
+def measure_words(model: Qwen3ASR, count: int) -> Iterator[dict[str, Any]]:
+    for language in grammar.LANGUAGES:
+        voices = {"held_out_voices": True, "engine": "espeak"}
+        clips = heldout.spoken_clips(language, count=count, **voices)
+        clips += heldout.long_clips(language, count=max(8, count // 10))
+        options = {"word_timestamps": True, "confidences": True, "max_clip_s": 40}
+        results = model.transcribe([clip.waveform for clip in clips], **options)
+        judged = [
+            word
+            for result, clip in zip(results, clips, strict=True)
+            for word in judged_words(result.transcript, clip)
+        ]
+        errors = [probability for probability, is_wrong in judged if is_wrong]
+        yield {
+            "spoken": language,
+            "words": len(judged),
+            "wrong": len(errors),
+            "found": sum(probability < UNSURE for probability in errors),
+            "flagged": sum(probability < UNSURE for probability, _ in judged),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100, help="sentences of each language")
+    parser.add_argument("--part", choices=["beams", "words"], help="default: both")
+    args = parser.parse_args()
+    engine = {"dtype": "float32", "max_model_len": 4096, "max_num_seqs": 16}
+    aligner = None if args.part == "beams" else str(ALIGNER)
+    model = Qwen3ASR(str(CHECKPOINT), aligner=aligner, **engine)
+    rows = []
+    for part, measured in (
+        ("beams", lambda: measure_beams(model, shipped_clips())),
+        ("words", lambda: measure_words(model, args.count)),
+    ):
+        for row in measured() if args.part in (None, part) else ():
+            rows.append(row)
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
