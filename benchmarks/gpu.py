@@ -52,6 +52,7 @@ WORDS_PER_S = 2.5  # of a text to align
 KINDS = ("requests", "align", "sessions")
 # What a dry run makes of a wave.
 DRY = {"requests": 8, "concurrency": 4, "clip_s": 4.0, "max_tokens": 16}
+DRY_SERVER = "--enforce-eager --dtype float32 --distributed-executor-backend uni".split()
 DRY_COMMAND = "--model counting --dtype float32 --clips 8 --batch 4 --clients 4".split()
 
 
@@ -197,7 +198,7 @@ class Plan:
         model, options = self._checkpoint(spec), self.plan["server_args"].split()
         options += spec.get("args", "").split()
         if self.is_dry:
-            options += ["--enforce-eager", "--dtype", "float32"]
+            options += DRY_SERVER
         else:
             options += ["--dtype", "bfloat16", *spec.get("cuda_args", "").split()]
             of_server = str(kv_bytes * spec.get("engines", 1))
