@@ -12,8 +12,8 @@ Each leaves a line of JSON in ``OUT/summary.jsonl`` as soon as it ends, so that 
 off keeps what it has. What no time is left for is skipped, and named.
 
 Weights count (``counting.py``), so every answer has ``max_tokens`` tokens and none is decoded
-twice; a wave whose server did other work than it was sent fails (``work.py``). Of servers in one
-wave the first is the one that ``ratio`` compares with. In-tree gets vLLM's own CUDA graph sizes
+twice; a wave whose server did other work than it was sent fails (``work.py``). ``ratio`` is audio
+a second over that of the first server of the wave. In-tree gets vLLM's own CUDA graph sizes
 and eight API servers.
 """
 
