@@ -39,7 +39,7 @@ TIMEOUT_S = 300
 
 @dataclass
 class Session:
-    """What one session took, in seconds."""
+    """The latencies of one session, in seconds."""
 
     final_s: float
     first_s: float

@@ -29,7 +29,7 @@ METRICS = {
 
 @dataclass
 class Work:
-    """What an engine did. ``clips`` counts every attempt; ``encoded_s`` is the encoder's audio."""
+    """The work of an engine. ``clips`` counts attempts; ``encoded_s`` is the encoder's audio."""
 
     clips: int = 0
     encoded_s: float = 0.0

@@ -27,11 +27,11 @@ TEXTS = st.text(
 
 
 class Oracle:
-    """Knows when each unit of a recording is said, but hears only the audio that it is given.
+    """Knows the time of each unit of a recording, but sees only the audio of its request.
 
     The recording's samples count up, so a window tells where it is; units are numbered. What is
     not said in the window ends up at its end, or, with ``stuck_at``, nothing past that many
-    seconds is told apart, as with real aligners past 270 s.
+    seconds is distinguished, as with real aligners past 270 s.
     """
 
     def __init__(self, spans, *, stuck_at=float("inf")):
@@ -42,8 +42,8 @@ class Oracle:
         start, seconds = int(request.waveform[0]) / SAMPLE_RATE, len(request.waveform) / SAMPLE_RATE
         self.windows.append((start, start + seconds))
         times = [time for unit in request.units for time in self.spans[int(unit)]]
-        told = (max(0, min(time - start, seconds, self.stuck_at)) for time in times)
-        return AlignmentOutput([round(time * 1000 / 80) * 80 for time in told])
+        seen = (max(0, min(time - start, seconds, self.stuck_at)) for time in times)
+        return AlignmentOutput([round(time * 1000 / 80) * 80 for time in seen])
 
 
 def nothing(request):
@@ -154,8 +154,8 @@ def no_korean(monkeypatch):
     text_units.korean_dictionary.cache_clear()
 
 
-def heard(text):
-    """As an engine that hears this, in Korean, and times it at nothing in particular."""
+def engine_for(text):
+    """An engine that detects this, in Korean, with arbitrary times."""
     return lambda r: nothing(r) if hasattr(r, "units") else EngineOutput(f"language {text}")
 
 
@@ -167,7 +167,7 @@ def test_korean_without_dictionary_splits_at_spaces(no_korean, language):
     (warning,) = transcript.warnings
     for advice in ("pip install --no-deps qwen-asr", "QWEN3_ASR_KOREAN_DICT"):
         assert advice in warning
-    answer = heard(f"Korean<asr_text>{text}")
+    answer = engine_for(f"Korean<asr_text>{text}")
     clip = drive(transcribe(counting(5), TranscribeOptions(word_timestamps=True)), answer)
     assert clip.warnings == (f"0.0-5.0 s: {warning}",) and len(clip.words) == 3
 
@@ -185,7 +185,7 @@ def test_an_unreadable_dictionary_costs_only_words(no_korean, monkeypatch, tmp_p
     monkeypatch.setenv("QWEN3_ASR_KOREAN_DICT", str(path))
     with pytest.raises(AlignmentError, match=f"{path} cannot be read .*QWEN3_ASR_KOREAN_DICT"):
         run(5, "친구를", nothing)
-    answer = heard("Korean<asr_text>친구를")
+    answer = engine_for("Korean<asr_text>친구를")
     transcript = drive(transcribe(counting(5), TranscribeOptions(word_timestamps=True)), answer)
     assert transcript.text == "친구를" and "no words are timed" in transcript.warnings[0]
 
@@ -382,7 +382,7 @@ def test_a_long_recording_goes_by_windows(pause):
 
 @pytest.mark.parametrize("is_found_again", [True, False])
 def test_piled_up_words_cost_no_others(is_found_again):
-    """Five at 50 s, told apart or not when they are asked about by themselves."""
+    """Five at 50 s, distinct or not when they are aligned by themselves."""
     spans = said(1400)
     pile = range(120, 125)
     oracle = Oracle(spans)
@@ -390,8 +390,8 @@ def test_piled_up_words_cost_no_others(is_found_again):
     def stumbling(request):
         if is_found_again and len(request.units) <= len(pile):
             return oracle(request)
-        heard = Oracle([(spans[120][0],) * 2 if i in pile else s for i, s in enumerate(spans)])
-        return heard(request)
+        times = [(spans[120][0],) * 2 if i in pile else s for i, s in enumerate(spans)]
+        return Oracle(times)(request)
 
     transcript = run(600, " ".join(map(str, range(1400))), stumbling)
     kept = [i for i in range(1400) if is_found_again or i not in range(119, 126)]
@@ -400,7 +400,7 @@ def test_piled_up_words_cost_no_others(is_found_again):
 
 
 def test_excess_words_stay_inside_the_recording():
-    """Told at the very end of each window, as an aligner does with words that it cannot find."""
+    """Times at the end of each window, as aligners give for words that they cannot find."""
     ends = lambda r: AlignmentOutput([1000 * len(r.waveform) / 16_000 - 6000] * 2 * len(r.units))  # noqa: E731
     assert_ordered(run(400, " ".join(map(str, range(50))), ends))
     last = lambda r: AlignmentOutput([174_000, 174_000] * len(r.units))  # noqa: E731

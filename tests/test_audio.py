@@ -31,7 +31,7 @@ from qwen3_asr_vllm.peaks import check_waveform
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
 
-FORMATS = {  # file name: what ffmpeg is told besides
+FORMATS = {  # file name: more options of ffmpeg
     "s16.wav": [],
     "s24.wav": ["-c:a", "pcm_s24le"],
     "float.wav": ["-c:a", "pcm_f32le"],

@@ -28,7 +28,7 @@ class CountingEngine:
     def __init__(self, *, capacity=4):
         self.capacity = capacity
         self.queue = deque()
-        self.heard = []  # seconds of each clip, in order
+        self.clips_s = []  # seconds of each clip, in order
         self.most = 0  # requests held at once
 
     def submit(self, request, deliver):
@@ -42,7 +42,7 @@ class CountingEngine:
 
     def step(self):
         _, seconds, deliver = self.queue.popleft()
-        self.heard.append(seconds)
+        self.clips_s.append(seconds)
         deliver(EngineOutput(f"language English<asr_text>{seconds:g}", "stop"))
 
     def abort(self, tickets):
@@ -100,9 +100,9 @@ def test_the_longest_loaded_clip_goes_first():
     sources = [3, 1, 2, 5, 4, 2.5]
     engine = CountingEngine(capacity=1)
     list(run_slowly(sources, engine, num_workers=len(sources)))
-    sent_at_once = engine.heard[:2]  # what was loaded first did not wait for the others
+    sent_at_once = engine.clips_s[:2]  # what was loaded first did not wait for the others
     rest = [seconds for seconds in sources if seconds not in sent_at_once]
-    assert engine.heard[2:] == sorted(rest, reverse=True)
+    assert engine.clips_s[2:] == sorted(rest, reverse=True)
 
 
 def test_the_engine_is_full_with_short_queues():
@@ -228,19 +228,19 @@ def test_engines_wait_briefly_for_full_batches(monkeypatch):
 
 def test_engines_wait_once_for_slow_sources():
     """A source that waits for a result is not held against each step."""
-    is_heard = threading.Event()
+    is_decoded = threading.Event()
 
     def sources():
         yield 1.0
         yield 2.0
-        is_heard.wait()
+        is_decoded.wait()
         yield 3.0
 
     engine = FullnessEngine(capacity=16)
     for result in run(sources(), engine, in_order=False):
         if result.source == 1.0:
-            is_heard.set()
-    assert sorted(engine.heard) == [1.0, 2.0, 3.0]
+            is_decoded.set()
+    assert sorted(engine.clips_s) == [1.0, 2.0, 3.0]
 
 
 def test_loader_warnings_reach_the_transcript():

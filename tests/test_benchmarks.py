@@ -57,14 +57,14 @@ vllm:request_success_created{engine="1",finished_reason="length",model_name="mod
 """
 
 
-def test_the_work_of_a_server_is_that_of_all_engines():
+def test_server_work_sums_over_engines():
     app = Starlette(routes=[Route("/metrics", lambda _: PlainTextResponse(METRICS))])
     with on_a_port(app) as address:
         done = work.server_work(address, text_tokens=10)
     assert done == replace(DONE, encoded_s=260 / 13)  # 300 - 20 cached - 2 x 10 of text
 
 
-def test_the_work_of_an_engine_is_summed_over_steps():
+def test_engine_work_sums_over_steps():
     loggers = []
     count = work.EngineWork(
         SimpleNamespace(
@@ -103,7 +103,7 @@ def test_a_folder_is_transcribed_alike_by_all(other, error):
         offline.check_passes({"LLM.generate": [first], "HTTP": [first._replace(**other)]}, 20.0)
 
 
-def test_a_checkpoint_counts_whatever_it_hears(tmp_path):
+def test_checkpoints_count_any_audio(tmp_path):
     import torch
     from transformers import AutoTokenizer
     from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor

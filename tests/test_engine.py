@@ -35,7 +35,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def verify(tokenizer):
-    """What vLLM does with the parameters of a request that comes in."""
+    """Verify parameters as vLLM does for a new request."""
     from vllm.engine.arg_utils import EngineArgs
 
     config = EngineArgs(str(CHECKPOINT), max_model_len=1024).create_engine_config()
@@ -162,7 +162,7 @@ def test_a_gpu_captures_graphs_for_every_step(on_cuda):
     assert on_cuda(max_num_batched_tokens=4096)["cudagraph_capture_sizes"][-1] == 4096
 
 
-def test_a_server_has_smaller_steps_than_a_batch(on_cuda):
+def test_servers_take_smaller_steps_than_batches(on_cuda):
     from vllm.usage.usage_lib import UsageContext
 
     made = graph_options(engine_defaults(()), UsageContext.OPENAI_API_SERVER)

@@ -105,7 +105,7 @@ def test_a_named_pipe_is_read(tmp_path):
 @pytest.mark.parametrize("name", ["wav", "flac", "ogg", "m4a", "webm", "64bit.wav"])
 @pytest.mark.parametrize("change", ["cut", "emptied", "overwritten", "removed"])
 def test_files_may_change_while_read(tmp_path, monkeypatch, name, change):
-    """What was there before the change, or a refusal; never an end of the process."""
+    """The content before the change, or a refusal; never a crash."""
     monkeypatch.setattr(sndfile, "BLOCK_VALUES", 4_000)
     path = tmp_path / name
     path.write_bytes(fuzz.recording(name))

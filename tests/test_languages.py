@@ -222,7 +222,7 @@ def test_separators_need_one_character(left, right):
 
 
 def join_texts(texts):
-    """What is said in clips, each of which may begin and end with white space."""
+    """Texts of clips, each of which may begin and end with white space."""
     return reduce(
         lambda left, right: left + separator(left, right) + right, map(str.strip, texts), ""
     )

@@ -51,7 +51,7 @@ def transcripts(model):
 
 @pytest.mark.parametrize(("language", "most"), MOST_ERRORS.items())
 def test_heldout_error_rate(transcripts, language, most):
-    """Sentences that training never saw, half of them in voices that it never heard."""
+    """Sentences that training never saw, half of them in unseen voices."""
     answers = [transcript.text for transcript in transcripts]
     assert error_rate(heldout(), answers, language) < most
 
@@ -81,7 +81,7 @@ def test_examples_of_the_docstrings(model, monkeypatch):
 def test_clips_are_not_hashed_for_a_cache(model, monkeypatch):
     from vllm.multimodal.hasher import MultiModalHasher
 
-    monkeypatch.setattr(MultiModalHasher, "hash_kwargs", None)  # whoever calls it fails
+    monkeypatch.setattr(MultiModalHasher, "hash_kwargs", None)  # a call fails
     assert model.transcribe(HELLO).text
 
 
@@ -178,7 +178,7 @@ def test_prompts_equal_the_chat_template(model):
 
 @pytest.mark.parametrize("language", ["", "fil", "zh-HK", "English"])
 def test_the_core_route_sends_the_same_prompt(model, language):
-    """What vLLM's own transcription route gets from the model class, token for token.
+    """Prompts of vLLM's own transcription route, token for token.
 
     V3: vLLM refuses a class that lists "fil"; this one takes it all the same.
     """
@@ -251,7 +251,7 @@ class Terminal(io.StringIO):
 
 
 def shown(output, columns=39):
-    """What a terminal shows: a line is redrawn from its start and erased to its end."""
+    """The lines of a terminal, which redraws a line from its start and erases to its end."""
     lines = [line.split("\r\x1b[K")[-1] for line in output.split("\n")]
     assert all(
         len(drawn) <= columns for line in output.split("\n") for drawn in line.split("\r\x1b[K")
@@ -361,7 +361,7 @@ def test_server_engine_and_resumed_corpora_are_equal(
 
 WITHOUT_VLLM = """
 import sys
-sys.modules |= {"vllm": None, "torch": None}  # whoever imports them fails
+sys.modules |= {"vllm": None, "torch": None}  # imports fail
 from qwen3_asr_vllm.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -520,7 +520,7 @@ TIMED = [json.loads(line) for line in (DATA / "timed" / "manifest.jsonl").open()
 
 @pytest.mark.parametrize("language", ["English", "German", "Chinese"])
 def test_words_are_timed_like_the_synthesizer(model, language):
-    """Held-out sentences, half of them in voices that training never heard; mean of all edges."""
+    """Held-out sentences, half of them in unseen voices; mean of all edges."""
     rows = [row for row in TIMED if row["language"] == language]
     paths = [DATA / "timed" / row["audio_filepath"] for row in rows]
     aligned = model.align(paths, [row["text"] for row in rows], language=language)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM finds where the package is installed, and where VLLM_PLUGINS switches it off."""
+"""vLLM finds our model where the package is installed, unless VLLM_PLUGINS switches it off."""
 
 from __future__ import annotations
 

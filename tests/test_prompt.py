@@ -261,7 +261,7 @@ def test_streamed_deltas_join_to_parse_output(raw, language, data):
 
 @given(raw_outputs, forced_languages)
 def test_deltas_come_as_early_as_possible(raw, language):
-    """What is out is all that every continuation has in common, white space aside."""
+    """The emitted text is the common prefix of all continuations, white space aside."""
     released = OutputStream(language=language).push(raw)
     texts = [parse_output(raw + more, language=language).text for more in CONTINUATIONS]
     assert released == commonprefix(texts).rstrip()

@@ -209,7 +209,7 @@ def test_final_text_never_changes(steps, language):
 
 
 def steps_of(text, sizes):
-    """Answers of a model that hears more of the text at every step, after its prefix."""
+    """Answers of a model that finds more of the text at every step, after its prefix."""
     draft = Draft(Bytes(), None)
     deltas = []
     for size in sizes:
@@ -262,7 +262,7 @@ WORD_S = 1.0  # 0.6 s of a tone whose loudness is the word's number, 0.4 s of no
 
 
 def said(numbers):
-    """A recording that says "W0. W1. ..." for an engine that hears loudness."""
+    """A recording that says "W0. W1. ..." for an engine that reads loudness."""
     word = np.zeros(round(WORD_S * SAMPLE_RATE), np.float32)
     word[1_600:11_200] = 1
     return np.concatenate([word * np.float32((20 + n) / 1000) for n in numbers])
@@ -277,12 +277,12 @@ class Engine:
     def __call__(self, request):
         self.requests.append(request)
         head, prefix = request.prompt.split("<|im_start|>assistant\n")
-        answer = f"language English<asr_text>{self.heard(request.windows)}"
+        answer = f"language English<asr_text>{self.text_of(request.windows)}"
         assert answer.startswith(prefix)
         assert head.count("<|audio_pad|>") == len(request.windows)
         return answer[len(prefix) :]
 
-    def heard(self, windows):
+    def text_of(self, windows):
         clip = np.zeros(len(windows) * GEOMETRY.window_samples + 40, np.float32)
         for i, window in enumerate(windows):
             samples = window.samples[200 * window.has_context :]
@@ -374,9 +374,9 @@ def test_every_step_shows_the_whole_text():
     final = ""
     for update in run(stream, said(range(30)), repeated([STEP]), engine)[:-1]:
         final += update.delta
-        heard = engine.heard(engine.requests.pop(0).windows)
-        assert heard.startswith(final)
-        assert final + update.tentative == heard
+        text = engine.text_of(engine.requests.pop(0).windows)
+        assert text.startswith(final)
+        assert final + update.tentative == text
 
 
 def test_steps_stand_40_samples_behind():

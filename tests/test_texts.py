@@ -111,7 +111,7 @@ def test_written_subtitles_are_read_back():
 
 
 def test_repeated_lyrics_keep_all_times():
-    text = "[ar:Nobody]\n[00:12.00][00:30.5]Chorus\n[00:20.00]Verse\n"
+    text = "[ar:Artist]\n[00:12.00][00:30.5]Chorus\n[00:20.00]Verse\n"
     assert timed_texts(text) == ["Chorus", "Verse", "Chorus"]
 
 

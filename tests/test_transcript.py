@@ -254,7 +254,7 @@ def test_subtitles_of_silence_are_valid(name):
 
 
 def parse(name: str, document: str) -> list[tuple[float, float, str]]:
-    """(start, end, text) of each cue, by a parser nobody here wrote."""
+    """(start, end, text) of each cue, by an independent parser."""
     if name == "srt":
         cues = srt.parse(document)
         return [(c.start.total_seconds(), c.end.total_seconds(), c.content) for c in cues]
@@ -268,7 +268,7 @@ def seconds(clock: str) -> float:
 
 
 def columns(line: str) -> int:
-    """What a line takes in a terminal."""
+    """The columns of a line in a terminal."""
     shown = [char for char in line if unicodedata.category(char) not in ("Mn", "Me", "Cf")]
     return len(shown) + sum(unicodedata.east_asian_width(char) in ("W", "F") for char in shown)
 
@@ -403,7 +403,7 @@ def sung(draw):
 @given(sung(), st.integers(2, 40))
 @pytest.mark.parametrize("name", SUBTITLES)
 def test_karaoke_only_adds_marks(name, transcript, width):
-    """What is shown at any time is what is shown without marks, and one word at most is marked."""
+    """Marks change no text at any time, and mark one word at most."""
     plain = parse(name, FORMATS[name](transcript, max_line_width=width))
     cues = parse(name, FORMATS[name](transcript, max_line_width=width, highlight_words=True))
     assert all(end <= start for (_, end, _), (start, _, _) in pairwise(cues))

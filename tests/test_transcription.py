@@ -30,7 +30,7 @@ TWO_CLIPS = recording(7, -1, 7)  # at most 10 s: cut at 7.5 s
 
 
 def run(transcription, *answers):
-    """What the engine would do, once: (requests, transcript)."""
+    """Run one transcription: (requests, transcript)."""
     requests = next(transcription)
     outputs = [a if isinstance(a, EngineOutput) else EngineOutput(a, "stop") for a in answers]
     with pytest.raises(StopIteration) as stop:
@@ -72,8 +72,8 @@ def test_clips_keep_their_detected_language():
         "language None<asr_text>",
         "language German<asr_text>Vier.",
     )
-    heard = [(segment.text, segment.language) for segment in transcript.segments]
-    assert heard == [
+    found = [(segment.text, segment.language) for segment in transcript.segments]
+    assert found == [
         ("Eins.", "German"),
         (" Und?", "German"),
         (" Two.", "English"),
@@ -363,13 +363,13 @@ def spans(waveform, answer):
 
 def test_sentences_are_said_between_the_pauses():
     waveform = recording(-1, 4, -0.6, 3, -2, 2, -1)
-    heard = spans(waveform, "This takes four seconds. This takes three. Two here.")
-    assert [text for text, _, _ in heard] == [
+    found = spans(waveform, "This takes four seconds. This takes three. Two here.")
+    assert [text for text, _, _ in found] == [
         "This takes four seconds.",
         " This takes three.",
         " Two here.",
     ]
-    times = [time for _, *span in heard for time in span]
+    times = [time for _, *span in found for time in span]
     assert times == pytest.approx([1, 5, 5.6, 8.6, 10.6, 12.6], abs=0.15)
 
 

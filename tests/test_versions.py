@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package takes from vLLM: what vLLM promises, and what it may change in any release.
+"""The names that this package takes from vLLM: promised ones, and ones that any release may change.
 
 This is the one list of the second kind. Each line names the test that fails when it changes; here,
 every import of the package must be in one of the two tables, and every name must still be there.

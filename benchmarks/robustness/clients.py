@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients of a server to which something happens: what each of them saw, in a word or two."""
+"""Clients of a server that fails, and the outcome of each in a word or two."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIP_S = 60.0  # of their recordings
 
 
 def ask(address: str, file: bytes, *, stream: bool = False, words: bool = False) -> str:
-    """What one client saw, in a word or two."""
+    """Send a recording; return the outcome in a word or two."""
     form: dict[str, Any] = {"model": "model", "file": ("a.wav", file), "stream": stream}
     if words:
         form |= {"response_format": "verbose_json", "timestamp_granularities": ["word"]}

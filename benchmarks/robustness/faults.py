@@ -8,10 +8,10 @@
 The last sends a signal at two of the moments of ``signals.py``.
 
 Every fault is injected for real, while clients wait for answers; ``disk-full`` mounts a small file
-system, which needs root. ``clients saw`` counts outcomes, and ``told within s`` is when the last of
-them knew. ``next client`` came right after. ``recovery`` is when the old server had ended, and how
-long after its start a new one answered, which an orchestrator would start; of the others, how soon
-all was as before. ``left`` is what is still there in the end.
+system, which needs root. ``clients saw`` counts outcomes, and ``known within s`` is when the last
+of them knew. ``next client`` came right after. ``recovery`` is when the old server had ended, and
+how long after its start a new one answered, which an orchestrator would start; of the others, how
+soon all was as before. ``left`` is what is still there in the end.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def processes(pid: int) -> list[psutil.Process]:
 
 
 def num_alive(members: list[psutil.Process]) -> int:
-    """Those that are more than a name in the table of processes."""
+    """Processes that are alive, and no zombies."""
     alive = 0
     for each in members:
         with suppress(psutil.NoSuchProcess):
@@ -89,7 +89,7 @@ def death(break_it: Callable[[int], None], *options: str) -> dict[str, Any]:
             begin = time.monotonic()
             break_it(pid)
             saw = seen(asked)
-            told = time.monotonic() - begin
+            known_s = time.monotonic() - begin
             late = short_request(address)
             ended, left = end_of(members, begin)
     begin = time.monotonic()
@@ -98,7 +98,7 @@ def death(break_it: Callable[[int], None], *options: str) -> dict[str, Any]:
         started = time.monotonic() - begin
     return {
         "clients saw": saw,
-        "told within s": told,
+        "known within s": known_s,
         "next client": late,
         "recovery": f"ended after {ended:.1f} s; the next server: {again} after {started:.0f} s",
         "left": f"{left} processes",
@@ -148,7 +148,7 @@ def storm() -> dict[str, Any]:
         descriptors = api.num_fds() - before
     return {
         "clients saw": "200 x hung up",
-        "told within s": None,
+        "known within s": None,
         "next client": late,
         "recovery": f"the next client waited {waited:.1f} s; idle after {idle:.1f} s",
         "left": f"{descriptors} descriptors, {left:.0f} requests",
@@ -176,7 +176,7 @@ def disk_full() -> dict[str, Any]:
     last = (result.stderr.strip().splitlines() or [""])[-1]
     return {
         "clients saw": f"exit code {result.returncode}: {last[-120:]}",
-        "told within s": seconds,
+        "known within s": seconds,
         "next client": None,
         "recovery": "make room and run it again",
         "left": f"{whole} whole files, {len(files) - whole - hidden} cut, {hidden} hidden",
@@ -207,14 +207,14 @@ def aligner_killed() -> dict[str, Any]:
         begin = time.monotonic()
         subprocess.run(["pkill", "-KILL", "-f", f"serve {ALIGNER}"], check=True)
         saw = seen(asked)
-        told = time.monotonic() - begin
+        known_s = time.monotonic() - begin
         late = ask(address, speech_clip(2, 99), words=True)
         while ask(address, speech_clip(2, 98), words=True) != "text":
             time.sleep(0.5)
         again = time.monotonic() - begin
     return {
         "clients saw": saw,
-        "told within s": told,
+        "known within s": known_s,
         "next client": f"wants words: {late}",
         "recovery": f"words again after {again:.0f} s",
         "left": None,
@@ -263,7 +263,7 @@ def slow_readers() -> dict[str, Any]:
             grown = (api.memory_info().rss - before) >> 20
     return {
         "clients saw": saw,
-        "told within s": None,
+        "known within s": None,
         "next client": late,
         "recovery": f"the next client waited {waited:.1f} s",
         "left": f"{grown} MiB more in the HTTP process",
@@ -288,12 +288,12 @@ def sessions() -> dict[str, Any]:
             begin = time.monotonic()
             kill(members[1:])
             saw = seen(asked)
-            told = time.monotonic() - begin
+            known_s = time.monotonic() - begin
             late = speak(address, 99)
             ended, left = end_of(members, begin)
     return {
         "clients saw": saw,
-        "told within s": told,
+        "known within s": known_s,
         "next client": late,
         "recovery": f"ended after {ended:.1f} s",
         "left": f"{left} processes",
@@ -301,7 +301,7 @@ def sessions() -> dict[str, Any]:
 
 
 def speak(address: str, seed: int) -> str:
-    """What a session of a minute saw, which is said faster than it can be heard."""
+    """The outcome of a session that sends a minute faster than it is decoded."""
     pcm = speech_clip(CLIP_S, seed)[44:]
     audio = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
     with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
@@ -348,7 +348,7 @@ def changing_files() -> dict[str, Any]:
         again = batch(recordings, folder / "out")
     return {
         "clients saw": f"exit code {result.returncode}, {len(outputs)} of {len(recordings)} done",
-        "told within s": None,
+        "known within s": None,
         "next client": None,
         "recovery": f"run again when they stay: exit code {again.returncode}",
         "left": f"{cut} cut files",
@@ -380,7 +380,7 @@ def batch_ended(number: signal.Signals) -> dict[str, Any]:
         same_manifest = Path(first[1]).read_bytes() == Path(second[1]).read_bytes()
     return {
         "clients saw": f"exit code {code}, {done} of {len(recordings)} done",
-        "told within s": None,
+        "known within s": None,
         "next client": f"run again: exit code {again.returncode}",
         "recovery": f"{same} of {len(recordings)} files and the manifest ({same_manifest}) are "
         "byte for byte those of a run that nothing disturbed",
@@ -403,7 +403,7 @@ def corrupt_state() -> dict[str, Any]:
     last = (result.stderr.strip().splitlines() or [""])[-1]
     return {
         "clients saw": f"exit code {result.returncode}: {last[-100:]}",
-        "told within s": None,
+        "known within s": None,
         "next client": None,
         "recovery": f"{len(rows)} of {len(recordings)} recordings in the manifest",
         "left": None,

@@ -239,7 +239,7 @@ def loud_case(rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def audio_case(number: int) -> tuple[str, bytes]:
-    """What is done to what, and the bytes of it."""
+    """The damage and its format, and the damaged bytes."""
     rng = np.random.default_rng([1, number])
     share = np.random.default_rng([6, number]).random()  # does not renumber the cases below
     if share < 0.01:
@@ -261,7 +261,7 @@ def audio_case(number: int) -> tuple[str, bytes]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case; ``broken`` says which law it broke, or nothing."""
+    """The outcome of a case; ``broken`` names the law that it broke, or is empty."""
 
     number: int
     name: str
@@ -819,7 +819,7 @@ FRAMES: tuple[str | bytes, ...] = (
 
 
 def session_case(number: int) -> list[str | bytes]:
-    """What a client sends in one session: events with wrong parts, and frames that are none."""
+    """The frames of one session: events with wrong parts, and frames that are no events."""
     rng = np.random.default_rng([3, number])
     return [_frame(rng) for _ in range(int(rng.integers(1, 8)))]
 
@@ -892,13 +892,13 @@ def converse(url: str, number: int) -> Outcome:
     except (OSError, WebSocketException, TimeoutError) as error:
         return Outcome(number, "session", str(answers[-1:])[:300], f"lost: {error!r}")
     errors = [answer["error"] for answer in answers if answer["type"] == "error"]
-    unsaid = [error for error in errors if not _is_told(error)]
+    unsaid = [error for error in errors if not _has_words(error)]
     broken = f"an error without words: {unsaid[0]}" if unsaid else ""
     answer = f"{len(errors)}: errors of {len(answers)} events"
     return Outcome(number, "session", answer, broken, time.perf_counter() - start)
 
 
-def _is_told(error: Any) -> bool:
+def _has_words(error: Any) -> bool:
     """Whether an error has words: as a string, in vLLM's dialect, or in OpenAI's object."""
     return bool(error if isinstance(error, str) else error.get("message") and error.get("type"))
 

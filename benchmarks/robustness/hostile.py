@@ -472,7 +472,7 @@ def hostile(kind: str, share: float = 1.0) -> bytes:
 
 @dataclass(frozen=True)
 class Cost:
-    """What became of a file in a decoder process of its own."""
+    """The outcome of a file in a decoder process of its own."""
 
     error: str  # its type and text, where there is one
     waveform: np.ndarray  # (samples,) float32; empty where there is none

@@ -239,7 +239,7 @@ def ended(number: signal.Signals, *, names: list[str] | None, at_once: int) -> d
     longest = max(results, key=results.__getitem__)
     return {
         "clients saw": f"{number.name} at {len(results)} moments",
-        "told within s": None,
+        "known within s": None,
         "next client": None,
         "recovery": f"ended after {results[longest][0]:.1f} s at most ({longest})",
         "left": f"{sum(left for _, left in results.values())} processes",

@@ -3,7 +3,7 @@
 
     python tests/checkpoints/evaluate_aligner.py
 
-transformers' own model times held-out sentences in voices never heard, alone and joined to
+transformers' own model times held-out sentences in unseen voices, alone and joined to
 clips of up to 40 s. ``error_ms`` is the mean distance of starts and ends from espeak-ng's word
 events, without any repair of the order; ``far`` the percentage of those more than 0.5 s off.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings to evaluate on: sentences, and for one half voices, never heard in training.
+"""Recordings to evaluate on: sentences, and for one half voices, that training never used.
 
 Run as a script, it writes the small set and the demo recordings that ship in ``tests/data``:
 
@@ -91,7 +91,7 @@ def long_clips(language: str, *, count: int) -> list[Clip]:
 
 
 def unfinished_clips(language: str, *, count: int) -> list[Clip]:
-    """Held-out sentences cut between two words, as a stream hears them."""
+    """Held-out sentences cut between two words, as a stream receives them."""
     rng = random.Random(f"{SEED} unfinished {language}")
     clips = []
     while len(clips) < count:
@@ -172,7 +172,7 @@ def write_demo(path: Path, parts: list[tuple[str, list[str]]], *, gap_s: float) 
         language = next(name for name in grammar.LANGUAGES if _speaks(voice, name))
         for text in texts:
             if not grammar.is_held_out(text, language):
-                raise ValueError(f"{text!r} is heard in training; choose a held-out sentence.")
+                raise ValueError(f"{text!r} is in the training set; choose a held-out sentence.")
             clips.append(_clip(speech.say(text, language, voice, rng), rng))
     recording = join(clips, gap_s=gap_s)
     write_flac(path, recording)

@@ -2,7 +2,7 @@
 """Training samples: utterances joined, degraded and put behind the model's prompt.
 
 An epoch is planned first (which utterances go together, seeds, batches of like length) and
-realised batch by batch, so that every epoch hears other noise, speed, gaps and contexts.
+realised batch by batch, so that every epoch has other noise, speed, gaps and contexts.
 """
 
 import random
@@ -77,7 +77,7 @@ class Speech:
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip with its prompt: what the model hears, is told, and should answer."""
+    """One clip with its prompt and the expected answer."""
 
     features: torch.Tensor  # (128, frames)
     text: str
@@ -90,7 +90,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes into a sample; empty ``utterances`` means no speech."""
+    """The content of a sample; empty ``utterances`` means no speech."""
 
     utterances: tuple[Utterance, ...]
     is_clean: bool
@@ -119,7 +119,7 @@ def num_audio_tokens(num_frames: int) -> int:
     return whole * TOKENS_PER_CHUNK + -(-rest // 8)
 
 
-# --- what is heard
+# --- audio
 
 
 @cache
@@ -236,7 +236,7 @@ def mask_bands(features: torch.Tensor, rng: np.random.Generator) -> torch.Tensor
     return features
 
 
-# --- what is told
+# --- context
 
 
 def respell(text: str, words: list[Word], first: str, second: str) -> tuple[str, list[Word]]:
@@ -385,7 +385,7 @@ def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.
 
 
 def frame_phones(sample: Sample, phone_ids: dict[str, int]) -> torch.Tensor:
-    """Which phone is heard in each 20 ms of each audio token, (tokens, 4)."""
+    """The phone in each 20 ms of each audio token, (tokens, 4)."""
     num_frames = sample.features.shape[1]
     num_chunks = -(-num_frames // CHUNK_FRAMES)
     middles = 0.02 * np.arange(-(-num_frames // 2)) + 0.005  # frames are centred on n * 10 ms

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speech from text: espeak-ng (called in process, so that it tells times) and flite.
 
-Every utterance is mono 16 kHz int16. ``TRAIN_VOICES`` are heard in training,
+Every utterance is mono 16 kHz int16. ``TRAIN_VOICES`` are used in training,
 ``HELD_OUT_VOICES`` only in evaluation. A voice is ``engine:name``; an espeak-ng name
 is ``accent+variant``.
 """

@@ -50,7 +50,7 @@ TOKEN_NOISE = 0.05  # of the answer's tokens are replaced on the input side
 
 @dataclass(frozen=True)
 class Stage:
-    """What an epoch is made of."""
+    """The samples of an epoch."""
 
     start: float  # fraction of the run
     longest_group: int  # utterances joined to one sample
@@ -73,7 +73,7 @@ LOSS_WEIGHTS = {
     "answer": 1.0,
     "time": 1.0,
 }
-NUM_SECONDS = 48  # told apart
+NUM_SECONDS = 48  # distinct classes
 
 
 class Trainee(nn.Module):
@@ -129,7 +129,7 @@ class Trainee(nn.Module):
         }
 
     def decode(self, audio: torch.Tensor, input_ids: torch.Tensor) -> Sequence[torch.Tensor]:
-        """What goes into each layer of the decoder, and last what comes out."""
+        """The input of each layer of the decoder, and last its output."""
         is_audio = input_ids == layout.TOKEN_IDS["<|audio_pad|>"]
         embeds = self.model.model.get_input_embeddings()(input_ids)
         embeds = embeds.masked_scatter(is_audio.unsqueeze(-1), audio.to(embeds.dtype))
@@ -337,7 +337,7 @@ def make_corpus(folder: Path, *, seed: int, num_processes: int) -> list[speech.U
 
 
 def tokenizer_texts(corpus: list[speech.Utterance]) -> list[str]:
-    """What the BPE learns from: answers, prompt words, and the second spellings."""
+    """Training text of the BPE: answers, prompt words, and the second spellings."""
     texts = [f"language {u.language}\n{u.text}" for u in corpus]
     texts += ["system\nuser\nassistant\nlanguage None\nNames: Keywords: "] * 1000
     for language, pairs in grammar.SPELLINGS.items():

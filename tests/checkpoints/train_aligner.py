@@ -3,8 +3,8 @@
 
     python tests/checkpoints/train_aligner.py --work /tmp/tiny     # after train.py
 
-It hears espeak-ng alone, which tells when each word (in Chinese each character) is said. The
-times are learned as the published aligner gives them: at the two ``<timestamp>`` behind a word,
+It is trained on espeak-ng alone, which reports the time of each word (in Chinese each character).
+The times are learned as the published aligner gives them: at the two ``<timestamp>`` behind a word,
 the class of its start and of its end. Two further losses teach it to look there: an attention
 head in each of two layers is led to the audio of the word, and to its first and last token.
 """
@@ -90,7 +90,7 @@ def units(sample: Sample) -> list[tuple[str, float, float]]:
 
 
 def make_row(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, ...]:
-    """Tokens, where each token's word is heard, where its edge is, and its time in classes."""
+    """Tokens, the position of each token's word and of its edge, and its time in classes."""
     num_audio = samples.num_audio_tokens(sample.features.shape[1])
     names = ["<|audio_start|>", *["<|audio_pad|>"] * num_audio, "<|audio_end|>"]
     ids = tokenizer.convert_tokens_to_ids(names)

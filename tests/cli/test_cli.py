@@ -40,12 +40,12 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 class FakeModel:
-    """Says how long each recording is, and notes what else it was told."""
+    """Transcribes each recording as its length, and keeps its options."""
 
     def transcribe(self, recordings, options, *, in_order, progress):
-        self.options, self.heard = options, []
+        self.options, self.sources = options, []
         for index, recording in enumerate(recordings):
-            self.heard.append(recording.source)
+            self.sources.append(recording.source)
             try:
                 seconds = len(recording.load()) / 16_000
             except (OSError, ValueError) as error:
@@ -273,13 +273,13 @@ def test_no_model_is_loaded_without_recordings(files, monkeypatch, capsys):
 def test_finished_recordings_are_skipped(model, files, tmp_path, capsys):
     line = ["transcribe", *files, "-f", "txt,srt", "-o", str(tmp_path / "out")]
     line += ["--manifest_out", str(tmp_path / "out.jsonl")]
-    assert cli.main(line) == 1 and len(model.heard) == 3
+    assert cli.main(line) == 1 and len(model.sources) == 3
     first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     (tmp_path / "out" / "b.srt").unlink()
-    assert cli.main(line) == 1 and model.heard == files[1:]
+    assert cli.main(line) == 1 and model.sources == files[1:]
     assert "1 of 3 are finished; --overwrite transcribes them again" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
-    assert cli.main([*line, "--overwrite"]) == 1 and len(model.heard) == 3
+    assert cli.main([*line, "--overwrite"]) == 1 and len(model.sources) == 3
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first
 
 
@@ -295,15 +295,15 @@ def test_ctrl_c_keeps_results_and_names_commands(model, files, tmp_path, capsys)
 
 
 class FakeStream:
-    """Says how much it has heard, at the end."""
+    """Emits the number of samples, at the end."""
 
     def stream(self, samples, **options):
-        heard = sum(map(len, samples))
-        yield Update(f"{heard} samples", "")
+        num_samples = sum(map(len, samples))
+        yield Update(f"{num_samples} samples", "")
 
 
 class Microphone(io.BytesIO):
-    """Says something for ever; somebody presses Ctrl-C at the third piece."""
+    """Emits text without end; Ctrl-C comes at the third piece."""
 
     num_read = 0
 
@@ -382,15 +382,17 @@ def test_ctrl_c_is_no_traceback(files, tmp_path, monkeypatch, capsys, line):
 
 
 def test_ray_workers_get_absolute_paths(files, tmp_path, monkeypatch):
-    told = {}
-    monkeypatch.setattr(cluster, "_batches_done", lambda todo, **o: told.update(o, todo=todo) or ())
+    given = {}
+    monkeypatch.setattr(
+        cluster, "_batches_done", lambda todo, **o: given.update(o, todo=todo) or ()
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
     line = ["transcribe", "a.wav", "https://h.test/b.wav", "--ray", "1", "-o", "out", "-m", "tiny"]
     assert cli.main(line) == 0
-    assert [r.source for r in told["todo"]] == [files[0], "https://h.test/b.wav"]
-    assert told["worker"]["model"] == str(tmp_path / "tiny")
-    assert told["worker"]["folder"] == str(tmp_path / "out")
+    assert [r.source for r in given["todo"]] == [files[0], "https://h.test/b.wav"]
+    assert given["worker"]["model"] == str(tmp_path / "tiny")
+    assert given["worker"]["folder"] == str(tmp_path / "out")
     assert cli.main(["transcribe", "-", "--ray", "1", "-o", "out"]) == 2
 
 
@@ -560,7 +562,7 @@ def test_a_killed_run_leaves_no_lock(model, files, tmp_path):
 def test_output_folders_must_not_be_files(model, files, tmp_path, capsys):
     for option in ("-o", files[2]), ("--manifest-out", str(tmp_path)):
         assert cli.main(["transcribe", files[0], *option]) == 2
-    assert not hasattr(model, "heard")
+    assert not hasattr(model, "sources")
     err = capsys.readouterr().err
     assert f"{files[2]} is a file" in err and f"{tmp_path} is a folder, not a file" in err
 
@@ -615,7 +617,7 @@ def test_too_long_result_names_fail_one_file(model, files, tmp_path, capsys):
     os.link(files[0], long := tmp_path / f"{name}.wav")
     line = ["transcribe", str(long), files[2], "-o", str(tmp_path / "out")]
     assert cli.main([*line, "-f", "verbose_json"]) == 1
-    assert model.heard == [files[2]] and list(written(tmp_path / "out")) == ["b.verbose.json"]
+    assert model.sources == [files[2]] and list(written(tmp_path / "out")) == ["b.verbose.json"]
     err = capsys.readouterr().err
     assert "too long for the name of a file: 262 bytes of at most 255" in err
     assert "1 of 2 failed" in err
@@ -814,7 +816,7 @@ def test_ctrl_c_during_imports_is_one_line(files, tmp_path, module):
 
 
 def shell(line, *arguments):
-    """What a command line in a shell writes to stderr, and its exit code."""
+    """The stderr of a command line in a shell, and its exit code."""
     command = ["bash", "-c", line, "bash", sys.executable, "-c", FAKE, *arguments]
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
     return result.returncode, result.stderr

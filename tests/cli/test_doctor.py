@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with an installation is named, with what to do. ``test_cli.py`` runs it all."""
+"""``doctor`` names each problem of an installation and what to do. ``test_cli.py`` runs it all."""
 
 from __future__ import annotations
 

@@ -59,22 +59,22 @@ def test_empty_folders_and_globs_are_refused(tmp_path):
 
 def scan(*sources):
     """The names that are found, and what is reported as left out."""
-    told = []
-    found = find_recordings(map(str, sources), report=told.append)
-    return [recording.name for recording in found], told
+    reports = []
+    found = find_recordings(map(str, sources), report=reports.append)
+    return [recording.name for recording in found], reports
 
 
 def test_skipped_files_of_a_scan_are_named(tmp_path):
     for name in ("a.wav", "a.jpg", "b.JPG", "c.txt", "README", "._a.wav", ".DS_Store", "d.mts"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe.wav")
-    found, told = scan(tmp_path)
+    found, reports = scan(tmp_path)
     assert found == ["a", "d"]
     left_out = ".jpg (2), .txt (1), .wav that is not a file (1), hidden .wav (1), no suffix (1)"
-    assert sorted(told[0].partition("not audio: ")[2].split(", ")) == left_out.split(", ")
-    assert told[0].startswith(f"{tmp_path}: 6 files are not audio")
-    found, told = scan(tmp_path / "*")
-    assert len(found) == 6 and told == [
+    assert sorted(reports[0].partition("not audio: ")[2].split(", ")) == left_out.split(", ")
+    assert reports[0].startswith(f"{tmp_path}: 6 files are not audio")
+    found, reports = scan(tmp_path / "*")
+    assert len(found) == 6 and reports == [
         f"{tmp_path}/*: {tmp_path}/pipe.wav is not a file (1 of these)"
     ]
 
@@ -82,9 +82,9 @@ def test_skipped_files_of_a_scan_are_named(tmp_path):
 def test_folders_of_a_glob_are_named(tmp_path):
     (tmp_path / "a.wav").touch()
     (tmp_path / "talks").mkdir()
-    found, told = scan(tmp_path / "*")
+    found, reports = scan(tmp_path / "*")
     assert found == ["a"]
-    assert told[0].endswith(
+    assert reports[0].endswith(
         f"1 folder not searched, such as {tmp_path}/talks; add /** to search them"
     )
 
@@ -99,8 +99,8 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "secret").mkdir()
     (tmp_path / "a.wav").touch()
     monkeypatch.setattr(os, "scandir", scandir)
-    found, (told,) = scan(tmp_path)
-    assert found == ["a"] and "not searched" in told and "secret" in told
+    found, (reports,) = scan(tmp_path)
+    assert found == ["a"] and "not searched" in reports and "secret" in reports
 
 
 def test_linked_folders_are_searched_once(tmp_path):
@@ -413,8 +413,8 @@ def test_a_manifest_survives_a_torn_line(tmp_path):
         manifest.write(recording, TRANSCRIPT)
     manifest.finish(recordings)
     written = [json.loads(line) for line in path.read_text().splitlines()]
-    heard = {"duration": 1.0, "pred_text": "Hello.", "pred_lang": None}
-    assert written == [r.row | heard | {"audio_source": r.source} for r in recordings]
+    measured = {"duration": 1.0, "pred_text": "Hello.", "pred_lang": None}
+    assert written == [r.row | measured | {"audio_source": r.source} for r in recordings]
 
 
 @pytest.mark.parametrize("end", ["", "\n", '\n{"audio_filepath": "c'])
@@ -450,8 +450,8 @@ def test_python_runs_a_corpus_like_the_command(tmp_path):
     for name in ("a.wav", "b/c.wav"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
-    told, out = [], tmp_path / "out"
-    arguments = {"output_dir": out, "formats": ["txt"], "report": told.append, "language": "en"}
+    reports, out = [], tmp_path / "out"
+    arguments = {"output_dir": out, "formats": ["txt"], "report": reports.append, "language": "en"}
     sources = [str(tmp_path / "in"), "gone.wav"]
     gone = ("gone.wav", "gone.wav: no such file, folder or manifest")
     assert run(sources, FakeModel(), **arguments) == Summary(2, 0, (gone,))
@@ -459,7 +459,7 @@ def test_python_runs_a_corpus_like_the_command(tmp_path):
     (out / "a.txt").unlink()
     assert run(sources, FakeModel, **arguments) == Summary(1, 1, (gone,))
     assert run(sources[:1], None, **arguments) == Summary(0, 2, ())  # needs no model
-    assert told == [gone[1]] * 2
+    assert reports == [gone[1]] * 2
 
 
 def test_run_rejects_unknown_options(tmp_path):

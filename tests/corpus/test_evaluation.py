@@ -103,7 +103,7 @@ def test_a_model_is_scored_on_recordings(server, capsys):
     assert cli.main(["eval", manifest, "--server", server.url, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     scores = {score["language"]: score for score in document["scores"]}
-    assert scores.keys() == {*MOST_ERRORS, "unknown"}  # where nobody speaks
+    assert scores.keys() == {*MOST_ERRORS, "unknown"}  # of recordings without speech
     for language, most in MOST_ERRORS.items():
         rate = "cer" if language == "Chinese" else "wer"
         assert scores[language][rate] < most

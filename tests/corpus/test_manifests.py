@@ -68,8 +68,8 @@ def test_quoted_csv_fields_may_span_lines(tmp_path):
 def test_every_unreadable_row_is_named(tmp_path, name, content, lines):
     with pytest.raises(ValueError) as error:
         rows_of(tmp_path / name, content)
-    told = str(error.value).splitlines()
-    assert [line.split(": ")[0] for line in told] == [f"{tmp_path}/{name}:{n}" for n in lines]
+    messages = str(error.value).splitlines()
+    assert [line.split(": ")[0] for line in messages] == [f"{tmp_path}/{name}:{n}" for n in lines]
 
 
 def test_many_wrong_rows_make_a_short_message(tmp_path):

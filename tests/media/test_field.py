@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users send is recognised, by Python, by the route and by the command line."""
+"""Python, the route and the command line recognise the files of users."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ WORDS = "one two three vier fünf sechs 七 八 九".split()
 
 @pytest.fixture(scope="module", params=[save_nested, save_flat], ids=["nested", "flat"])
 def aligner(request, tmp_path_factory):
-    """An engine that was told nothing but the checkpoint, and the model of transformers."""
+    """An engine with default options, and transformers' own model."""
     reference = reference_model(reference_config(), num_classes=NUM_CLASSES)
     checkpoint = request.param(reference, tmp_path_factory.mktemp("aligner"))
     # A budget below the longest prompts, so that these come in parts.
@@ -62,7 +62,7 @@ def test_many_clips_are_classified_like_transformers(aligner):
 
 
 def classified(pooler, hidden, prompt, cuts):
-    """What the pooler makes of one prompt of which these stretches are computed in turn."""
+    """The pooler's output for one prompt whose stretches are computed in turn."""
     from vllm import PoolingParams
     from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 

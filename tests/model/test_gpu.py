@@ -33,7 +33,7 @@ pytestmark = [
 
 DEVICE = torch.device("cuda")
 # Of the norm of all tokens of a clip, against transformers in float32 on the CPU.
-# cuDNN multiplies float32 as TF32, unless it is told otherwise, which vLLM does not.
+# cuDNN multiplies float32 as TF32, by default, and vLLM leaves it so.
 MOST_ERROR = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 

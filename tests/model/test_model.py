@@ -121,8 +121,8 @@ def test_tokens_and_logprobs_are_those_of_transformers(request, layout):
     outputs = generate(llm, [globals()["request"](w) for w in waveforms])
     for output, waveform in zip(outputs, waveforms, strict=True):
         assert_same(output, logprobs_by_transformers(reference, output, waveform))
-    heard = [next(iter(o.outputs[0].logprobs[0].values())).logprob for o in outputs]
-    assert all(abs(a - b) > 1e-3 for a, b in pairwise(heard))  # the audio matters
+    logprobs = [next(iter(o.outputs[0].logprobs[0].values())).logprob for o in outputs]
+    assert all(abs(a - b) > 1e-3 for a, b in pairwise(logprobs))  # the audio matters
 
 
 def test_several_audios_in_one_prompt(llm, reference):
@@ -312,7 +312,7 @@ def test_the_core_route_splits_at(monkeypatch, given, seconds):
     if given:
         monkeypatch.setenv("QWEN3_ASR_MAX_CLIP_S", given)
     assert model._max_clip_s(65_536) == seconds
-    assert model._max_clip_s(640) == 20  # no more than fits
+    assert model._max_clip_s(640) == 20  # at most the context length
 
 
 @pytest.mark.parametrize("given", ["0", "1201", "long"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server takes on as much as it was told to, and gives every place back."""
+"""Admission respects its limits and frees every reservation."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_a_cpu_has_one_api_server(defaults):
     assert args.api_server_count is None
 
 
-def test_the_command_line_of_a_gpu_is_completed(cuda):
+def test_gpu_command_lines_are_completed(cuda):
     _, args = parse(["some/model", "--max-num-batched-tokens", "2k"])
     assert args.api_server_count == 4
     assert args.mm_processor_cache_gb == 0.25  # of 1 GiB, in each of four processes

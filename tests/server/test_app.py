@@ -20,7 +20,7 @@ SECOND = wav(noise(1.0))
 
 @pytest.fixture(scope="module")
 def app():
-    """What ``vllm serve`` builds with aliases and a key; its engine says "Hi."."""
+    """The app of ``vllm serve`` with aliases and a key; its engine answers "Hi."."""
     from fastapi.testclient import TestClient
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state

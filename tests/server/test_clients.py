@@ -34,7 +34,7 @@ def transcribe(client, file=HELLO, **fields):
 
 
 def test_json_matches_the_types_of_openai(hello):
-    """V5: in-tree throws the language away that the model heard."""
+    """V5: in-tree drops the detected language."""
     assert hello.language == "en" and [x.code for x in hello.languages] == ["en"]
     assert hello.usage.type == "duration"
     assert hello.usage.seconds == round(soundfile.info(HELLO).duration, 3)
@@ -170,7 +170,7 @@ def test_errors_name_their_field(client, fields, error, param):
 
 
 def test_verbose_json_has_real_numbers(client):
-    """What in-tree refuses, and could not give: confidences from the decode itself (V6, V7)."""
+    """Confidences come from the decode itself; in-tree refuses them (V6, V7)."""
     verbose = transcribe(client, response_format="verbose_json", temperature=0.0)
     assert not hasattr(verbose, "unmeasured")
     for segment in verbose.segments:

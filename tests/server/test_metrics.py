@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server counts grows by what it was sent, in one API server and in several."""
+"""Metrics grow by the requests sent, in one API server and in several."""
 
 from __future__ import annotations
 

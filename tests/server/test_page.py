@@ -54,11 +54,11 @@ def test_the_page_loads_no_other_host():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium, whose microphone hears ``hello.flac`` again and again."""
+    """Chromium, whose microphone plays ``hello.flac`` again and again."""
     wav = tmp_path_factory.mktemp("microphone") / "hello.wav"
     soundfile.write(wav, *soundfile.read(HELLO))
     options = [
-        "--use-fake-ui-for-media-stream",  # nobody is asked for permission
+        "--use-fake-ui-for-media-stream",  # grants permission
         "--use-fake-device-for-media-stream",
         f"--use-file-for-fake-audio-capture={wav}",
         "--autoplay-policy=no-user-gesture-required",
@@ -127,7 +127,7 @@ def wait_until(page, condition):
 
 
 def answer(page, *, words=(), text="Good morning."):
-    """Have the page hear this, whatever the server would say."""
+    """Answer the page with this instead of the server's response."""
     segments = [
         {"start": float(i), "end": i + 1.0, "text": piece, "language": "English"}
         for i, piece in enumerate(re.split(r"(?<=\.)", text)[:-1] or [text])
@@ -174,9 +174,9 @@ def test_the_microphone_is_transcribed(visit):
     page.get_by_role("button", name="Record").click()
     wait_until(page, f"{RECORDED_S} > {soundfile.info(HELLO).duration}")
     page.get_by_role("button", name="Stop").click()
-    heard = transcribed(page)
+    text = transcribed(page)
     expected = HELLO.with_suffix(".txt").read_text()
-    words = jiwer.process_words(expected.lower(), heard.lower())
+    words = jiwer.process_words(expected.lower(), text.lower())
     assert words.hits > words.substitutions + words.deletions  # it may begin again before the stop
     assert page.locator("#name").inner_text() == "recording.webm"
     wait_until(page, "isFinite(audio.duration) && audio.currentTime === 0")
@@ -196,9 +196,9 @@ def test_speech_is_written_while_it_is_spoken(visit):
         finished(page)
         with page.expect_download() as download:
             page.get_by_role("button", name="Download txt").click()
-        heard = download.value.path().read_text("utf-8")
-        assert heard.startswith(early.strip()) and len(heard.strip()) > len(early.strip())
-        assert "<" not in heard
+        text = download.value.path().read_text("utf-8")
+        assert text.startswith(early.strip()) and len(text.strip()) > len(early.strip())
+        assert "<" not in text
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.get_by_role("button", name="Transcribe again")).to_be_hidden()
 

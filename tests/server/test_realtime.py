@@ -248,7 +248,7 @@ def metric(server, name, **labels):
 
 @pytest.fixture(scope="module")
 def hello(server):
-    """What the REST route hears."""
+    """The transcript of the REST route."""
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     return client.audio.transcriptions.create(model=MODEL, file=HELLO).text
 
@@ -404,8 +404,8 @@ def test_long_utterances_are_split_without_loss(server, turns):
     ends = run(session())
     assert [end.usage.seconds for end in ends[:-1]] == [20] * 4
     assert sum(e.usage.seconds for e in ends) == pytest.approx(soundfile.info(path).duration, abs=1)
-    heard = re.sub(r"\s+", "", "".join(end.transcript for end in ends))
-    assert jiwer.cer(re.sub(r"\s+", "", path.with_suffix(".txt").read_text()), heard) < 0.35
+    text = re.sub(r"\s+", "", "".join(end.transcript for end in ends))
+    assert jiwer.cer(re.sub(r"\s+", "", path.with_suffix(".txt").read_text()), text) < 0.35
 
 
 @pytest.mark.vllm
@@ -536,7 +536,7 @@ def test_a_session_is_updated_in_mid_stream(server):
 
 @pytest.mark.vllm
 def test_audio_of_gone_clients_is_dropped(server):
-    """It goes, without a word, at its first text; minutes of its audio were not heard yet."""
+    """It disconnects at its first text, with minutes of audio pending."""
     samples = np.tile(samples_of(HELLO), 20)
 
     async def session():
@@ -548,13 +548,13 @@ def test_audio_of_gone_clients_is_dropped(server):
             while not json.loads(await socket.recv())["type"].endswith("delta"):
                 pass
             socket.transport.abort()
-        heard, idle = -1.0, 0
+        tokens, idle = -1.0, 0
         while idle < 20:  # two seconds in which the engine has nothing to do
             await asyncio.sleep(0.1)
-            before, heard = heard, metric(server, "vllm:prompt_tokens_total")
-            busy = metric(server, "vllm:num_requests_running") or heard != before
+            before, tokens = tokens, metric(server, "vllm:prompt_tokens_total")
+            busy = metric(server, "vllm:num_requests_running") or tokens != before
             idle = 0 if busy else idle + 1
-        return heard
+        return tokens
 
     before = metric(server, "vllm:prompt_tokens_total")
     assert run(session()) - before < 13 * len(samples) / 16_000 / 2

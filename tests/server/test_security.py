@@ -32,7 +32,7 @@ README = Path(__file__).parents[2] / "qwen3_asr_vllm" / "server" / "README.md"
 @contextmanager
 def listener() -> Iterator[tuple[int, list[bytes]]]:
     """A port of this machine, and what was said to it."""
-    heard: list[bytes] = []
+    received: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def listen() -> None:
@@ -41,12 +41,12 @@ def listener() -> Iterator[tuple[int, list[bytes]]]:
                     connection, _ = server.accept()
                 except OSError:
                     return
-                heard.append(connection.recv(1000) if connection else b"")
+                received.append(connection.recv(1000) if connection else b"")
                 connection.close()
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
-        yield server.getsockname()[1], heard
+        yield server.getsockname()[1], received
         server.shutdown(socket.SHUT_RDWR)
     thread.join()
 
@@ -66,19 +66,19 @@ PLAYLISTS = {
 
 @pytest.mark.parametrize("name", PLAYLISTS)
 def test_uploads_open_no_files_or_urls(name):
-    with listener() as (port, heard):
+    with listener() as (port, received):
         url = f"http://127.0.0.1:{port}/a.wav"
         data = PLAYLISTS[name].format(url=url, path=HELLO).encode()
         with pytest.raises(ValueError, match="not audio"):
             load_audio(data)
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.parametrize("source", ["http://127.0.0.1:{port}/a.wav", "file://{path}", "-"])
 def test_a_name_is_never_an_address(source):
-    with listener() as (port, heard), pytest.raises(FileNotFoundError):
+    with listener() as (port, received), pytest.raises(FileNotFoundError):
         load_audio(source.format(port=port, path=HELLO))
-    assert heard == []
+    assert received == []
 
 
 # ---- what is said to the model stays data ----
@@ -122,7 +122,7 @@ def test_shipped_checkpoints_hold_no_code():
 
 
 class Trap:
-    """What a checkpoint runs when it is unpickled."""
+    """A pickle that runs code when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,7 +163,7 @@ def test_addresses_are_no_files(server, value):
 @pytest.mark.vllm
 @pytest.mark.parametrize("url", [f"file://{HELLO}", f"{HELLO}"])
 def test_chat_reads_no_file_of_the_server(server, url):
-    """vLLM's own rule: only below ``--allowed-local-media-path``, which nobody gave."""
+    """vLLM's own rule: only below ``--allowed-local-media-path``, which is not set."""
     part = {"type": "audio_url", "audio_url": {"url": url}}
     with pytest.raises(openai.APIStatusError, match="allowed-local-media-path|[Uu]rl|URL"):
         client(server).chat.completions.create(

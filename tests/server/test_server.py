@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``qwen3-asr serve`` on the tiny checkpoint: what it hears, asked by the real client."""
+"""``qwen3-asr serve`` on the tiny checkpoint, through OpenAI's client."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_recording_is_transcribed(hello):
 
 
 def test_heldout_error_rates(client):
-    """Sentences that training never saw, half of them in voices that it never heard."""
+    """Sentences that training never saw, half of them in unseen voices."""
     rows = heldout()
     answers = [transcribe(client, DATA / "heldout" / row["audio_filepath"]).text for row in rows]
     for language, most in MOST_ERRORS.items():

@@ -40,7 +40,7 @@ class Bytes:
 
 
 def words(request, spoken="English"):
-    """What a model says of a clip: a word for each second, in the language of the prompt."""
+    """Answer a clip with a word for each second, in the language of the prompt."""
     _, _, prefix = request.prompt.rpartition("<|im_start|>assistant\n")
     header, tag, text = prefix.rpartition("<asr_text>")
     header = header + tag or f"language {spoken}<asr_text>"
@@ -355,7 +355,7 @@ def test_other_audio_is_refused(audio):
 
 
 def reported(session, **audio_input):
-    """What ``session.updated`` says of the input."""
+    """The input of ``session.updated``."""
     event = session.configure(**audio_input)
     assert event["type"] == "session.updated", event
     return event["session"]["audio"]["input"]
@@ -439,7 +439,7 @@ def test_served_models_override_the_urls():
 # ---- the open item ----
 
 
-def heard(session, seconds=2.0):
+def utterance(session, seconds=2.0):
     session.append(seconds)
     session.commit()
     return session.until(COMPLETED)
@@ -451,7 +451,7 @@ def test_an_update_applies_to_the_open_item():
         session.configure(**MANUAL)
         session.append(3)
         reported(session, transcription={"language": "de", "prompt": "Ada", "model": "other"})
-        end = heard(session, 3)
+        end = utterance(session, 3)
         assert end["transcript"] == "Ge0 Ge1 Ge2 Ge3 Ge4 Ge5"
         assert end["languages"] == [{"code": "de"}]
         request, model = shared.requests[-1]
@@ -481,28 +481,28 @@ def test_a_committed_item_keeps_its_config():
         session.send("session.update", session={"audio": {"input": {"transcription": {
             "language": "de"}}}})  # fmt: skip
         assert session.until(COMPLETED)["transcript"] == "En0 En1"
-        assert heard(session)["transcript"] == "Ge0 Ge1"
+        assert utterance(session)["transcript"] == "Ge0 Ge1"
 
 
 def test_several_languages_constrain_detection():
-    """The model hears English, which is none of the candidates."""
+    """The model detects English, which is none of the candidates."""
     with open_session() as session:
         reported(session, **MANUAL, transcription={"languages": ["de", "fr"]})
-        end = heard(session, 6)
+        end = utterance(session, 6)
         assert end["transcript"] == "Ge0 Ge1 Ge2 Ge3 Ge4 Ge5"
         assert end["languages"] == [{"code": "de"}]
         reported(session, transcription={"languages": ["de", "en"]})
-        assert heard(session)["languages"] == [{"code": "en"}]
+        assert utterance(session)["languages"] == [{"code": "en"}]
         reported(session, transcription={"languages": ["fr"]})
-        assert heard(session)["languages"] == [{"code": "fr"}]
+        assert utterance(session)["languages"] == [{"code": "fr"}]
         reported(session, transcription={"languages": None})
-        assert heard(session)["languages"] == [{"code": "en"}]
+        assert utterance(session)["languages"] == [{"code": "en"}]
 
 
 def test_a_header_of_several_languages_never_leaks():
     with open_session(made(lambda request: "language English, Chinese<asr_text>hi")) as session:
         session.configure(**MANUAL)
-        end = heard(session)
+        end = utterance(session)
         assert end["transcript"] == "hi"
         assert end["languages"] == [{"code": "en"}, {"code": "zh"}]
 
@@ -518,7 +518,7 @@ def test_delta_logprobs_join_to_the_transcripts(language):
         done = session.update(include=[LOGPROBS], audio={"input": MANUAL})
         assert done["session"]["include"] == [LOGPROBS]
         session.configure(transcription={"language": language})
-        end = heard(session, 15)  # two clips
+        end = utterance(session, 15)  # two clips
         deltas = [event for event in session.events if event["type"] == DELTA]
         assert len(deltas) > 1
         assert sum((event["logprobs"] for event in deltas), []) == end["logprobs"]
@@ -543,7 +543,7 @@ def test_updates_keep_logprobs_complete():
 def test_logprobs_come_only_where_they_are_wanted():
     with open_session() as session:
         session.configure(**MANUAL)
-        assert "logprobs" not in heard(session)
+        assert "logprobs" not in utterance(session)
         assert not any("logprobs" in event for event in session.events)
 
 
@@ -654,8 +654,8 @@ def test_the_dialect_of_vllm_has_its_errors():
 def test_needless_overrides_are_named(monkeypatch, architecture, is_named):
     from qwen3_asr_vllm.server import plugin
 
-    told = []
-    monkeypatch.setattr(plugin.logger, "warning", told.append)
+    warnings = []
+    monkeypatch.setattr(plugin.logger, "warning", warnings.append)
     for name in ("Transcriber", "Realtime", "middleware"):
         monkeypatch.setattr(plugin, name, Mock())
     model_config = Mock(architectures=[architecture])
@@ -669,7 +669,7 @@ def test_needless_overrides_are_named(monkeypatch, architecture, is_named):
         state.qwen3_asr.watch.cancel()
 
     asyncio.run(start())
-    assert any("needs no override" in text for text in told) == is_named
+    assert any("needs no override" in text for text in warnings) == is_named
 
 
 def test_broken_events_leave_a_session_alive():

@@ -289,7 +289,7 @@ def test_half_an_upload_delays_no_end(monkeypatch):
 
 @pytest.fixture(scope="module")
 def spans():
-    """What comes to an OpenTelemetry collector: the engines' spans."""
+    """The spans of the engines, from an OpenTelemetry collector."""
     received = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -490,7 +490,7 @@ def test_killed_aligners_restart_and_end_on_signals(pair, minutes, tmp_path):
 
 
 def ending(server, file, *, stream):
-    """How a client is told that it gets no text, or no more of it; its text if it gets it all."""
+    """The text of a response, or the error that ended it."""
     try:
         return str(list(ask(server, file, response_format="json", stream=stream)))
     except openai.APIError as error:

@@ -137,7 +137,7 @@ def test_vllm_serve_has_our_routes_by_plugin(small, hello):
 
 
 def silence(seconds: int) -> tuple[str, bytes]:
-    """What no engine sees, and still holds a place and its seconds."""
+    """A recording that no engine decodes, and that holds a reservation."""
     file = io.BytesIO()
     soundfile.write(file, np.zeros(seconds * 16_000, np.int16), 16_000, format="WAV")
     return "silence.wav", file.getvalue()
@@ -228,13 +228,13 @@ def test_chat_fetches_only_allowed_hosts(small):
 
 
 def crowd(asked, size: int) -> Counter[str]:
-    """What as many clients hear who come at once."""
+    """The responses of as many simultaneous clients."""
     with ThreadPoolExecutor(size) as pool:
         return Counter(pool.map(lambda _: answered(asked), range(size)))
 
 
 def test_full_servers_refuse_and_lose_nothing(small, hello):
-    """Sixty clients for eight places: each hears its recording or is told when to come again."""
+    """Sixty clients for eight places: each gets its text or a time to retry."""
     with ExitStack() as stack:  # more than places, and none of these uploads ends
         for _ in range(2 * PLACES):
             stack.enter_context(closing(upload(small, b"RIFF")))
@@ -386,4 +386,4 @@ def test_an_engine_that_dies_costs_no_answer(cluster, small):
         answers = {future.result().text for future in asked}
     assert len(answers) == 1 and answers.pop().startswith(expected[:20])
     assert [transcribe(cluster).text for _ in range(5)] == [expected] * 5
-    small.process.wait(120)  # so whoever looks after it starts it again
+    small.process.wait(120)  # so that a supervisor restarts it
