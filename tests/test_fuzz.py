@@ -9,10 +9,15 @@ import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
-import fuzz
 import numpy as np
 import pytest
 import soundfile
+from fuzzing.audio import FORMATS, recording
+from fuzzing.decoding import load_all
+from fuzzing.forms import ask
+from fuzzing.manifests import read_manifest
+from fuzzing.outcomes import at_once
+from fuzzing.sessions import converse
 
 from qwen3_asr_vllm import audio
 from qwen3_asr_vllm.audio import load_audio
@@ -21,15 +26,15 @@ from qwen3_asr_vllm.media import sndfile
 
 def test_damaged_recordings_are_decoded_or_refused():
     """400 of them, in decoders that may neither crash, nor hang, nor grow."""
-    outcomes = list(fuzz.load_all(range(400)))
+    outcomes = list(load_all(range(400)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     decoded = sum(outcome.answer.startswith("decoded") for outcome in outcomes)
     assert 50 < decoded < 350  # the damage is neither none nor total
 
 
-@pytest.mark.parametrize("name", fuzz.FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_undamaged_recordings_are_all_decoded(name):
-    waveform = load_audio(fuzz.recording(name))
+    waveform = load_audio(recording(name))
     assert len(waveform) == pytest.approx(0.6 * 16_000, abs=900)
     assert waveform[3_000:6_000].std() == pytest.approx(0.25 / 2**0.5, rel=0.1)
 
@@ -43,7 +48,7 @@ FOUND = {
 
 @pytest.mark.parametrize("number", FOUND)
 def test_found_faults_stay_mended(number):
-    (outcome,) = fuzz.load_all([number])
+    (outcome,) = load_all([number])
     assert outcome.broken == ""
 
 
@@ -73,7 +78,7 @@ class Endless(io.RawIOBase):
     """A pipe that goes on for ever, and begins like a recording."""
 
     def __init__(self) -> None:
-        self.head = io.BytesIO(fuzz.recording("wav"))
+        self.head = io.BytesIO(recording("wav"))
 
     def readable(self) -> bool:
         return True
@@ -95,7 +100,7 @@ def test_endless_devices_are_not_audio():
 
 
 def test_a_named_pipe_is_read(tmp_path):
-    path, data = tmp_path / "pipe", fuzz.recording("m4a")
+    path, data = tmp_path / "pipe", recording("m4a")
     os.mkfifo(path)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(path.write_bytes, data)
@@ -108,7 +113,7 @@ def test_files_may_change_while_read(tmp_path, monkeypatch, name, change):
     """The content before the change, or a refusal; never a crash."""
     monkeypatch.setattr(sndfile, "BLOCK_VALUES", 4_000)
     path = tmp_path / name
-    path.write_bytes(fuzz.recording(name))
+    path.write_bytes(recording(name))
     whole = load_audio(path)
 
     def meddle(_: float) -> None:
@@ -132,20 +137,20 @@ def test_files_may_change_while_read(tmp_path, monkeypatch, name, change):
 
 
 def test_odd_manifests_stay_in_their_folder(tmp_path):
-    outcomes = [fuzz.read_manifest(tmp_path.resolve(), number) for number in range(400)]
+    outcomes = [read_manifest(tmp_path.resolve(), number) for number in range(400)]
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert 20 < sum(outcome.answer.startswith("read") for outcome in outcomes) < 380
 
 
 @pytest.mark.vllm
 def test_odd_forms_get_answers_or_errors(server):
-    outcomes = list(fuzz.at_once(fuzz.ask, server.url, range(300)))
+    outcomes = list(at_once(ask, server.url, range(300)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert 20 < sum(outcome.answer.startswith("200") for outcome in outcomes) < 280
 
 
 @pytest.mark.vllm
 def test_odd_sessions_go_on(server):
-    outcomes = list(fuzz.at_once(fuzz.converse, server.url, range(100)))
+    outcomes = list(at_once(converse, server.url, range(100)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert any(not outcome.answer.startswith("1:") for outcome in outcomes)  # one is the last's

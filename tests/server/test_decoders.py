@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import fuzz
 import hostile
 import numpy as np
 import psutil
 import pytest
 import soundfile
+from fuzzing.audio import FORMATS, recording
 
 from qwen3_asr_vllm.audio import load_audio, load_channels
 from qwen3_asr_vllm.media.blocks import ChannelError
@@ -155,9 +155,9 @@ def test_limits_grow_with_the_recording():
 # what crosses ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", fuzz.FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_waveforms_equal_those_of_the_loader(decoders, name):
-    data = fuzz.recording(name)
+    data = recording(name)
     loaded = decoders.load_audio(io.BytesIO(data))
     np.testing.assert_array_equal(loaded, load_audio(data))
     loaded += 1  # as any array
@@ -228,7 +228,7 @@ def test_a_decoder_decodes_file_after_file(decoders, waiting):
 
 def test_cpu_time_counts_for_each_file(none_waits):
     """Together, the files take more than the limit of one."""
-    file, limits = io.BytesIO(fuzz.recording("m4a")), Limits(cpu_s=1, cpu_s_per_s=0)
+    file, limits = io.BytesIO(recording("m4a")), Limits(cpu_s=1, cpu_s_per_s=0)
     Decoders(limits).load_audio(file)
     (waiting,) = children()
     while sum(waiting.cpu_times()[:2]) < 1.5:

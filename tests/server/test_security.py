@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import fuzz
 import openai
 import pytest
+from fuzzing.forms import TRANSCRIPTIONS, FormCase, post
 from support.audio import DATA
 from support.checkpoints import CHECKPOINT
 
@@ -154,9 +154,7 @@ def test_addresses_are_no_files(server, value):
     boundary = "b"
     part = f'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n{value}\r\n--b--\r\n'
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    status, _, body = fuzz.post(
-        server.url, fuzz.FormCase(fuzz.TRANSCRIPTIONS, "", headers, part.encode())
-    )
+    status, _, body = post(server.url, FormCase(TRANSCRIPTIONS, "", headers, part.encode()))
     assert status == 400 and b'"param":"file"' in body.replace(b" ", b"")
 
 

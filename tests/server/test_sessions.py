@@ -673,8 +673,8 @@ def test_needless_overrides_are_named(monkeypatch, architecture, is_named):
 
 
 def test_broken_events_leave_a_session_alive():
-    import fuzz
+    from fuzzing.sessions import converse
 
     with on_a_port(app_of(made(admission=Admission(max_recordings=10)))) as url:
-        outcomes = [fuzz.converse(url, number) for number in range(100)]
+        outcomes = [converse(url, number) for number in range(100)]
     assert [outcome for outcome in outcomes if outcome.broken] == []

@@ -21,7 +21,6 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-import fuzz
 import httpx
 import numpy as np
 import openai
@@ -30,6 +29,8 @@ import pytest
 import soundfile
 import srt
 import uvicorn
+from fuzzing.forms import ask_aligner
+from fuzzing.outcomes import at_once
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.applications import Starlette
 from starlette.responses import Response
@@ -439,7 +440,7 @@ def test_the_aligner_refuses_other_data(pair):
 @pytest.mark.vllm
 def test_odd_forms_get_answers_or_error_objects(pair):
     """The cases are those of ``benchmarks/robustness/fuzz.py``."""
-    outcomes = list(fuzz.at_once(fuzz.ask_aligner, aligner_url(pair), range(60)))
+    outcomes = list(at_once(ask_aligner, aligner_url(pair), range(60)))
     assert [outcome for outcome in outcomes if outcome.broken] == []
     assert 10 < sum(outcome.answer.startswith("200") for outcome in outcomes) < 50
 
