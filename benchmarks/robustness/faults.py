@@ -232,7 +232,7 @@ def one_of_two_killed() -> dict[str, Any]:
         begin = time.monotonic()
         kill([each for each in members if "EngineCore_DP1" in "".join(each.cmdline())])
         saw = seen(asked)
-        told = time.monotonic() - begin
+        known_s = time.monotonic() - begin
         late = short_request(address)
         while short_request(address) != "text":
             time.sleep(0.5)
@@ -240,7 +240,7 @@ def one_of_two_killed() -> dict[str, Any]:
         left = num_alive(members)
     return {
         "clients saw": saw,
-        "told within s": told,
+        "known within s": known_s,
         "next client": late,
         "recovery": f"text again after {again:.0f} s",
         "left": f"{left} processes of the first start",

@@ -143,7 +143,7 @@ def vars_of(admission):
 
 
 @pytest.mark.parametrize(("count", "recordings", "threads"), [(None, 1024, 20), (4, 256, 5)])
-def test_the_routes_hold_the_share_of_their_api_server(monkeypatch, count, recordings, threads):
+def test_routes_hold_their_api_servers_share(monkeypatch, count, recordings, threads):
     from vllm.entrypoints.openai.models.protocol import BaseModelPath
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
