@@ -27,14 +27,16 @@ from .transcript import Token
 if TYPE_CHECKING:
     from .options import Beams
 
-# vLLM looks for a repeated pattern at the end of the output, at every token: 0.5 us per size of
-# pattern. Longer patterns reach the token budget, and are found in the text.
+# vLLM looks for a repeated pattern at the end of the output, at every token and on the engine's
+# thread: 0.5 us per size of pattern. Longer patterns reach the token budget, and are found in the
+# text.
 LOOP_MAX_PATTERN = 16  # tokens of the longest pattern that vLLM looks for
 LOOP_MIN_COUNT = 12  # copies that make a loop; speech rarely repeats a word that often
 LOOP_PENALTY = 1.1  # repetition penalty of the last attempt: mild, because it costs accuracy
 
 _BASE_TOKENS = 64  # tokens for the header, and for a word in a very short clip
-_TOKENS_PER_S = 25  # fast Chinese needs about 8, the costliest scripts about 20
+_TOKENS_PER_S = 25
+_SPOKEN_TOKENS_PER_S = 20  # at most: fast Chinese needs about 8, the costliest scripts about 20
 
 _KEPT_COPIES = 3  # copies that are kept of a repeated run
 _LONGEST_PERIOD = 400  # characters of the longest run that is looked for
@@ -70,6 +72,17 @@ def max_new_tokens(clip_s: float) -> int:
 
 
 # loops --------------------------------------------------------------------------------------
+
+
+def min_loop_pattern(max_tokens: int) -> int:
+    """Return the shortest pattern that vLLM has to look for within a token budget.
+
+    A loop of 1 to 8 tokens is a loop of 9 to 16, too. If any speech leaves a budget room for 12
+    copies of 16 tokens, looking for those finds each loop, and costs nothing before token 108.
+    """
+    spoken = (max_tokens - _BASE_TOKENS) * _SPOKEN_TOKENS_PER_S / _TOKENS_PER_S
+    has_room = max_tokens - spoken >= LOOP_MAX_PATTERN * LOOP_MIN_COUNT
+    return LOOP_MAX_PATTERN // 2 + 1 if has_room else 1
 
 
 def is_loop(text: str, finish_reason: str | None) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from .alignment import AlignmentRequest
-from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding
+from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding, min_loop_pattern
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
 from .processes import interruptible
@@ -164,7 +164,9 @@ def sampling_params(
     if decoding.repetition_penalty > 1:
         made.repetition_penalty = max(decoding.repetition_penalty, made.repetition_penalty)
     made.repetition_detection = RepetitionDetectionParams(
-        max_pattern_size=LOOP_MAX_PATTERN, min_count=LOOP_MIN_COUNT
+        max_pattern_size=LOOP_MAX_PATTERN,
+        min_pattern_size=min_loop_pattern(made.max_tokens),
+        min_count=LOOP_MIN_COUNT,
     )
     if decoding.scored_languages:
         made.logprob_token_ids = sorted({ids[name] for name in decoding.scored_languages})

@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.audio import heldout
 from support.checkpoints import CHECKPOINT
 
-from qwen3_asr_vllm.decoding import LOOP_PENALTY, Decoding
+from qwen3_asr_vllm.decoding import (
+    LOOP_MAX_PATTERN,
+    LOOP_MIN_COUNT,
+    LOOP_PENALTY,
+    Decoding,
+    max_new_tokens,
+)
 from qwen3_asr_vllm.engine import (
     OutputCollector,
     capture_sizes,
@@ -83,6 +92,58 @@ def test_user_options_stay_within_the_policy():
     made = sampling_params(Decoding(20, LOOP_PENALTY), {}, base)
     assert (made.max_tokens, made.repetition_penalty) == (20, LOOP_PENALTY)
     assert (base.max_tokens, base.repetition_detection) == (50, None)
+
+
+# repetition loops -----------------------------------------------------------------------------
+
+
+def loops(tokens, max_tokens, **changed):
+    """Whether vLLM stops these tokens as a loop, with the parameters of a request."""
+    from vllm.v1.core.sched.utils import check_sequence_repetition
+
+    params = sampling_params(Decoding(max_tokens), {}).repetition_detection
+    return check_sequence_repetition(tokens, replace(params, **changed))
+
+
+@pytest.fixture(scope="module")
+def spoken(tokenizer):
+    """The tokens of all recordings, one after the other."""
+    texts = [row["text"] for row in heldout() if row["text"]]
+    return [token for text in texts for token in tokenizer.encode(text)]
+
+
+@pytest.mark.parametrize("clip_s", [0.5, 2, 5, 10, 20, 25, 26, 30, 45, 60, 1200])
+def test_every_loop_ends_within_the_budget(spoken, clip_s):
+    """Recorded words that loop after as much speech as a clip may hold: all that vLLM finds."""
+    budget = max_new_tokens(clip_s)
+    for spoken_per_s, size in product((0, 4, 8, 20), range(1, LOOP_MAX_PATTERN + 2)):
+        speech = spoken[: int(spoken_per_s * clip_s)]
+        pattern = spoken[-size:]
+        tokens = (speech + pattern * budget)[:budget]
+        assert loops(tokens, budget) == loops(tokens, budget, min_pattern_size=1), size
+    assert not loops(spoken[:budget], budget)
+
+
+@pytest.mark.parametrize("size", range(1, LOOP_MAX_PATTERN + 1))
+def test_a_loop_has_at_least_twelve_copies(spoken, size):
+    for clip_s in (5, 30):
+        budget = max_new_tokens(clip_s)
+        tokens = spoken[:3] + spoken[-size:] * (LOOP_MIN_COUNT - 1)
+        assert not loops(tokens, budget)
+        assert loops(tokens + spoken[-size:] * 181, budget)
+
+
+def test_looking_for_loops_costs_ordinary_speech_nothing(spoken):
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counted.reads += 1
+            return super().__getitem__(index)
+
+    for length in range(1, 108):  # half a minute of English has about 100 tokens
+        loops(Counted(spoken[:length]), max_new_tokens(30))
+    assert Counted.reads == 0
 
 
 @pytest.mark.parametrize("scored_languages", [(), NAMES])
