@@ -60,6 +60,14 @@ def shared_admission(num_servers: int) -> Admission:
     )
 
 
+def set_stream_interval(engine_client: Any, request_id: str, num_tokens: int) -> None:
+    """Set the tokens per output of a running request; vLLM's API sets them only at its start."""
+    processor = engine_client.output_processor
+    for internal_id in processor.external_req_ids.get(request_id, ()):
+        if state := processor.request_states.get(internal_id):
+            state.stream_interval = num_tokens
+
+
 class EngineServing(GenerateBaseServing):
     """Access to the engine and to the names of its models."""
 

@@ -46,7 +46,7 @@ from ..generation import generation_defaults
 from ..media.blocks import ChannelError
 from ..options import TranscribeOptions
 from ..pauses import SILENT_PEAK
-from ..prompt import control_tokens
+from ..prompt import ASR_TEXT, control_tokens
 from ..rounds import Steps, with_warnings
 from ..transcript import Transcript
 from ..transcription import EngineRequest, transcribe, transcribe_channels
@@ -58,7 +58,7 @@ from .form import Form, read_form
 from .metrics import count_transcript, observe_decoding
 from .responses import events, respond
 from .run import Run
-from .serving import AudioServing
+from .serving import AudioServing, set_stream_interval
 from .settings import setting
 from .state import server_state
 from .uploads import load_posted
@@ -71,6 +71,7 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 
 RECORDINGS_PER_TOKEN = 16  # recordings in the server that add one token to every SSE event
 MAX_EVENT_TOKENS = 16  # upper bound of tokens per SSE event
+HEADER_TOKENS = 3  # "language", its name, "<asr_text>": the next token is text
 # vLLM's own entries of vllm_xargs; ignored if a client sends them
 ENGINE_XARGS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
 SEARCHED_WHOLE = "beam search settles the text at its end; the stream held it back until then."
@@ -174,7 +175,7 @@ class Transcriber(AudioServing):
         form.vllm_xargs = read or None
 
     def _tokens_per_event(self) -> int:
-        """Return the tokens per event of a new stream; its first event waits for as many.
+        """Return the tokens per event of a new stream, after the first.
 
         An event costs this process the same whatever it holds, so a full server sends fewer.
         """
@@ -183,7 +184,11 @@ class Transcriber(AudioServing):
     async def _generate(
         self, request: EngineRequest, *, request_id: str, params: SamplingParams, **options: Any
     ) -> AsyncIterator[RequestOutput]:
+        per_event = params.stream_interval or 1
         params = sampling_params(request.decoding, self.language_token_ids, params)
+        if request.clip_index == 0 and request.language is None:  # the first text comes early
+            params.stream_interval = min(per_event, HEADER_TOKENS)
+        text = ""
         with engine_dead_as_503():
             prompt = await self.render(engine_prompt(request))
             if request.decoding.beams:
@@ -191,6 +196,10 @@ class Transcriber(AudioServing):
                 yield await self._search(prompt, decoding, request_id, **options)
                 return
             async for output in self._outputs(prompt, params, request_id, **options):
+                text += output.outputs[0].text
+                if params.stream_interval != per_event and text.partition(ASR_TEXT)[2]:
+                    params.stream_interval = per_event
+                    set_stream_interval(self.engine_client, request_id, per_event)
                 yield output
 
     async def _outputs(

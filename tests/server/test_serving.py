@@ -12,7 +12,9 @@ import pytest
 from starlette.datastructures import UploadFile
 from support.audio import noise, wav
 from support.clients import counted, error, events
-from support.fake_engine import FakeEngine
+from support.fake_engine import FakeEngine, tokenizer
+
+from qwen3_asr_vllm.server.serving import set_stream_interval
 
 SECOND = wav(noise(1.0))
 
@@ -61,7 +63,42 @@ def test_streams_in_full_servers_have_longer_events(serve):
                     post.client.app.state.qwen3_asr.transcriber.admission.reserve()
                 )
             assert events(post(stream=True))[-1]["text"] == "Hi."
-    assert [params.stream_interval for _, params, _ in engine.asked] == [1, 3, 16]
+    assert [state.stream_interval for state in engine.request_states.values()] == [1, 3, 16]
+
+
+def test_first_text_comes_early_in_full_servers(serve):
+    """At the fourth token, after the header, as in-tree."""
+    engine = FakeEngine("language English<asr_text>Hi.")
+    post = serve(engine)
+    admission = post.client.app.state.qwen3_asr.transcriber.admission
+    with ExitStack() as others:
+        for _ in range(480):
+            others.enter_context(admission.reserve())
+        post(stream=True)
+        post(stream=True, language="en")  # without a header, the first token is text
+    assert [params.stream_interval for _, params, _ in engine.asked] == [3, 16]
+
+
+def test_running_requests_take_another_stream_interval():
+    """Outputs of vLLM's own processor, token by token: the first one, then three at a time."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    processor = OutputProcessor(tokenizer(), log_stats=False)
+    params = SamplingParams(output_kind=RequestOutputKind.DELTA, stream_interval=2)
+    request = EngineCoreRequest("internal", [1], None, params, None, 0.0, None, None, None)
+    request.external_req_id = "external"
+    queue = RequestOutputCollector(RequestOutputKind.DELTA, "internal")
+    processor.add_request(request, None, queue=queue)
+    sent = []
+    for token in tokenizer().encode("one two three four five six seven eight nine ten eleven")[:8]:
+        processor.process_outputs([EngineCoreOutput("internal", [token])])
+        output = queue.get_nowait()
+        sent.append(len(output.outputs[0].token_ids) if output else 0)
+        set_stream_interval(SimpleNamespace(output_processor=processor), "external", 3)
+    assert sent == [1, 0, 0, 3, 0, 0, 3, 0]
 
 
 def test_one_recording_never_fills_the_engine(serve):

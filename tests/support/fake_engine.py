@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
+from copy import copy
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,10 @@ class FakeEngine:
         self.finish_reason = finish_reason
         self.asked: list[Any] = []  # (prompt, sampling parameters, options)
         self.running = self.most_running = self.aborted = 0
+        self.request_states: dict[str, Any] = {}
+        self.output_processor = SimpleNamespace(
+            request_states=self.request_states, external_req_ids=defaultdict(list)
+        )
         self.input_processor = None
         self.model_config = SimpleNamespace(
             get_diff_sampling_param=dict,
@@ -62,7 +68,9 @@ class FakeEngine:
         self, prompt: Any, params: Any, request_id: str, **options: Any
     ) -> AsyncIterator[Any]:
         answer = self.answers[len(self.asked) % len(self.answers)]
-        self.asked.append((prompt, params, options))
+        self.asked.append((prompt, copy(params), options))
+        self.output_processor.external_req_ids[request_id] = [request_id]
+        self.request_states[request_id] = SimpleNamespace(stream_interval=params.stream_interval)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
