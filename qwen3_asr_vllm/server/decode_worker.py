@@ -120,7 +120,8 @@ class Template:
         template, server = os.getpid(), socket.socket(fileno=links[0])
         with suppress(OSError):  # fork failed: the server sees its socket closed
             if (child := os.fork()) == 0:
-                self._control.close()
+                for inherited in (self._control, *self._links.values()):
+                    inherited.close()  # a child sees no other child's files
                 run_child(template, server)
             self._links[child] = server
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -224,6 +225,22 @@ def test_a_decoder_decodes_file_after_file(decoders, waiting):
     for _ in range(3):
         assert len(decoders.load_audio(io.BytesIO(HELLO.read_bytes()))) > 160_000
         assert children() == [waiting]
+
+
+def test_decoders_share_no_sockets(decoders, none_waits):
+    """Two decoders at once, the second of which is forked while the first has its socket."""
+    with ThreadPoolExecutor() as pool:
+        loading = [pool.submit(decoders.load_audio, io.BytesIO(HELLO.read_bytes())) for _ in "ab"]
+        assert all(len(waveform.result()) > 160_000 for waveform in loading)
+    sockets = [
+        {
+            os.readlink(f)
+            for f in Path(f"/proc/{child.pid}/fd").iterdir()
+            if "socket" in os.readlink(f)
+        }
+        for child in children()
+    ]
+    assert all(len(of) == 1 for of in sockets) and len(set.union(*sockets)) == len(sockets)
 
 
 def test_cpu_time_counts_for_each_file(none_waits):
