@@ -33,6 +33,7 @@ PROMISED = (
 WATCHED = {
     "vllm.transformers_utils.config": "test_plugin.py",
     "vllm.entrypoints.generate.base": "test_transcriptions.py",
+    "vllm.entrypoints.generate.beam_search": "test_beam_search.py",
     "vllm.entrypoints.openai.models.serving": "test_transcriptions.py",
     "vllm.entrypoints.serve": "test_app.py",
     "vllm.renderers": "test_app.py",
@@ -40,6 +41,7 @@ WATCHED = {
     "vllm.logger.configure_logging_from_args": "test_server.py",
     "vllm.utils.argparse_utils": "test_cli.py",
     "vllm.utils.torch_utils": "test_encoder_graph.py",
+    "vllm.usage.usage_lib": "test_engine.py",
     "vllm.triton_utils": "test_gpu.py",
     "vllm.model_executor.layers": "test_encoder.py",
     "vllm.model_executor.models.qwen3": "test_model.py",
@@ -51,6 +53,8 @@ WATCHED = {
     "vllm.v1.pool": "test_aligner.py",
     "vllm.v1.sample.logits_processor": "test_transcriptions.py",
     "vllm.v1.worker.encoder_cudagraph_defs": "test_encoder_graph.py",
+    "vllm.v1.worker.gpu_worker": "test_worker.py",
+    "vllm.v1.worker.worker_base": "test_worker.py",
 }
 
 # What is reached through an object: a name, the parameters that are passed to it, and the test.
@@ -66,6 +70,9 @@ MEMBERS = {
     f"{SERVING}._get_priority": (("request", "raw_request"), "test_app.py"),
     f"{SERVING}._get_data_parallel_rank": (("raw_request",), "test_app.py"),
     f"{SERVING}._raise_if_error": (("finish_reason", "request_id"), "test_transcriptions.py"),
+    "vllm.v1.worker.gpu_worker.Worker.init_device": ((), "test_worker.py"),
+    "vllm.v1.worker.gpu_worker.Worker.compile_or_warm_up_model": ((), "test_worker.py"),
+    "vllm.config.ParallelConfig.data_parallel_rank_local": ((), "test_worker.py"),
     "vllm.SamplingParams.from_optional": (("stream_interval",), "test_transcriptions.py"),
     "vllm.LLM.enqueue": (("prompts", "sampling_params", "use_tqdm"), "test_offline.py"),
     f"{ENGINE}.llm_engine.LLMEngine.step": ((), "test_offline.py"),
