@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pauses in speech: silence, the cutting of recordings into clips, voice activity.
+"""Pauses in speech: silence, and the cutting of recordings into clips.
 
-    waveform -> loudness of each 10 ms frame -> quiet or speech -> cuts, turns
-
-Everything here goes by loudness alone.
+waveform -> loudness of each 10 ms frame -> quiet or speech -> cuts
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE
+from .voice_activity import speech_frames
 
 SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
 
@@ -25,7 +21,8 @@ SILENT_PEAK = 0.0005  # -66 dBFS: 16 steps of 16-bit audio
 class Pauses:
     """The pauses that end a clip, as OpenAI's ``server_vad`` defines them.
 
-    A frame is quiet below ``threshold`` of the way, in dB, from the quietest to the loud ones. A
+    A frame is quiet where the probability of speech is below ``threshold``; where Silero VAD is
+    not installed, below ``threshold`` of the way, in dB, from the quietest to the loud ones. A
     pause lasts ``silence_s`` or longer; the last ``padding_s`` of it open the next clip.
     """
 
@@ -68,7 +65,8 @@ def split_at_pauses(
     waveform: np.ndarray, pauses: Pauses, *, max_clip_s: float
 ) -> list[tuple[int, int]]:
     """Split a waveform as ``split_at_silence`` does, and also at every pause."""
-    quiet = quiet_frames(waveform, threshold=pauses.threshold)
+    speech = speech_frames(waveform, threshold=pauses.threshold)
+    quiet = quiet_frames(waveform, threshold=pauses.threshold) if speech is None else ~speech
     edges = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
     cuts = [
         int(max(start, end - _frames(pauses.padding_s))) * HOP_LENGTH
@@ -127,65 +125,3 @@ def _widest_quiet(levels: np.ndarray) -> int:
     starts, ends = edges[::2], edges[1::2]
     widest = np.argmax(ends - starts)
     return int(starts[widest] + ends[widest]) // 2
-
-
-@dataclass(frozen=True)
-class Turn:
-    """The start or end of speech, in samples since the first."""
-
-    is_speech: bool
-    sample: int
-
-
-class VoiceActivity:
-    """Separates speech from background by loudness, in frames of 10 ms, over 50 ms.
-
-    Speech starts 4 + 12 * ``threshold`` dB above the background (10 dB at 0.5), and at no less
-    than -60 + 10 * ``threshold`` dBFS; it ends once ``silence_ms`` lie 4 dB below that. The
-    background is the quietest moment of the last 5 s, from -70 to -30 dBFS, and -50 at first.
-    """
-
-    _SMOOTH, _BLOCK, _ONSET, _HYSTERESIS_DB = 5, 10, 3, 4.0  # frames, frames, frames
-
-    def __init__(self, *, threshold: float = 0.5, silence_ms: int = 500) -> None:
-        self._margin = 4 + 12 * threshold
-        self._least = -60 + 10 * threshold
-        self._silence = max(1, silence_ms * SAMPLE_RATE // 1000 // HOP_LENGTH)  # frames
-        self._rest = np.empty(0, np.float32)
-        self._powers: deque[float] = deque(maxlen=self._SMOOTH)
-        self._minima: deque[float] = deque([-50.0] * 50, maxlen=50)  # dBFS, of 100 ms each
-        self._minimum = np.inf
-        self._frame = 0
-        self._run = 0  # consecutive frames that contradict the current state
-        self.is_speech = False
-
-    def push(self, samples: np.ndarray) -> Iterator[Turn]:
-        """Yield the turns in these samples."""
-        samples = np.concatenate([self._rest, samples])
-        frames = samples[: len(samples) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH)
-        self._rest = samples[frames.size :]
-        for power in (np.einsum("ij,ij->i", frames, frames) / HOP_LENGTH).tolist():
-            self._frame += 1
-            self._powers.append(power)
-            if self._turns(10 * math.log10(max(sum(self._powers) / len(self._powers), 1e-10))):
-                yield self._turn()
-
-    def _turns(self, level: float) -> bool:
-        """Return whether a turn is found at a frame of this level in dBFS."""
-        self._minimum = min(self._minimum, level)
-        if self._frame % self._BLOCK == 0:
-            self._minima.append(self._minimum)
-            self._minimum = math.inf
-        background = min(max(min(*self._minima, self._minimum), -70.0), -30.0)
-        limit = max(background + self._margin, self._least)
-        if self.is_speech:
-            self._run = self._run + 1 if level < limit - self._HYSTERESIS_DB else 0
-            return self._run >= self._silence
-        self._run = self._run + 1 if level > limit else 0
-        return self._run >= self._ONSET
-
-    def _turn(self) -> Turn:
-        self.is_speech = not self.is_speech
-        back = self._run if self.is_speech else 0  # speech started before it was detected
-        self._run = 0
-        return Turn(self.is_speech, max(0, self._frame - back - self.is_speech) * HOP_LENGTH)

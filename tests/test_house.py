@@ -19,7 +19,8 @@ CORE = (
     ("__init__",),
     ("checks",),
     ("geometry", "generation", "languages", "processes", "printable"),
-    ("transcript", "peaks", "pauses"),
+    ("transcript", "peaks", "voice_activity"),
+    ("pauses",),
     ("media",),  # a folder: containers, damage, decoders
     ("audio", "windows", "prompt"),
     ("recordings", "units", "segments", "options", "rounds"),

@@ -16,7 +16,7 @@ from support.audio import DATA, HOSTILE, noise, poisoned
 
 from qwen3_asr_vllm import streaming
 from qwen3_asr_vllm.geometry import SAMPLE_RATE, Geometry, num_frames
-from qwen3_asr_vllm.pauses import VoiceActivity, is_silent
+from qwen3_asr_vllm.pauses import is_silent
 from qwen3_asr_vllm.prompt import parse_output
 from qwen3_asr_vllm.streaming import Draft, Stream, Update
 from qwen3_asr_vllm.windows import GrowingClip, Window
@@ -459,41 +459,3 @@ def test_wrong_lengths_and_languages_are_refused():
         with pytest.raises(ValueError) as error:
             stream_of().push(poisoned(np.zeros(1_600, np.float32), value))
         assert f"{value:g} at 0.050 s" in str(error.value)
-
-
-# ---- turns ----
-
-
-def turns(samples, size=1_000, **options):
-    activity = VoiceActivity(**options)
-    pieces = [samples[i : i + size] for i in range(0, len(samples), size)]
-    return [(t.is_speech, t.sample) for piece in pieces for t in activity.push(piece)]
-
-
-def hum(seconds, level):
-    return (level * np.random.default_rng(0).standard_normal(round(seconds * 16_000))).astype("f4")
-
-
-@pytest.mark.parametrize("background", [0.0, 0.0003, 0.003])
-def test_speech_between_pauses_is_two_turns(background):
-    pause, spoken = np.zeros(2 * 16_000, "f4"), speech()[: 3 * 16_000]
-    samples = np.concatenate([pause, spoken, pause, spoken, pause]) + hum(12, background)
-    found = turns(samples, threshold=0.5, silence_ms=900)
-    assert [is_speech for is_speech, _ in found] == [True, False] * 2
-    expected = [2, 5.9, 7, 10.9]
-    assert [n / 16_000 for _, n in found] == pytest.approx(expected, abs=0.5)
-
-
-@given(st.integers(50, 5_000))
-@settings(max_examples=20)
-def test_turns_are_independent_of_piece_sizes(size):
-    samples = np.concatenate([hum(1, 0.001), speech()[:64_000], hum(1, 0.001)])
-    assert turns(samples, size) == turns(samples, len(samples))
-
-
-def test_steady_noise_is_soon_no_speech():
-    noise = hum(20, 0.02)
-    assert [n for n in turns(noise) if n[1] > 8 * 16_000] == []
-    quiet_speech = np.pad(speech()[:48_000] * 0.06, (96_000, 32_000)) + hum(11, 0.003)
-    assert turns(quiet_speech, threshold=0.2) != []
-    assert turns(quiet_speech, threshold=1.0) == []

@@ -25,8 +25,8 @@ from pydantic import (
 
 from ..audio import PcmStream
 from ..languages import resolve_language
-from ..pauses import VoiceActivity
 from ..prompt import MAX_CONTEXT, join_context
+from ..voice_activity import VoiceActivity, voice_activity
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
 STEP_BY_DELAY = {"minimal": 0.5, "low": 1.0, "medium": 2.0, "high": 3.0, "xhigh": 4.0}  # seconds
@@ -173,7 +173,7 @@ class TurnDetection(_Strict):
 
     @property
     def activity(self) -> VoiceActivity:
-        return VoiceActivity(threshold=self.threshold, silence_ms=self.silence_duration_ms)
+        return voice_activity(threshold=self.threshold, silence_ms=self.silence_duration_ms)
 
 
 class NoiseReduction(_Strict):

@@ -21,16 +21,14 @@ from uuid import uuid4
 import numpy as np
 
 from ..geometry import SAMPLE_RATE
-from ..pauses import VoiceActivity
 from ..streaming import Stream, StreamRequest, Update
+from ..voice_activity import VoiceActivity
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
     from ..transcription import EngineOutput
     from .session_config import Input
-
-ONSET_MS = 40  # milliseconds from the start of speech to its detection
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +69,9 @@ class Turns:
         turns = wanted.turn_detection
         self._pcm = wanted.format.pcm
         self._activity: VoiceActivity | None = turns.activity if turns else None
-        self._padding_ms = turns.prefix_padding_ms + ONSET_MS if turns else 0
+        self._padding_ms = 0
+        if turns and self._activity:
+            self._padding_ms = turns.prefix_padding_ms + self._activity.onset_ms
         self._since = self.num_samples
         self.is_speaking = self._activity is not None and is_speaking
         if self._activity:
