@@ -7,6 +7,8 @@ Held-out recordings stand between pauses of 0.8 to 2 s, in noises of daily life 
 signal-to-noise ratios. Missed: speech that is in no turn. False: time in turns, of the time that
 is neither speech nor the silence that ends a turn. Lost: utterances of which more than half is in
 no turn. Error: the median distance of an utterance from the nearest start of a turn.
+
+A second table counts the cuts of long recordings, which go by loudness, that are within speech.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from common import print_result, print_table
 from noises import NOISES, at_snr
 from support.audio import HELDOUT, SAMPLE_RATE, heldout
 
+from qwen3_asr_vllm.pauses import split_at_silence
 from qwen3_asr_vllm.voice_activity import LoudnessActivity, NeuralActivity, VoiceActivity
 
 DETECTORS = {"loudness": LoudnessActivity, "neural": NeuralActivity}
@@ -80,6 +83,12 @@ def scores(marked: np.ndarray, spoken: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
+def cuts_in_speech(samples: np.ndarray, spoken: list[tuple[int, int]], clip_s: float) -> str:
+    cuts = [end for _, end in split_at_silence(samples, max_clip_s=clip_s)][:-1]
+    bad = sum(any(start < cut < end for start, end in spoken) for cut in cuts)
+    return f"{bad} of {len(cuts)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--utterances", type=int, default=60)
@@ -105,7 +114,16 @@ def main() -> None:
             row = {"noise": noise, "SNR dB": "alone", "detector": name, **empty}
             rows.append({key: row.get(key) for key in rows[0]} | {"false %": 100 * share})
     print_table(rows)
-    print_result("voice activity", rows, utterances=len(spoken), seconds=len(clean) / SAMPLE_RATE)
+    print()
+    cuts = [
+        {"noise": noise, "SNR dB": snr}
+        | {f"{clip_s} s clips": cuts_in_speech(samples, spoken, clip_s) for clip_s in (6, 12, 30)}
+        for (noise, snr), samples in inputs.items()
+    ]
+    print_table(cuts)
+    print_result(
+        "voice activity", rows, cuts=cuts, utterances=len(spoken), seconds=len(clean) / SAMPLE_RATE
+    )
 
 
 if __name__ == "__main__":
