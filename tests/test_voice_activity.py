@@ -79,7 +79,7 @@ def test_a_higher_threshold_asks_for_more():
     assert frames[0].sum() > frames[1].sum() > frames[2].sum() > 0
 
 
-def test_frames_of_a_waveform_are_those_of_a_stream():
+def test_frames_match_those_of_a_stream():
     samples = speech()[: 30 * RATE]
     network = SpeechNetwork()
     whole = samples[: len(samples) // 512 * 512].reshape(-1, 512)
