@@ -8,7 +8,6 @@ import base64
 import io
 import json
 import re
-import urllib.request
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -26,6 +25,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 from support.audio import DATA
 from support.checkpoints import CHECKPOINT
+from support.clients import metric
 
 from qwen3_asr_vllm.server.admission import Admission
 
@@ -234,16 +234,6 @@ async def connected(server, model=MODEL, **audio_input):
 
 def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 400))
-
-
-def metric(server, name, **labels):
-    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    return sum(
-        float(line.rpartition(" ")[2])
-        for line in text.splitlines()
-        if re.match(rf"{name}[{{ ]", line) and all(label in line for label in wanted)
-    )
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from support.audio import DATA, HOSTILE, heldout, poisoned
+from support.audio import DATA, HOSTILE, heldout, poisoned, wav, wav_bytes
 from support.checkpoints import CHECKPOINT
 from support.checks import MOST_ERRORS, error_rate
 from support.clients import speak
@@ -28,19 +28,8 @@ pytestmark = pytest.mark.vllm
 HELLO = DATA / "hello.flac"
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
 def transcribe(client, file, **fields):
     return client.audio.transcriptions.create(model=str(CHECKPOINT), file=file, **fields)
-
-
-def wav(samples, sampling_rate=16_000):
-    file = io.BytesIO()
-    soundfile.write(file, samples, sampling_rate, format="WAV")
-    return ("audio.wav", file.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +135,6 @@ def test_bad_audio_is_a_bad_request(client, samples, message):
         transcribe(client, ("audio.wav", file.getvalue()))
 
 
-def float_wav(samples):
-    file = io.BytesIO()
-    soundfile.write(file, samples, 16_000, format="WAV", subtype="FLOAT")
-    return file.getvalue()
-
-
 def chat(audio):
     part = {"type": "input_audio", "input_audio": {"data": audio, "format": "wav"}}
     return {"model": str(CHECKPOINT), "messages": [{"role": "user", "content": [part]}]}
@@ -168,7 +151,7 @@ def test_hostile_samples_change_no_later_answer(client, server):
     before = answers()
     speech, _ = soundfile.read(paths[0], dtype="float32")
     for value in HOSTILE:
-        data = float_wav(poisoned(speech, value))
+        data = wav_bytes(poisoned(speech, value), subtype="FLOAT")
         body = chat(base64.b64encode(data).decode())
         refusals = [
             httpx.post(f"{server.url}{route}", json=body, timeout=60)
@@ -187,8 +170,8 @@ def test_hostile_samples_change_no_later_answer(client, server):
 def test_a_scaled_upload_has_a_warning(client, hello):
     samples, _ = soundfile.read(HELLO, dtype="float32")
     samples /= np.abs(samples).max()
-    answer = transcribe(client, ("a.wav", float_wav(32_768 * samples)))
-    assert answer.text == transcribe(client, ("a.wav", float_wav(samples))).text
+    answer = transcribe(client, ("a.wav", wav_bytes(32_768 * samples, subtype="FLOAT")))
+    assert answer.text == transcribe(client, ("a.wav", wav_bytes(samples, subtype="FLOAT"))).text
     assert "peaks at " in answer.model_extra["warnings"][0]
 
 
@@ -280,6 +263,7 @@ def test_chat_transcribes_audio(client, hello, kind):
     assert answer.choices[0].message.content == f"language English<asr_text>{hello}"
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # openai, of its own method
 def test_translation_is_refused(client):
     """V20: in-tree serves a route for what the model cannot do."""
     with pytest.raises(openai.BadRequestError, match="does not translate"):

@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import subprocess
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from starlette.responses import JSONResponse
 from support.audio import DATA
 from support.checkpoints import CHECKPOINT
 from support.checks import eventually
-from support.clients import speak
+from support.clients import metric, speak
 from support.servers import Server, on_a_port, reserved_port, serving
 from websockets.exceptions import InvalidStatus
 
@@ -178,12 +177,6 @@ def error_of(response: http.client.HTTPResponse) -> dict[str, Any]:
     error = json.loads(response.read())["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
-
-
-def metric(server, name: str, label: str = "") -> float:
-    """Its sum over all engines, or over those with a label."""
-    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    return sum(map(float, re.findall(rf"^{name}\{{.*{label}.*\}} (\S+)$", text, re.M)))
 
 
 def running(server) -> float:
