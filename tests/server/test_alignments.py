@@ -362,3 +362,14 @@ def test_hostile_samples_are_refused_by_value(app, client, value):
     assert answer.status_code == 400
     assert f"{value:g} at 0.500 s" in answer.json()["error"]["message"]
     assert not app.state.engine.prompts
+
+
+def test_the_benchmark_aligns_every_clip(app):
+    import gpu
+
+    wave = {"requests": 3, "concurrency": 2, "clip_s": 4.0}
+    with on_a_port(app) as url:
+        target = gpu.Running("aligner", url, 0, 0)
+        row = asyncio.run(gpu.align_all(target, wave, first_seed=0))
+    assert (row["requests"], row["words"]) == (3, 10) and row["audio-s/s"] > 0
+    assert len(app.state.engine.prompts) == 3

@@ -678,3 +678,12 @@ def test_broken_events_leave_a_session_alive():
     with on_a_port(app_of(made(admission=Admission(max_recordings=10)))) as url:
         outcomes = [converse(url, number) for number in range(100)]
     assert [outcome for outcome in outcomes if outcome.broken] == []
+
+
+def test_the_benchmark_times_every_session():
+    import sessions
+
+    with on_a_port(app_of(made(admission=Admission(max_recordings=10)))) as url:
+        row = sessions.session_row(url, 3, 1.0)
+    assert row["with text"] == row["sessions"] == 3
+    assert 0 < row["p50 s"] <= row["p95 s"] and row["first p50 s"] > 0
