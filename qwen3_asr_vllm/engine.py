@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from .alignment import AlignmentRequest
 from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding, min_loop_pattern
+from .generation import generation_defaults, sampling_defaults
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
 from .processes import interruptible
@@ -149,10 +150,17 @@ def language_token_ids(tokenizer: Any) -> dict[str, int]:
     return {name: tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in names}
 
 
+def default_params(model_config: ModelConfig) -> SamplingParams:
+    """Return vLLM's parameters of a request that sets none: those of the checkpoint."""
+    from vllm.sampling_params import SamplingParams
+
+    return SamplingParams(**sampling_defaults(generation_defaults(model_config)))
+
+
 def sampling_params(
     decoding: Decoding, ids: Mapping[str, int], base: SamplingParams | None = None
 ) -> SamplingParams:
-    """Build vLLM's parameters of one request; ``base`` are those of the user, else greedy.
+    """Build vLLM's parameters of one request; ``base`` are ``default_params``, else greedy.
 
     ``ids`` are those of ``language_token_ids``: vLLM scores tokens, so the first token of a name
     stands for the language. vLLM scores them at every token of the output; it has no other way.

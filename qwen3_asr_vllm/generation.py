@@ -60,8 +60,12 @@ def read_generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that ``vllm.SamplingParams`` takes: all but those of a beam search."""
-    return {name: value for name, value in defaults.items() if name in SAMPLING}
+    """Return the defaults that ``vllm.SamplingParams`` takes: all but those of a beam search.
+
+    Decoding is greedy and its length not limited, unless the checkpoint differs.
+    """
+    given = {name: value for name, value in defaults.items() if name in SAMPLING}
+    return {"temperature": 0.0, "max_tokens": None} | given
 
 
 def describe(defaults: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from .engine import (
     UTILIZATION,
     OutputCollector,
     class_ms,
+    default_params,
     engine_prompt,
     gpu_bytes,
     language_token_ids,
@@ -35,12 +36,13 @@ from .options import TranscribeOptions, merge_options
 from .prompt import control_tokens, sanitize_context
 from .recordings import Loader, Progress, Recording, Result, is_one, only
 from .rounds import Steps, Transcription, run_together, with_warnings
-from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, Update
+from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, StreamRequest, Update
 from .transcript import Transcript
-from .transcription import EngineRequest, transcribe
+from .transcription import EngineOutput, EngineRequest, transcribe
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
+    from vllm.sampling_params import SamplingParams
 
     from .beam_requests import BeamSearcher
 
@@ -202,11 +204,10 @@ class Qwen3ASR:
 
     def _steps(self, stream: Stream) -> Iterator[Update]:
         while request := stream.request():
-            params = sampling_params(request.decoding, {})
-            with raising_engine_died():
-                outputs = self.llm.generate(request.engine_prompt, params, use_tqdm=False)
-            result = outputs[0].outputs[0]
-            stream.accept(result.text, result.finish_reason)
+            output = self._engine.answer(request)
+            stream.accept(
+                output.text, output.finish_reason, language_logprobs=output.language_logprobs
+            )
             yield stream.update()
 
     @overload
@@ -237,6 +238,7 @@ class _Engines:
         self._llm, self._aligner = llm, aligner
         self.capacity: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._language_token_ids = language_token_ids(llm.get_tokenizer())
+        self._params = default_params(llm.model_config)
         # By request id, to call with the output of vLLM.
         self._waiting: dict[str, Callable[[RequestOutput], None]] = {}
         self._to_align: dict[str, tuple[AlignmentRequest, Callable[[AlignmentOutput], None]]] = {}
@@ -260,13 +262,25 @@ class _Engines:
         try:
             if request.decoding.beams:
                 return self._search(request, finish)
-            params = sampling_params(request.decoding, self._language_token_ids)
+            params = self._params_of(request)
             (internal_id,) = self._llm.enqueue(engine_prompt(request), params, use_tqdm=False)
         except VLLMValidationError as error:  # such as a clip that is longer than max_model_len
             raise ValueError(str(error)) from error
         request_id = internal_id.partition("-")[0]  # the id in the outputs of vLLM
         self._waiting[request_id] = finish
         return request_id
+
+    def answer(self, request: StreamRequest) -> EngineOutput:
+        """Return the output of one request of a stream, while no recordings are transcribed."""
+        params = self._params_of(request)
+        with raising_engine_died():
+            (output,) = self._llm.generate(request.engine_prompt, params, use_tqdm=False)
+        collector = OutputCollector(request.decoding, self._language_token_ids)
+        collector.push(output.outputs[0])
+        return collector.output()
+
+    def _params_of(self, request: EngineRequest | StreamRequest) -> SamplingParams:
+        return sampling_params(request.decoding, self._language_token_ids, self._params)
 
     def _search(self, request: EngineRequest, finish: Callable[[RequestOutput], None]) -> str:
         """Start a beam search; the ids of its requests start with the id that is returned."""

@@ -80,7 +80,11 @@ def test_a_bad_default_names_the_checkpoint(defaults_of, tmp_path, config):
 
 
 def test_beams_are_no_sampling_parameter():
-    assert sampling_defaults({"temperature": 0.2} | BEAMS) == {"temperature": 0.2}
+    assert sampling_defaults({"top_p": 0.2} | BEAMS) == {
+        "temperature": 0.0,
+        "max_tokens": None,
+        "top_p": 0.2,
+    }
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
 from qwen3_asr_vllm.offline import ForcedAligner, Qwen3ASR
 from qwen3_asr_vllm.prompt import build_prompt, parse_output
+from qwen3_asr_vllm.transcription import CUT_OFF
 
 pytestmark = pytest.mark.vllm
 
@@ -149,6 +150,48 @@ def test_files_without_audio_are_named(model, tmp_path):
 def test_silence_is_no_text_and_no_language(model):
     transcript = model.transcribe(np.zeros(5 * SAMPLE_RATE, np.float32))
     assert (transcript.text, transcript.language) == ("", None)
+
+
+def test_a_stream_detects_one_of_its_languages(model):
+    """Candidates are scored, and one forced where the model names another language."""
+    waveform = soundfile.read(HELLO, dtype="float32")[0]
+    updates = model.stream(np.array_split(waveform, 3), languages=["de", "fr"])
+    assert "".join(update.delta for update in updates)
+
+
+@pytest.fixture
+def with_defaults(model, monkeypatch):
+    """``Qwen3ASR`` on the one engine, as if a checkpoint had these defaults."""
+
+    def made(**defaults):
+        monkeypatch.setattr(model.llm.model_config, "override_generation_config", defaults)
+        monkeypatch.setattr(offline, "load_engine", lambda *_: model.llm)
+        return Qwen3ASR(str(CHECKPOINT))
+
+    return made
+
+
+def test_defaults_of_the_checkpoint_are_decoded_with(model, with_defaults):
+    """As vLLM decodes with the same parameters; those of the published checkpoints are greedy."""
+    from vllm import SamplingParams
+
+    clip = soundfile.read(HELLO, dtype="float32")[0]
+    prompt = {"prompt": build_prompt(), "multi_modal_data": {"audio": (clip, SAMPLE_RATE)}}
+    penalty = SamplingParams(temperature=0, repetition_penalty=1.9, max_tokens=12)
+    (expected,) = model.llm.generate(prompt, penalty, use_tqdm=False)
+    greedy = model.transcribe(HELLO).text
+    made = with_defaults(repetition_penalty=1.9, max_new_tokens=12)
+    assert made.transcribe(HELLO).text == parse_output(expected.outputs[0].text).text != greedy
+    assert made.transcribe(HELLO).warnings == (f"0.0-{len(clip) / SAMPLE_RATE:.1f} s: {CUT_OFF}",)
+    assert with_defaults(temperature=1e-6).transcribe(HELLO).text == greedy
+    assert with_defaults(temperature=2.0).transcribe(HELLO).text != greedy
+
+
+def test_a_stream_decodes_with_the_defaults(with_defaults):
+    stream = with_defaults(max_new_tokens=4)
+    waveform = soundfile.read(HELLO, dtype="float32")[0][: 2 * SAMPLE_RATE]
+    text = "".join(update.delta for update in stream.stream([waveform]))
+    assert len(text) <= 20
 
 
 def test_three_languages_stay_in_order(model):

@@ -22,6 +22,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from ..formats import RESPONSE_FORMATS
+from ..generation import sampling_defaults
 from ..languages import resolve_language
 from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY, TranscribeOptions
 from ..pauses import Pauses
@@ -101,7 +102,7 @@ class Form(RecordingForm):
     stream: bool = False
     stream_include_usage: bool | None = None  # None: in the last event, as in OpenAI's API
     stream_continuous_usage_stats: bool = False
-    temperature: float = Field(0.0, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = None
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = None
@@ -115,6 +116,8 @@ class Form(RecordingForm):
     length_penalty: float | None = Field(None, ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)
     vllm_xargs: Json[dict[str, Any]] | None = None
     priority: int = Field(0, ge=-(2**63), lt=2**63)  # an int64 in messages to the engine
+
+    _temperature: float = 0.0  # of the form, else of the checkpoint
 
     @field_validator("languages")
     @classmethod
@@ -186,15 +189,15 @@ class Form(RecordingForm):
         return [name for name, value in given.items() if value not in (None, UNSEARCHED[name])]
 
     def sampling_params(self, defaults: dict[str, Any]) -> SamplingParams:
-        """Return vLLM's parameters; greedy unless the form or the server's ``defaults`` differ."""
+        """Return vLLM's parameters: those of the form, else the checkpoint's ``defaults``."""
         given = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) is not None}
-        # Without a limit, the clip's duration sets one; vLLM's own default is 16 tokens.
-        given["max_tokens"] = self.max_completion_tokens or defaults.get("max_tokens")
+        if self.max_completion_tokens:
+            given["max_tokens"] = self.max_completion_tokens
         given["output_kind"] = (
             RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         )
         try:
-            return SamplingParams(**defaults | given, extra_args=self.vllm_xargs)
+            return SamplingParams(**sampling_defaults(defaults) | given, extra_args=self.vllm_xargs)
         except VLLMValidationError as error:
             message = str(error.args[0]).replace("extra_args", "vllm_xargs")
             param = error.parameter and error.parameter.replace("extra_args", "vllm_xargs")

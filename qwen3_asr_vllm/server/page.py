@@ -36,12 +36,14 @@ class About:
     max_clip_s: float
     needs_key: bool
     words: bool  # True: a forced aligner times words
+    decoding: str  # default parameters: "temperature 0"
 
     def __str__(self) -> str:
         return (
             f"reads {', '.join(self.decodes)} by {' and '.join(self.decoders)}; "
             f"takes {self.max_upload_mb} MiB and {self.max_duration_s:g} s in a recording, "
             f"{self.max_clip_s:g} s in a clip; "
+            f"decodes with {self.decoding}; "
             f"aligner: {'yes' if self.words else 'none'}"
         )
 

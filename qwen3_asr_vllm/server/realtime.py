@@ -26,7 +26,13 @@ from vllm.exceptions import GenerationError
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind
 
-from ..engine import OutputCollector, language_token_ids, sampling_params, stream_parts
+from ..engine import (
+    OutputCollector,
+    default_params,
+    language_token_ids,
+    sampling_params,
+    stream_parts,
+)
 from ..geometry import SAMPLE_RATE
 from ..prompt import control_tokens, sanitize_context
 from ..streaming import Stream, StreamRequest, Update
@@ -81,6 +87,7 @@ class Realtime(EngineServing):
         self.admission = admission  # a session counts as one recording
         self.allowed_origins = allowed_origins
         self.max_clip_s = max_clip_s
+        self._params = default_params(self.model_config)
         self.max_utterance_s = setting("QWEN3_ASR_MAX_UTTERANCE_S")
         self.idle_s = setting("QWEN3_ASR_REALTIME_IDLE_S")
         thinker = self.model_config.hf_config.thinker_config
@@ -146,7 +153,7 @@ class Realtime(EngineServing):
     async def _decode(
         self, request: StreamRequest, model: str | None, headers: Mapping[str, str]
     ) -> RequestOutput:
-        params = sampling_params(request.decoding, self._language_token_ids)
+        params = sampling_params(request.decoding, self._language_token_ids, self._params)
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = f"realtime-{uuid4().hex}"
         options = {

@@ -51,7 +51,7 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
     if transcript.warnings:
         document["warnings"] = transcript.warnings
     if form.response_format == "verbose_json":
-        verbose = FORMATS["verbose_json"](transcript, temperature=form.temperature)
+        verbose = FORMATS["verbose_json"](transcript, temperature=form._temperature)
         document |= json.loads(verbose)
         words = document.pop("words", [])
         if form.needs_words:

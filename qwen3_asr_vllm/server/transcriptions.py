@@ -42,7 +42,7 @@ from ..audio import (
 from ..beam_requests import BeamSearcher
 from ..decoding import Decoding
 from ..engine import engine_prompt, language_token_ids, sampling_params
-from ..generation import generation_defaults
+from ..generation import describe, generation_defaults
 from ..media.blocks import ChannelError
 from ..options import TranscribeOptions
 from ..pauses import SILENT_PEAK
@@ -94,7 +94,6 @@ class Transcriber(AudioServing):
     ) -> None:
         super().__init__(engine_client, models, num_servers=num_servers)
         self.max_clip_s = max_clip_s
-        self.sampling_defaults = self.model_config.get_diff_sampling_param()
         self.defaults = generation_defaults(self.model_config)
         scheduler = engine_client.vllm_config.scheduler_config
         self.max_parallel_clips = max(1, scheduler.max_num_seqs // CLIP_SHARE)
@@ -123,6 +122,7 @@ class Transcriber(AudioServing):
             max_clip_s=self.max_clip_s,
             needs_key=any(args.api_key or [envs.VLLM_API_KEY]),
             words=self.aligner is not None,
+            decoding=describe(self.defaults),
         )
 
     async def start(self, form: Form, raw_request: Request) -> Run:
@@ -134,7 +134,8 @@ class Transcriber(AudioServing):
         request_id = f"transcribe-{self._base_request_id(raw_request)}"
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
         trace_headers = await self._get_trace_headers(raw_request.headers)
-        params = form.sampling_params(self.sampling_defaults)
+        params = form.sampling_params(self.defaults)
+        form._temperature = params.temperature
         params.stream_interval = self._tokens_per_event()
         generate = partial(
             self._generate,

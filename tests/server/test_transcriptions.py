@@ -38,6 +38,35 @@ def test_json_says_text_languages_and_seconds(post):
     assert "X-Ignored-Params" not in response.headers
 
 
+DEFAULTS = {"temperature": 0.6, "repetition_penalty": 1.1, "top_k": 20, "max_new_tokens": 7}
+
+
+def test_defaults_of_the_checkpoint_reach_the_engine(serve):
+    engine = FakeEngine("language English<asr_text>Hi.")
+    engine.model_config.override_generation_config = DEFAULTS
+    segments = serve(engine)(response_format="verbose_json").json()["segments"]
+    params = engine.asked[0][1]
+    assert (params.temperature, params.repetition_penalty, params.top_k) == (0.6, 1.1, 20)
+    assert (params.max_tokens, segments[0]["temperature"]) == (7, 0.6)
+
+
+def test_a_request_overrides_the_defaults(serve):
+    engine = FakeEngine("language English<asr_text>Hi.")
+    engine.model_config.override_generation_config = DEFAULTS
+    given = {"temperature": 0, "repetition_penalty": 1.0, "max_completion_tokens": 9}
+    serve(engine)(**given, stream=True)
+    params = engine.asked[0][1]
+    assert (params.temperature, params.repetition_penalty, params.max_tokens) == (0, 1.0, 9)
+
+
+def test_the_start_line_has_the_defaults(serve):
+    engine = FakeEngine("Hi.")
+    engine.model_config.override_generation_config = {"temperature": 0.6, "num_beams": 4}
+    transcriber = serve(engine).client.app.state.qwen3_asr.transcriber
+    about = transcriber.about(SimpleNamespace(api_key=None))
+    assert "decodes with temperature 0.6, 4 beams;" in str(about)
+
+
 @pytest.mark.parametrize("fields", [{}, {"max_completion_tokens": 100_000}])
 def test_decoding_is_greedy_and_bounded(serve, fields):
     """V11: in-tree lets an answer fill the context."""

@@ -46,7 +46,6 @@ class FakeEngine:
         )
         self.input_processor = None
         self.model_config = SimpleNamespace(
-            get_diff_sampling_param=dict,
             generation_config="vllm",
             override_generation_config={},
             is_encoder_decoder=False,
