@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from support.audio import HELDOUT, HELLO, RECORDING, heldout
 from support.checkpoints import CHECKPOINT, published_model
 from support.checks import assert_timed
+from support.fake_engine import ScoringEngine, rendered, tokenizer
 
 from qwen3_asr_vllm.audio import load_audio
+from qwen3_asr_vllm.decoding import Decoding
+from qwen3_asr_vllm.offline import _Engines
+from qwen3_asr_vllm.options import Beams
 from qwen3_asr_vllm.prompt import build_prompt, parse_output
+from qwen3_asr_vllm.transcription import EngineRequest
 
 pytestmark = pytest.mark.vllm
 
@@ -47,6 +54,60 @@ def by_transformers():
         return parse_output(tokenizer.decode(output[0, ids.shape[1] :], True)).text
 
     return text
+
+
+class ScoringLLM:
+    """The parts of ``vllm.LLM`` that a beam search uses, over a ``ScoringEngine``."""
+
+    def __init__(self, text):
+        scoring = ScoringEngine(text)
+        self.scored, self.model_config = scoring.scored, scoring.model_config
+        scheduler = SimpleNamespace(max_num_seqs=4)
+        self.vllm_config = SimpleNamespace(scheduler_config=scheduler)
+        self.llm_engine, self.get_tokenizer = self, tokenizer
+        self.renderer = SimpleNamespace(render_cmpl=lambda prompts: [rendered() for _ in prompts])
+        self.waiting = {}
+
+    def _resolve_mm_lora(self, prompt, lora_request):
+        return lora_request
+
+    def add_request(self, request_id, prompt, params, lora_request=None):
+        self.waiting[request_id] = (prompt, params, request_id)
+
+    def step(self):
+        """Finish the latest request first: outputs come in any order."""
+        request_id, asked = self.waiting.popitem()
+        return [self.scored(*asked)]
+
+    def abort_request(self, request_ids):
+        for request_id in request_ids:
+            del self.waiting[request_id]
+
+
+def begin_searches(engines, outputs):
+    decoding = Decoding(max_tokens=99, wants_logprobs=True, beams=Beams(4))
+    request = EngineRequest(np.zeros(16_000, np.float32), 0, 0.0, decoding)
+    return [engines.submit(request, outputs.append) for _ in range(2)]
+
+
+def test_searches_run_side_by_side():
+    llm, outputs = ScoringLLM("language English<asr_text>Good morning."), []
+    engines = _Engines(llm, None)
+    begin_searches(engines, outputs)
+    while llm.waiting:
+        engines.step()
+    assert [output.text for output in outputs] == ["language English<asr_text>Good morning."] * 2
+    assert "".join(token.text for token in outputs[0].tokens) == outputs[0].text
+
+
+def test_aborting_a_search_aborts_its_requests():
+    llm, outputs = ScoringLLM("language English<asr_text>Good morning."), []
+    engines = _Engines(llm, None)
+    ids = begin_searches(engines, outputs)
+    for _ in range(3):
+        engines.step()
+    engines.abort(ids)
+    assert not llm.waiting and not outputs
 
 
 def test_texts_are_those_of_transformers_beams(model, by_transformers):

@@ -289,6 +289,7 @@ def test_words_highlight_and_seek(visit):
         {"word": word, "start": 0.5 * i, "end": 0.5 * i + 0.5}
         for i, word in enumerate(["One", " two.", " Three", " four.", " Five", " six."])
     ]
+    words[1]["probability"], words[3]["probability"] = 0.3, 0.9
     answer(page, text="One two. Three four. Five six.", words=words)
     page.set_input_files("#file", HELLO)
     lines = finished(page)
@@ -297,6 +298,7 @@ def test_words_highlight_and_seek(visit):
     expect(page.locator("#text li.lit p")).to_have_text("Three four.")
     expect(page.locator("#text span.lit")).to_have_text("four.")
     expect(page.locator("#text span")).to_have_count(6)
+    expect(page.locator("#text span.unsure")).to_have_text("two.")
     lines.nth(2).get_by_role("button", name="Play from 0:02").press("Enter")
     expect(page.locator("#text li.lit p")).to_have_text("Five six.")
     wait_until(page, "!audio.paused && audio.currentTime > 2")
@@ -310,7 +312,8 @@ def test_words_highlight_and_seek(visit):
 def test_the_page_is_readable_and_fits(visit, scheme, size):
     width, height = SIZES[size]
     page = visit(color_scheme=scheme, viewport={"width": width, "height": height})
-    answer(page, text=f"Good morning. {'Donaudampfschifffahrt' * 9}.")
+    unsure = {"word": "Good", "start": 0.1, "end": 0.4, "probability": 0.2}
+    answer(page, text=f"Good morning. {'Donaudampfschifffahrt' * 9}.", words=[unsure])
     page.set_input_files("#file", HELLO)
     finished(page)
     page.evaluate("fail('Something went wrong.')")

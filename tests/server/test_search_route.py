@@ -3,56 +3,15 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import pytest
 from support.audio import HELLO
 from support.checkpoints import CHECKPOINT
 from support.clients import error, events
-from support.fake_engine import ENGLISH, FakeEngine, tokenizer
+from support.fake_engine import ENGLISH, PROMPT, ScoringEngine
 
 pytestmark = pytest.mark.vllm
 
 SEARCH = {"use_beam_search": True, "n": 4, "length_penalty": 0.7}
-PROMPT = [1, 2, 3]  # tokens of a rendered prompt
-
-
-class ScoringEngine(FakeEngine):
-    """Writes one text, of which it is nearly sure, after any tokens; the rest is unlikely."""
-
-    def __init__(self, text, **generation_config):
-        super().__init__(text)
-        self.model_config.generation_config = "auto"
-        config = {"eos_token_id": [tokenizer().pad_token_id, tokenizer().eos_token_id]}
-        self.model_config.try_get_generation_config = lambda: config | generation_config
-
-    @cached_property
-    def written(self):
-        ids = tokenizer().encode(self.answers[0], add_special_tokens=False)
-        return [*ids, tokenizer().eos_token_id]
-
-    async def render(self, prompts):
-        from vllm.inputs import mm_input
-
-        placeholders = {"mm_kwargs": {}, "mm_hashes": {"audio": ["clip"]}, "mm_placeholders": {}}
-        return [mm_input(prompt_token_ids=PROMPT, **placeholders) for _ in prompts]
-
-    async def generate(self, prompt, params, request_id, **options):
-        from vllm.logprobs import FlatLogprobs, Logprob
-        from vllm.outputs import CompletionOutput, RequestOutput
-
-        self.asked.append((prompt, params, options))
-        start = len(prompt["prompt_token_ids"]) - len(PROMPT)
-        ids = self.written[start : start + params.max_tokens]
-        scores = FlatLogprobs()
-        for token in ids:
-            others = params.logprob_token_ids or range(params.logprobs or 0)
-            unlikely = {other: Logprob(-5.0) for other in others if other != token}
-            scores.append({token: Logprob(-0.01)} | unlikely)
-        reason = "stop" if ids[-1] == tokenizer().eos_token_id else "length"
-        text = tokenizer().decode(ids, skip_special_tokens=True)
-        completion = CompletionOutput(0, text, ids, None, scores, finish_reason=reason)
-        yield RequestOutput(request_id, None, PROMPT, None, [completion], finished=True)
 
 
 def searching(serve, text=f"{ENGLISH}Good morning.", **generation_config):

@@ -14,6 +14,7 @@ from typing import Any
 from .checkpoints import CHECKPOINT
 
 ENGLISH = "language English<asr_text>"
+PROMPT = [1, 2, 3]  # tokens of a rendered prompt
 ROUND = " and round" * 12  # an answer that ends so is a repetition loop
 
 
@@ -100,6 +101,55 @@ class EndlessEngine(FakeEngine):
         while True:
             await asyncio.sleep(0.01)
             yield output("word ", None)
+
+
+class ScoringEngine(FakeEngine):
+    """Writes one text, of which it is nearly sure, after any tokens; all others are unlikely.
+
+    Its prompts are rendered, as a beam search needs them.
+    """
+
+    def __init__(self, text: str, **generation_config: Any) -> None:
+        super().__init__(text)
+        ends = [tokenizer().pad_token_id, tokenizer().eos_token_id]
+        config = {"eos_token_id": ends} | generation_config
+        self.model_config.generation_config = "auto"
+        self.model_config.try_get_generation_config = lambda: config
+        self.written = [*tokenizer().encode(text, add_special_tokens=False), ends[1]]
+
+    async def render(self, prompts: Any) -> Any:
+        return [rendered() for _ in prompts]
+
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, **options: Any
+    ) -> AsyncIterator[Any]:
+        self.asked.append((prompt, params, options))
+        yield self.scored(prompt, params, request_id)
+
+    def scored(self, prompt: Any, params: Any, request_id: str) -> Any:
+        """Return vLLM's output for a prompt that holds the tokens of a beam."""
+        from vllm.logprobs import FlatLogprobs, Logprob
+        from vllm.outputs import CompletionOutput, RequestOutput
+
+        start = len(prompt["prompt_token_ids"]) - len(PROMPT)
+        ids = self.written[start : start + params.max_tokens]
+        scores = FlatLogprobs()
+        for token in ids:
+            others = params.logprob_token_ids or range(params.logprobs or 0)
+            unlikely = {other: Logprob(-5.0) for other in others if other != token}
+            scores.append({token: Logprob(-0.01)} | unlikely)
+        reason = "stop" if ids[-1] == tokenizer().eos_token_id else "length"
+        text = tokenizer().decode(ids, skip_special_tokens=True)
+        completion = CompletionOutput(0, text, ids, None, scores, finish_reason=reason)
+        return RequestOutput(request_id, None, PROMPT, None, [completion], finished=True)
+
+
+def rendered() -> Any:
+    """A rendered prompt of one clip."""
+    from vllm.inputs import mm_input
+
+    clip: Any = {"mm_kwargs": {}, "mm_hashes": {"audio": ["clip"]}, "mm_placeholders": {}}
+    return mm_input(prompt_token_ids=PROMPT, **clip)
 
 
 def output(text: str, finish_reason: str | None) -> Any:
