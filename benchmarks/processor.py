@@ -91,10 +91,9 @@ def features(seconds: float) -> tuple[list[int], np.ndarray]:
     import torch
 
     from qwen3_asr_vllm.geometry import Geometry
-    from qwen3_asr_vllm.model.log_mel import LogMel
+    from qwen3_asr_vllm.model.log_mel import LogMel, widen
 
-    chunks, frames = item["audio_chunks"].data, int(item["audio_feature_lengths"].data)
-    assert chunks.dtype == torch.float32
+    chunks, frames = widen(item["audio_chunks"].data), int(item["audio_feature_lengths"].data)
     log_mel = LogMel(128)(
         chunks,
         torch.tensor(Geometry().frames_by_chunk(frames)),

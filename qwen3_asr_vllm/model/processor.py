@@ -2,10 +2,11 @@
 """vLLM's input processing: waveform in, one prompt token per audio token.
 
 No spectrogram is computed here: a clip travels to the worker as the samples of its chunks, in
-float32 whatever the model's dtype, and each clip is prepared on its own, because a log-mel
-spectrogram depends on everything it is padded with. Precomputed log-mel features and audio
-embeddings are accepted in the place of waveforms. A clip that grows comes as its windows
-(``streaming.Window``): an item each, so that vLLM's caches know the finished ones again.
+int16 or float32 (``log_mel.narrow``) whatever the model's dtype, and each clip is prepared on its
+own, because a log-mel spectrogram depends on everything it is padded with. Precomputed log-mel
+features and audio embeddings are accepted in the place of waveforms. A clip that grows comes as
+its windows (``streaming.Window``): an item each, so that vLLM's caches know the finished ones
+again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ from ..prompt import AUDIO_PAD
 from ..windows import Window
 from .bounds import check_embeddings, check_log_mel
 from .config import Qwen3ASRConfig, Qwen3ASRThinkerConfig
-from .log_mel import cut_chunks
+from .log_mel import cut_chunks, narrow
 
 
 class ProcessingInfo(BaseProcessingInfo):
@@ -256,12 +256,11 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
         if not waveforms:
             return BatchFeature()
         assert isinstance(waveforms, list)
-        parts = [torch.from_numpy(self._chunks(w)) for w in waveforms]
         frames = [w.num_frames if isinstance(w, Window) else num_frames(len(w)) for w in waveforms]
         peaks = [w.peak if isinstance(w, Window) else -math.inf for w in waveforms]
         return BatchFeature(
             {
-                "audio_chunks": torch.cat(parts) if len(parts) > 1 else parts[0],
+                "audio_chunks": [torch.from_numpy(self._chunks(w)) for w in waveforms],
                 "audio_feature_lengths": torch.tensor(frames),
                 "audio_peaks": torch.tensor(peaks, dtype=torch.float32),
             }
@@ -269,8 +268,9 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
 
     def _chunks(self, audio: np.ndarray | Window) -> np.ndarray:
         if isinstance(audio, Window):
-            return cut_chunks(audio.samples, self.info.geometry, has_context=audio.has_context)
-        return cut_chunks(audio, self.info.geometry)
+            samples = narrow(audio.samples)
+            return cut_chunks(samples, self.info.geometry, has_context=audio.has_context)
+        return cut_chunks(narrow(audio), self.info.geometry)
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -279,10 +279,10 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
             return {"audio_embeds": MultiModalFieldConfig.batched("audio")}
         if "audio_chunks" not in hf_inputs:
             return _feature_fields(hf_inputs)
-        frames = hf_inputs["audio_feature_lengths"].tolist()
-        bounds = pairwise(accumulate(map(self.info.geometry.num_chunks, frames), initial=0))
+        clips = [slice(i, i + 1) for i in range(len(hf_inputs["audio_chunks"]))]
         return {
-            "audio_chunks": MultiModalFieldConfig.flat("audio", [slice(*b) for b in bounds]),
+            # A list of tensors: vLLM does not concatenate them on the engine's thread.
+            "audio_chunks": MultiModalFieldConfig.flat("audio", clips),
             "audio_feature_lengths": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
             "audio_peaks": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
         }

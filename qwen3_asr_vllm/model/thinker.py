@@ -44,6 +44,7 @@ from ..prompt import AUDIO_PLACEHOLDER
 from .bounds import LIMIT, bounded
 from .config import Qwen3ASRThinkerConfig
 from .encoder import GRAPH_BACKENDS, GRAPH_BUFFERS, AudioEncoder
+from .log_mel import widen
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
@@ -120,7 +121,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         if kind == "audio_embeds":
             return [bounded(clip) for clip in clips]
         if kind == "audio_chunks":
-            return self.audio_tower.encode_waveforms(kwargs[kind], frames, _peaks(kwargs))
+            return self.audio_tower.encode_waveforms(widen(clips), frames, _peaks(kwargs))
         return self.audio_tower.encode_features(torch.cat(clips, dim=1), frames)
 
     def _clips(self, mm_kwargs: dict[str, Any]) -> tuple[str, list[torch.Tensor], list[int]]:
@@ -129,8 +130,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
             return "audio_embeds", list(embeds), [len(clip) for clip in embeds]
         frames = mm_kwargs["audio_feature_lengths"].flatten().tolist()  # kept on the host
         if (chunks := mm_kwargs.get("audio_chunks")) is not None:
-            num_chunks = [self.audio_tower.geometry.num_chunks(n) for n in frames]
-            return "audio_chunks", list(chunks.split(num_chunks)), frames
+            return "audio_chunks", chunks, frames
         features = mm_kwargs["input_audio_features"]
         if isinstance(features, list) or features.ndim == 3:  # clips apart, maybe padded
             clips = [clip[:, :n] for clip, n in zip(features, frames, strict=True)]
@@ -208,7 +208,7 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         chosen = [clips[i] for i in indices]
         peaks = {} if (peaks := _peaks(mm_kwargs)) is None else {"audio_peaks": peaks[indices]}
         return peaks | {
-            kind: torch.cat(chosen) if kind == "audio_chunks" else chosen,
+            kind: chosen,
             "audio_feature_lengths": torch.tensor([frames[i] for i in indices]),
         }
 
@@ -237,9 +237,8 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         max_frames_per_batch: int,
         path: str = "default",
     ) -> EncoderCudaGraphReplayBuffers:
-        _, _, frames = self._clips(mm_kwargs)
-        chunks, peaks = mm_kwargs["audio_chunks"], _peaks(mm_kwargs)
-        buffers = self.audio_tower.graph_buffers(chunks, frames, peaks)
+        _, clips, frames = self._clips(mm_kwargs)
+        buffers = self.audio_tower.graph_buffers(widen(clips), frames, _peaks(mm_kwargs))
         return EncoderCudaGraphReplayBuffers({**buffers})
 
     def encoder_cudagraph_forward(

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from support.checkpoints import reference_config, reference_model
 from test_encoder import build_encoder
 
+from qwen3_asr_vllm.model.log_mel import FULL_SCALE
+
 MAX_BATCHED_TOKENS = 416  # 32 chunks: budgets of 4, 8, 16 and 32
 
 
@@ -51,6 +53,16 @@ def samples_of(frames, geometry, *, seed=0):
             for i, n in enumerate(frames)
         ]
     )
+
+
+def narrowed(frames, geometry, *, seed=0):
+    """The same as the processor sends them: clip by clip, every second one as int16."""
+    sizes = [geometry.num_chunks(n) for n in frames]
+    clips = (samples_of(frames, geometry, seed=seed) * FULL_SCALE).split(sizes)
+    return [
+        clip.round().clamp(-FULL_SCALE, FULL_SCALE - 1).short() if i % 2 else clip
+        for i, clip in enumerate(clips)
+    ]
 
 
 def pad(buffers, num_slots):
@@ -176,7 +188,7 @@ def assert_same(ours, expected):
 @torch.inference_mode()
 def test_clips_are_packed_by_chunk_budget(manager, model, frames, budgets):
     manager, replayed = manager
-    chunks = samples_of(frames, model.audio_tower.geometry)
+    chunks = narrowed(frames, model.audio_tower.geometry)
     batch = {"audio_chunks": chunks, "audio_feature_lengths": torch.tensor(frames)[:, None]}
     ours = manager.execute(batch)
     assert replayed == budgets

@@ -21,7 +21,7 @@ from support.checks import MOST_ERRORS, MOST_TIMING_ERROR_S, assert_timed, error
 from support.engines import engine
 from test_bounds import ENCODINGS
 from test_encoder import CLIPS_S, build_encoder, chunks_of, encode_by_transformers
-from test_encoder_graph import build_model, samples_of, vllm_config
+from test_encoder_graph import build_model, narrowed, vllm_config
 from test_isolation import assert_unchanged, attack, generate, recordings
 
 from qwen3_asr_vllm.model.bounds import LIMIT
@@ -145,12 +145,12 @@ def test_graphs_forget_hostile_clips(encoder):
     """A replay bounds its tokens and leaves nothing behind for the next one."""
     model, manager = capture(encoder)
     frames = [300, 100, 420]
-    chunks = samples_of(frames, encoder.geometry).to(DEVICE)
+    chunks = [clip.to(DEVICE) for clip in narrowed(frames, encoder.geometry)]
     batch = {"audio_chunks": chunks, "audio_feature_lengths": torch.tensor(frames)}
     clean = [tokens.clone() for tokens in manager.execute(batch)]
     for value in HOSTILE:
-        hostile = chunks.clone()
-        hostile[3, 8_000] = value  # the second clip
+        hostile = [chunks[0], chunks[1].float(), chunks[2]]
+        hostile[1][0, 8_000] = value
         ours = [tokens.clone() for tokens in manager.execute(batch | {"audio_chunks": hostile})]
         assert ours[1].isfinite().all() and ours[1].abs().max() <= LIMIT
         for neighbour in (0, 2):
@@ -164,7 +164,7 @@ def test_graphs_forget_hostile_clips(encoder):
 def test_replayed_graphs_equal_eager(encoder):
     model, manager = capture(encoder)
     for seed, frames in enumerate([[50], [3200], [300, 1, 100, 420, 850], [77] * 20, [99]]):
-        chunks = samples_of(frames, encoder.geometry, seed=seed).to(DEVICE)
+        chunks = [clip.to(DEVICE) for clip in narrowed(frames, encoder.geometry, seed=seed)]
         batch = {"audio_chunks": chunks, "audio_feature_lengths": torch.tensor(frames)}
         for ours, eager in zip(
             manager.execute(batch), model.embed_multimodal(**batch), strict=True

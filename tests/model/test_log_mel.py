@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support.audio import noise
 
 from qwen3_asr_vllm.geometry import Geometry, num_frames
-from qwen3_asr_vllm.model.log_mel import LogMel, cut_chunks
+from qwen3_asr_vllm.model.log_mel import NARROWED_AT_ONCE, LogMel, cut_chunks, narrow, widen
+from qwen3_asr_vllm.peaks import MAX_PEAK
 
 GEOMETRY = Geometry()
 
@@ -78,3 +79,42 @@ def test_chunks_hold_the_reflected_waveform(num_samples):
         chunk, offset = divmod(frame, 100)
         ours = chunks[chunk, offset * 160 : offset * 160 + 400]
         np.testing.assert_array_equal(ours, reflected[frame * 160 : frame * 160 + 400])
+
+
+# what the engine carries ----------------------------------------------------------------------
+
+
+def widened(*clips: np.ndarray) -> np.ndarray:
+    """The samples that the worker sees of clips."""
+    return widen([torch.from_numpy(narrow(clip))[None] for clip in clips])[0].numpy()
+
+
+def test_16_bit_samples_travel_as_int16():
+    every = (np.arange(-(2**15), 2**15) / 2**15).astype(np.float32)
+    assert narrow(every).dtype == np.int16
+    np.testing.assert_array_equal(widened(every), every)
+
+
+@given(st.lists(st.floats(-MAX_PEAK, MAX_PEAK, width=32), min_size=1, max_size=50))
+def test_other_samples_keep_their_bits(samples):
+    waveform = np.array(samples, np.float32)
+    np.testing.assert_array_equal(widened(waveform), waveform)
+
+
+@pytest.mark.parametrize("value", [1.0, -1.001, 2**-16, 1e30, np.nan, np.inf])
+@pytest.mark.parametrize("index", [0, NARROWED_AT_ONCE + 7, -1])
+def test_one_other_sample_keeps_a_clip_float(value, index):
+    waveform = np.zeros(2 * NARROWED_AT_ONCE + 99, np.float32)
+    waveform[index] = value
+    assert narrow(waveform).dtype == np.float32
+    np.testing.assert_array_equal(widened(waveform), waveform)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.5, 1, 3.05, 8.01])
+@pytest.mark.parametrize("has_context", [False, True])
+def test_16_bit_chunks_equal_those_of_floats(seconds, has_context):
+    waveform = np.round(noise(seconds + has_context) * 2**15).astype(np.float32) / 2**15
+    chunks = cut_chunks(narrow(waveform), GEOMETRY, has_context=has_context)
+    assert chunks.dtype == np.int16
+    expected = cut_chunks(waveform, GEOMETRY, has_context=has_context)
+    np.testing.assert_array_equal(widen([torch.from_numpy(chunks)]), expected)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor: which audio vLLM accepts, and what it refuses by name."""
+"""The processor: what it accepts, refuses by name, and sends to the encoder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from support.audio import noise, poisoned
-from support.checkpoints import reference_config
+from support.checkpoints import CHECKPOINT, reference_config
 from test_bounds import VALUES
+from test_encoder_graph import build_model, encoder  # noqa: F401  (a fixture)
 from test_model import generate, request
 
+from qwen3_asr_vllm.geometry import num_frames
 from qwen3_asr_vllm.model.config import Qwen3ASRConfig
+from qwen3_asr_vllm.model.log_mel import cut_chunks, widen
 from qwen3_asr_vllm.prompt import build_prompt
 from qwen3_asr_vllm.windows import Window
 
@@ -145,3 +148,83 @@ def test_another_spectrogram_is_refused(field, value):
     thinker = Qwen3ASRConfig.from_dict(reference_config().to_dict()).thinker_config
     with pytest.raises(ValueError, match=rf"{field} is {value} in the checkpoint's"):
         check_front_end({field: value}, thinker)
+
+
+# to the encoder, through vLLM's own transport ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processor():
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    config = ModelConfig(str(CHECKPOINT), dtype="bfloat16", max_model_len=4096)
+    return MULTIMODAL_REGISTRY.create_processor(config)
+
+
+def sixteen_bits(waveform):
+    """The same with 16 bits a sample, as float32."""
+    return (np.round(waveform * 2**15) / 2**15).astype(np.float32)
+
+
+def sent(processor, waveforms):
+    """The items of these clips, as the engine receives them."""
+    from vllm.multimodal.inputs import MultiModalKwargsItems
+    from vllm.multimodal.processing import ProcessorInputs, TimingContext
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    items = processor.info.parse_mm_data({"audio": [(w, 16_000) for w in waveforms]})
+    inputs = ProcessorInputs([processor.info.audio_token_id] * len(waveforms), items)
+    made = processor.apply(inputs, TimingContext(enabled=False))["mm_kwargs"]
+    decode = MsgpackDecoder(MultiModalKwargsItems).decode
+    return decode(MsgpackEncoder().encode(made))["audio"]
+
+
+def batches(items):
+    """The inputs of the model, batch by batch, as vLLM's model runner groups them."""
+    from vllm.multimodal.utils import group_and_batch_mm_items
+
+    return [batch for _, batch in group_and_batch_mm_items(items, device="cpu")]
+
+
+CLIPS = [sixteen_bits(noise(3)), noise(3, seed=1), sixteen_bits(noise(2.3, seed=2)), noise(0.1)]
+
+
+@pytest.mark.vllm
+def test_samples_reach_the_encoder_bit_by_bit(processor):
+    (batch,) = batches(sent(processor, CLIPS))
+    chunks = batch["audio_chunks"]
+    kinds = [torch.int16, torch.float32, torch.int16, torch.float32]
+    assert [clip.dtype for clip in chunks] == kinds
+    expected = np.concatenate([cut_chunks(clip, processor.info.geometry) for clip in CLIPS])
+    np.testing.assert_array_equal(widen(chunks), expected)
+    assert batch["audio_feature_lengths"].flatten().tolist() == [num_frames(len(c)) for c in CLIPS]
+
+
+@pytest.mark.vllm
+def test_the_engine_copies_no_samples(processor):
+    """vLLM batches clips on the engine's thread; each stays where it was received."""
+    items = sent(processor, CLIPS)
+    received = [item["audio_chunks"].data[0].data_ptr() for item in items]
+    (batch,) = batches(items)
+    assert [clip.data_ptr() for clip in batch["audio_chunks"]] == received
+
+
+@pytest.mark.vllm
+def test_int16_input_is_that_of_its_floats(processor):
+    integers = (CLIPS[0] * 2**15).astype(np.int16)
+    ours, floats = sent(processor, [integers, CLIPS[0]])
+    assert ours == floats
+
+
+@pytest.mark.vllm
+@torch.inference_mode()
+def test_a_mixed_batch_equals_one_by_one(processor, encoder):  # noqa: F811
+    model = build_model(encoder)
+    items = sent(processor, CLIPS)
+    (together,) = [model.embed_multimodal(**batch) for batch in batches(items)]
+    for tokens, item in zip(together, items, strict=True):
+        (alone,) = model.embed_multimodal(**batches([item])[0])
+        torch.testing.assert_close(tokens, alone, atol=1e-5, rtol=0)
