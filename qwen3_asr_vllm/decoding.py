@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from unicodedata import category
 
 from .languages import display_width
-from .prompt import ASR_TEXT, header_end
+from .prompt import ASR_TEXT, PUBLISHED, TextProtocol, header_end
 from .transcript import Token
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Decoding:
     ``scored_languages``: languages, and "None" for no speech, whose log-probability is requested
     at the token that names the language. ``wants_logprobs``: request it for every token.
     ``beams``: search with these; None decodes greedily, or samples as the user asks.
+    ``special_tokens`` may stand before the header.
     """
 
     max_tokens: int
@@ -60,6 +61,7 @@ class Decoding:
     wants_logprobs: bool = False
     scored_languages: tuple[str, ...] = ()
     beams: Beams | None = None
+    special_tokens: tuple[str, ...] = ()
 
 
 def max_new_tokens(clip_s: float) -> int:
@@ -174,19 +176,25 @@ def _words(text: str) -> str:
 
 
 def place_tokens(
-    tokens: Sequence[Token], text: str, *, language: str | None = None
+    tokens: Sequence[Token],
+    text: str,
+    *,
+    language: str | None = None,
+    protocol: TextProtocol = PUBLISHED,
 ) -> list[tuple[int, Token]]:
     """Return the tokens that wrote the text, each with the index of its first character.
 
     ``language`` is the forced language: such an output has no header.
     """
-    header = header_end("".join(token.text for token in tokens), language=language)
+    raw = "".join(token.text for token in tokens)
+    header = header_end(raw, language=language, protocol=protocol)
+    no_text = {ASR_TEXT, *protocol.removed_tokens}
     placed: list[tuple[int, Token]] = []
     read = at = 0  # characters read of the output and of the text
     for token in tokens:
         read += len(token.text)
         is_header = read < header or (read == header and token.text)
-        if is_header or token.text == ASR_TEXT:
+        if is_header or token.text in no_text:
             continue
         start = at
         for char in token.text:
@@ -197,11 +205,15 @@ def place_tokens(
     return placed
 
 
-def language_probability(tokens: Sequence[Token]) -> float | None:
+def language_probability(
+    tokens: Sequence[Token], protocol: TextProtocol = PUBLISHED
+) -> float | None:
     """Return the probability of the language in the header; None without a header."""
     name: list[Token] = []
     read = ""
     for token in tokens:
+        if token.text in protocol.special_tokens:
+            continue
         if token.text == ASR_TEXT:
             return math.exp(sum(t.logprob for t in name)) if name else None
         if read.strip() == "language":

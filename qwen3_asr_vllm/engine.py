@@ -20,6 +20,7 @@ from .generation import generation_defaults, sampling_defaults
 from .geometry import SAMPLE_RATE
 from .languages import LANGUAGES
 from .processes import interruptible
+from .prompt import PUBLISHED, TextProtocol
 from .transcript import Token
 from .transcription import EngineOutput, EngineRequest
 from .windows import Tokenizer, Window
@@ -180,6 +181,7 @@ def sampling_params(
         made.logprob_token_ids = sorted({ids[name] for name in decoding.scored_languages})
     elif decoding.wants_logprobs:
         made.logprobs = 0  # of the token that is written, and no other
+    made.skip_special_tokens = False  # parsing removes them, and separates the text around them
     made.flat_logprobs = made.num_logprobs is not None
     return made
 
@@ -189,6 +191,7 @@ class OutputCollector:
 
     def __init__(self, decoding: Decoding, ids: Mapping[str, int]) -> None:
         self._language_token_ids = {name: ids[name] for name in decoding.scored_languages}
+        self._special_tokens = decoding.special_tokens
         self._has_logprobs = decoding.wants_logprobs or bool(self._language_token_ids)
         self._output = EngineOutput("")
         self._is_before_language = True
@@ -213,7 +216,8 @@ class OutputCollector:
 
     def _read_language_logprobs(self, scores: Mapping[int, Logprob]) -> None:
         """Keep the log-probabilities of this token if it names the language."""
-        header = "".join(token.text for token in self.tokens).strip()
+        written = (token.text for token in self.tokens)
+        header = "".join(text for text in written if text not in self._special_tokens).strip()
         if header == "language":
             ids = self._language_token_ids
             logprobs = {name: scores[ids[name]].logprob for name in ids if ids[name] in scores}
@@ -239,7 +243,9 @@ def raising_engine_died(engine: str = "engine") -> Iterator[None]:
         raise EngineDiedError(message) from error
 
 
-def stream_parts(thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def stream_parts(
+    thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer, protocol: TextProtocol = PUBLISHED
+) -> dict[str, Any]:
     """Return the arguments of ``streaming.Stream`` that depend on the checkpoint."""
     from .model.log_mel import LogMel  # torch, which only who streams needs here
 
@@ -248,7 +254,12 @@ def stream_parts(thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer) -> dict[s
     def loudest(window: Window) -> float:
         return log_mel.loudest(window.samples, geometry, has_context=window.has_context)
 
-    return {"tokenizer": tokenizer, "geometry": geometry, "loudest": loudest}
+    return {
+        "tokenizer": tokenizer,
+        "geometry": geometry,
+        "loudest": loudest,
+        "protocol": protocol,
+    }
 
 
 ALIGNER_KV_CACHE_BYTES = (

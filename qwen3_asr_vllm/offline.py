@@ -13,6 +13,7 @@ import numpy as np
 from .alignment import AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
 from .batching import Batcher
+from .chat_template import load_protocol
 from .checks import check_number, check_string
 from .engine import (
     ALIGNER_KV_CACHE_BYTES,
@@ -33,7 +34,7 @@ from .engine import (
 from .generation import generation_defaults
 from .geometry import MAX_CLIP_S, SAMPLE_RATE
 from .options import TranscribeOptions, merge_options
-from .prompt import control_tokens, sanitize_context
+from .prompt import sanitize_context
 from .recordings import Loader, Progress, Recording, Result, is_one, only
 from .rounds import Steps, Transcription, run_together, with_warnings
 from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, StreamRequest, Update
@@ -86,8 +87,10 @@ class Qwen3ASR:
         self.aligner = aligner
         self.llm = load_engine(model, engine_options)
         self._engine = _Engines(self.llm, aligner)
-        self._control_tokens = control_tokens(self.llm.get_tokenizer())
         self._defaults = generation_defaults(self.llm.model_config)
+        self._protocol = load_protocol(
+            self.llm.model_config, self.llm.get_tokenizer(), self.llm.chat_template
+        )
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
@@ -148,10 +151,10 @@ class Qwen3ASR:
         its ValueError or OSError, which names the file.
         """
         options = merge_options(options, fields).with_defaults(self._defaults)
-        options = options.sanitized(self._control_tokens)
+        options = options.sanitized(self._protocol.control_tokens)
         if options.word_timestamps:
             self._require_aligner()
-        begin = partial(transcribe, options=options)
+        begin = partial(transcribe, options=options, protocol=self._protocol)
         Steps(begin(np.zeros(SAMPLE_RATE, np.float32)))  # silence: raises for bad options only
         results = Batcher(
             [audio] if is_one(audio) else audio,
@@ -187,7 +190,8 @@ class Qwen3ASR:
         """
         check_number("clip_s", clip_s, MIN_STEP_S, MAX_CLIP_S)
         check_number("step_s", step_s, MIN_STEP_S, clip_s)
-        context = sanitize_context(check_string("context", context), self._control_tokens)
+        check_string("context", context)
+        context = sanitize_context(context, self._protocol.control_tokens)
         stream = self._stream(
             language=language, languages=languages, context=context, step_s=step_s, clip_s=clip_s
         )
@@ -200,7 +204,8 @@ class Qwen3ASR:
 
     def _stream(self, **options: Any) -> Stream:
         thinker = self.llm.llm_engine.model_config.hf_config.thinker_config
-        return Stream(**stream_parts(thinker, self.llm.get_tokenizer()), **options)
+        parts = stream_parts(thinker, self.llm.get_tokenizer(), self._protocol)
+        return Stream(**parts, **options)
 
     def _steps(self, stream: Stream) -> Iterator[Update]:
         while request := stream.request():

@@ -64,6 +64,9 @@ class TranscribeOptions:
     A warning names each language that the aligner does not know.
     """
 
+    skip_special_tokens: bool = True
+    """Whether special tokens of the checkpoint, such as those of speakers, stay out of the text."""
+
     audio_track: int | None = None
     """Audio track of a video, from 1; None: the default track, or the first with sound."""
 

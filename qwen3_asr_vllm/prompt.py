@@ -9,6 +9,9 @@ The part before ``<asr_text>`` is the header. The model writes it, or, where the
 is forced, the prompt does. An answer may lack its header or tag, end the header with a
 newline, or repeat it; none of that costs text. Strings in and out: of a tokenizer, only the list of
 tokens is read.
+
+``PUBLISHED`` is the protocol of the published checkpoints. A fine-tune may have another chat
+template, and more special tokens: ``chat_template.py`` reads its ``TextProtocol``.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 
@@ -29,7 +32,12 @@ AUDIO_PAD = "<|audio_pad|>"
 AUDIO_PLACEHOLDER = f"<|audio_start|>{AUDIO_PAD}<|audio_end|>"
 
 NO_TRANSLATION = "Qwen3-ASR transcribes and does not translate; use /v1/audio/transcriptions."
+NO_CONTEXT = (
+    "the chat template of this checkpoint has no place for a context; leave out prompt, keywords "
+    "and context."
+)
 MAX_CONTEXT = 10_000  # characters; Qwen3-ASR reads up to 10,000 tokens of context
+CONTEXT = "\ue000"  # stands for the context in a rendered chat template
 
 _GAP = re.compile(r"[\s,;，、；。]+")
 _CONTROL_TOKEN = rf"<\|[^|]*\|>|{ASR_TEXT}"
@@ -45,11 +53,40 @@ def _list_of(name: str) -> str:
     return f"(?:{name})(?:{_SEPARATOR}(?:{name}))*"
 
 
-_HEADER = regex.compile(
+_HEADER = (
     rf"language ({_list_of('[a-zA-Z0-9_-]+')})(?:{_SEPARATOR})?{ASR_TEXT}"
     rf"|language ({_list_of(_KNOWN)})\n"
 )
-_TAG = regex.compile(rf"(?:language {_list_of(_KNOWN)})?{ASR_TEXT}")
+_TAG = rf"(?:language {_list_of(_KNOWN)})?{ASR_TEXT}"
+
+
+@dataclass(frozen=True)
+class TextProtocol:
+    """The text protocol of a checkpoint: its chat template, rendered once, and its tokens.
+
+    ``bare`` is the prompt without a context, ``with_context`` the one that has ``CONTEXT`` in the
+    place of the context; None: the template has no place for one. Both hold ``AUDIO_PAD`` once.
+    ``control_tokens`` are those that no user may write. Outputs hold ``special_tokens``, which
+    parsing removes or, with ``keeps_special_tokens``, leaves in the text.
+    """
+
+    bare: str
+    with_context: str | None
+    control_tokens: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()
+    keeps_special_tokens: bool = False
+
+    @property
+    def removed_tokens(self) -> tuple[str, ...]:
+        """The special tokens that are no text."""
+        return () if self.keeps_special_tokens else self.special_tokens
+
+
+_USER_TURN = f"<|im_start|>user\n{AUDIO_PLACEHOLDER}<|im_end|>\n<|im_start|>assistant\n"
+PUBLISHED = TextProtocol(
+    bare=f"<|im_start|>system\n<|im_end|>\n{_USER_TURN}",
+    with_context=f"<|im_start|>system\n{CONTEXT}<|im_end|>\n{_USER_TURN}",
+)
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
@@ -106,21 +143,21 @@ def build_prompt(
     text: str = "",
     num_audios: int = 1,
     num_windows: int = 1,
+    protocol: TextProtocol = PUBLISHED,
 ) -> str:
     """Build the prompt of one request, equal to the checkpoint's chat template byte for byte.
 
-    ``context`` is sanitised here. ``language`` is a name that ``resolve_language`` gave;
-    it starts the output, so the model can name no other language, nor that there is no speech.
-    ``text`` is what it has written in that language already, and goes on from. ``num_windows``
-    items make up each audio.
+    ``context`` is sanitised here; a template without a place for it ignores it.
+    ``language`` is a name that ``resolve_language`` gave; it starts the output, so the model can
+    name no other language, nor that there is no speech. ``text`` is what it has written in that
+    language already, and goes on from. ``num_windows`` items make up each audio.
     """
-    audio = AUDIO_PLACEHOLDER.replace(AUDIO_PAD, AUDIO_PAD * num_windows)
+    context = sanitize_context(context)
+    prompt = (protocol.with_context if context else None) or protocol.bare
+    prompt = prompt.replace(AUDIO_PLACEHOLDER, AUDIO_PLACEHOLDER * num_audios)
+    prompt = prompt.replace(AUDIO_PAD, AUDIO_PAD * num_windows).replace(CONTEXT, context)
     header = f"language {language}{ASR_TEXT}{sanitize_context(text)}" if language else ""
-    return (
-        f"<|im_start|>system\n{sanitize_context(context)}<|im_end|>\n"
-        f"<|im_start|>user\n{audio * num_audios}<|im_end|>\n"
-        f"<|im_start|>assistant\n{header}"
-    )
+    return prompt + header
 
 
 @dataclass(frozen=True)
@@ -139,19 +176,48 @@ class ParsedOutput:
         return (self.language, *self.other_languages) if self.language else ()
 
 
-def parse_output(raw: str, *, language: str | None = None) -> ParsedOutput:
+def parse_output(
+    raw: str, *, language: str | None = None, protocol: TextProtocol = PUBLISHED
+) -> ParsedOutput:
     """Parse a complete output. A forced ``language`` is the language of the result."""
-    stream = OutputStream(language=language)
+    stream = OutputStream(language=language, protocol=protocol)
     text = stream.push(raw) + stream.finish()
     return ParsedOutput(stream.language, text, stream.languages[1:])
 
 
-def header_end(raw: str, *, language: str | None = None) -> int:
+def header_end(raw: str, *, language: str | None = None, protocol: TextProtocol = PUBLISHED) -> int:
     """Count the characters of an output before its text: its first header and tag."""
-    if language is not None:
-        return 0
-    header = _HEADER.match(raw.lstrip())
-    return header.end() + len(raw) - len(raw.lstrip()) if header else 0
+    header = None if language else _patterns(protocol).header.match(raw)
+    return header.end() if header else 0
+
+
+def whole_tokens(raw: str, protocol: TextProtocol) -> str:
+    """Return the output without an incomplete special token at its end."""
+    special = _patterns(protocol).special.search(raw, partial=True)
+    while special and not special.partial:
+        special = _patterns(protocol).special.search(raw, special.end(), partial=True)
+    return raw[: special.start()] if special else raw
+
+
+class _Patterns(NamedTuple):
+    """Patterns of an output: its header, tags and special tokens, which separate texts (seams)."""
+
+    header: regex.Pattern[str]
+    seam: regex.Pattern[str]
+    special: regex.Pattern[str]
+
+
+@cache
+def _patterns(protocol: TextProtocol) -> _Patterns:
+    def any_of(pattern: str, tokens: tuple[str, ...]) -> str:
+        return "|".join((pattern, *map(regex.escape, sorted(tokens, key=len, reverse=True))))
+
+    before = any_of(r"\s", protocol.special_tokens)
+    return _Patterns(
+        header=regex.compile(rf"(?P<before>(?:{before})*)(?:{_HEADER})"),
+        seam=regex.compile(any_of(_TAG, protocol.removed_tokens)),
+        special=regex.compile(any_of("(?!)", protocol.special_tokens)),
+    )
 
 
 class OutputStream:
@@ -159,12 +225,14 @@ class OutputStream:
 
     Joined, the returned pieces equal ``parse_output(raw).text`` for any cutting of
     ``raw``. A piece is final, and comes as early as that allows: withheld is only what
-    the next characters may turn into a header or tag, and white space at the end.
+    the next characters may turn into a header, tag or special token, and white space at the end.
 
     ``languages`` are the forced one, or none until the header has been read.
     """
 
-    def __init__(self, *, language: str | None = None) -> None:
+    def __init__(self, *, language: str | None = None, protocol: TextProtocol = PUBLISHED) -> None:
+        self._patterns = _patterns(protocol)
+        self._keeps_special_tokens = protocol.keeps_special_tokens
         self.languages = (language,) if language else ()
         self._may_have_header = language is None
         self._pending = ""  # read, but not returned
@@ -191,23 +259,23 @@ class OutputStream:
     def _read_header(self) -> None:
         if not self._may_have_header:
             return
-        pending = self._pending.lstrip()
-        header = _HEADER.match(pending, partial=True)
+        header = self._patterns.header.match(self._pending, partial=True)
         if header and header.partial:  # it may become one
             return
         self._may_have_header = False
         if header:
-            names = regex.split(_SEPARATOR, header[1] or header[2])
+            names = regex.split(_SEPARATOR, header[2] or header[3])
             self.languages = tuple(dict.fromkeys(name for name in names if name != "None"))
-            self._pending = pending[header.end() :]
+            before = header["before"] if self._keeps_special_tokens else ""
+            self._pending = before + self._pending[header.end() :]
 
     def _read_text(self, *, is_final: bool = False) -> str:
-        *complete, rest = _TAG.split(self._pending)
+        *complete, rest = self._patterns.seam.split(self._pending)
         text = ""
         for stretch in complete:
             text += self._settle(stretch.rstrip())
             self._is_at_seam = True
-        settled = (rest if is_final else rest[: _tag_start(rest)]).rstrip()
+        settled = (rest if is_final else rest[: self._seam_start(rest)]).rstrip()
         self._pending = rest[len(settled) :]
         return text + self._settle(settled)
 
@@ -220,8 +288,7 @@ class OutputStream:
         self._text += stretch
         return stretch
 
-
-def _tag_start(text: str) -> int:
-    """Return the start of an incomplete tag at the end of ``text``, or its length."""
-    tag = _TAG.search(text, partial=True)
-    return tag.start() if tag else len(text)
+    def _seam_start(self, text: str) -> int:
+        """Return the start of an incomplete seam at the end of ``text``, or its length."""
+        seam = self._patterns.seam.search(text, partial=True)
+        return seam.start() if seam else len(text)

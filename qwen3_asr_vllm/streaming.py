@@ -32,7 +32,17 @@ from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry
 from .languages import resolve_language, separator
 from .pauses import is_silent, quiet_frames
 from .peaks import check_waveform
-from .prompt import ASR_TEXT, OutputStream, build_prompt, header_end, parse_output
+from .prompt import (
+    ASR_TEXT,
+    PUBLISHED,
+    OutputStream,
+    ParsedOutput,
+    TextProtocol,
+    build_prompt,
+    header_end,
+    parse_output,
+    whole_tokens,
+)
 from .segments import split_sentences
 from .transcript import Token
 from .windows import GUARD_SAMPLES, GrowingClip, Tokenizer, Window
@@ -63,12 +73,15 @@ class Draft:
     text is never retracted.
     """
 
-    def __init__(self, tokenizer: Tokenizer, language: str | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, language: str | None, protocol: TextProtocol = PUBLISHED
+    ) -> None:
         self._tokenizer = tokenizer
         self._language = language
+        self._protocol = protocol
         self._tokens: list[Token] = []  # of the raw text, where the engine gives them
         self._num_scored = 0  # characters of the text whose tokens ``new_tokens`` has returned
-        self._stream = OutputStream(language=language)
+        self._stream = OutputStream(language=language, protocol=protocol)
         self._raw = ""  # the last output, with its prefix
         self._kept = ""  # the start of all later outputs
         self._num_read = 0  # characters of the raw text that the output stream has read
@@ -79,7 +92,7 @@ class Draft:
     @property
     def tentative(self) -> str:
         """The text after the final text, which may still change."""
-        return parse_output(self._raw, language=self._language).text[len(self.text) :]
+        return self._parsed.text[len(self.text) :]
 
     @property
     def forced_language(self) -> str | None:
@@ -92,7 +105,7 @@ class Draft:
 
     def restarted(self, language: str | None) -> Draft:
         """Return a draft in another language that continues the final text."""
-        draft = Draft(self._tokenizer, language)
+        draft = Draft(self._tokenizer, language, self._protocol)
         if self.text:
             named = ", ".join(self.languages)
             header = f"language {named}{ASR_TEXT}" if named and not language else ""
@@ -111,9 +124,9 @@ class Draft:
         previous = self._raw if self._steps else None
         self._raw = self.prefix + output.replace("\ufffd", "")
         self._steps += 1
-        stable = "" if is_cut_off or not self._has_text() else self._roll_back()
+        stable = "" if is_cut_off or not self._parsed.text else self._roll_back()
         if previous is not None:
-            agreed = commonprefix([previous, stable])
+            agreed = whole_tokens(commonprefix([previous, stable]), self._protocol)
             self._kept = max(self._kept, agreed, key=len)
         is_fixed = self._steps >= UNFIXED_STEPS
         self.prefix = max(self._kept, stable, key=len) if is_fixed else self._kept
@@ -121,7 +134,9 @@ class Draft:
 
     def new_tokens(self) -> list[Token]:
         """Return the tokens of the text that became final since the last call."""
-        placed = place_tokens(self._tokens, self.text, language=self._language)
+        placed = place_tokens(
+            self._tokens, self.text, language=self._language, protocol=self._protocol
+        )
         start, self._num_scored = self._num_scored, len(self.text)
         return [token for at, token in placed if at >= start and token.id != _UNSCORED]
 
@@ -134,7 +149,7 @@ class Draft:
     def _prefix_tokens(self) -> list[Token]:
         """Return the tokens of the prefix; text that no engine output scored is two of its own."""
         if not self._tokens:
-            header = header_end(self.prefix, language=self._language)
+            header = header_end(self.prefix, language=self._language, protocol=self._protocol)
             return [
                 Token(_UNSCORED, self.prefix[:header], 0.0),
                 Token(_UNSCORED, self.prefix[header:], 0.0),
@@ -147,8 +162,9 @@ class Draft:
             left -= len(token.text)
         return tokens
 
-    def _has_text(self) -> bool:
-        return bool(parse_output(self._raw, language=self._language).text)
+    @property
+    def _parsed(self) -> ParsedOutput:
+        return parse_output(self._raw, language=self._language, protocol=self._protocol)
 
     def _read(self, end: int) -> str:
         delta = self._stream.push(self._raw[self._num_read : end])
@@ -234,6 +250,7 @@ class Stream:
         tokenizer: Tokenizer,
         geometry: Geometry,
         loudest: Callable[[Window], float],
+        protocol: TextProtocol = PUBLISHED,
         language: str | None = None,
         languages: Sequence[str] = (),
         context: str = "",
@@ -251,7 +268,8 @@ class Stream:
         self._step, self._soft_end, self._hard_end = (
             round(seconds * SAMPLE_RATE) for seconds in (step_s, clip_s, max_clip_s)
         )
-        self._new_draft = lambda: Draft(tokenizer, self._language)
+        self._protocol = protocol
+        self._new_draft = lambda: Draft(tokenizer, self._language, protocol)
         self._new_clip = lambda samples: GrowingClip(samples, geometry, loudest)
         self._is_running = self._is_finished = self._is_closing = False
         self._is_outdated = False  # whether the draft is of other options, and nothing may be new
@@ -383,7 +401,7 @@ class Stream:
         """Return whether an output names none of the candidates, and nothing is final yet."""
         if not self._candidates or self._draft.forced_language or self._draft.text:
             return False
-        parsed = parse_output(self._draft.prefix + output)
+        parsed = parse_output(self._draft.prefix + output, protocol=self._protocol)
         return bool(parsed.text) and not set(parsed.languages) <= set(self._candidates)
 
     def _begin(self, samples: np.ndarray) -> None:
@@ -426,7 +444,12 @@ class Stream:
         since = self._decoded if self._draft.prefix and not self._is_outdated else 0
         language, prefix = self._draft.forced_language, self._draft.prefix
         context = "\n".join(filter(None, (self._context, self._last_sentence)))
-        prompt = build_prompt(context=context, language=language, num_windows=len(windows))
+        prompt = build_prompt(
+            context=context,
+            language=language,
+            num_windows=len(windows),
+            protocol=self._protocol,
+        )
         names = ("None", *self._candidates) if not language and not prefix else ()
         self._sent, self._is_running, self._is_outdated = end, True, False
         return StreamRequest(
@@ -436,6 +459,7 @@ class Stream:
                 max_new_tokens((end - since) / SAMPLE_RATE),
                 wants_logprobs=self._wants_logprobs,
                 scored_languages=names if self._candidates else (),
+                special_tokens=self._protocol.special_tokens,
             ),
         )
 

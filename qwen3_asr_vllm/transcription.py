@@ -46,8 +46,11 @@ from .pauses import (
 )
 from .prompt import (
     MAX_CONTEXT,
+    NO_CONTEXT,
+    PUBLISHED,
     OutputStream,
     ParsedOutput,
+    TextProtocol,
     build_prompt,
     cap_context,
     parse_output,
@@ -80,10 +83,16 @@ class EngineRequest:
     language: str | None = None  # forced language; "None" after an output without speech
     candidates: tuple[str, ...] = ()  # languages that the model may name
     text: str = ""  # start of the output: text that a stream has sent
+    protocol: TextProtocol = PUBLISHED
 
     @property
     def prompt(self) -> str:
-        return build_prompt(context=self.context, language=self.language, text=self.text)
+        return build_prompt(
+            context=self.context,
+            language=self.language,
+            text=self.text,
+            protocol=self.protocol,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,11 @@ class EngineOutput:
     language_logprobs: Mapping[str, float] = field(default_factory=dict)
 
 
-def transcribe(waveform: np.ndarray, options: TranscribeOptions = _DEFAULTS) -> Transcription:
+def transcribe(
+    waveform: np.ndarray,
+    options: TranscribeOptions = _DEFAULTS,
+    protocol: TextProtocol = PUBLISHED,
+) -> Transcription:
     """Transcribe one recording: yields requests, is sent their outputs, returns a Transcript.
 
     A silent clip is not decoded and, like any clip without speech, has no segments; a recording
@@ -114,7 +127,7 @@ def transcribe(waveform: np.ndarray, options: TranscribeOptions = _DEFAULTS) -> 
     language = resolve_language(options.language)
     candidates = tuple(dict.fromkeys(filter(None, map(resolve_language, options.languages))))
     context = options.full_context
-    kept = cap_context(context)
+    kept = cap_context(context) if protocol.with_context else ""
     ask = _Ask(
         waveform=waveform,
         language=language or (candidates[0] if len(candidates) == 1 else None),
@@ -122,11 +135,12 @@ def transcribe(waveform: np.ndarray, options: TranscribeOptions = _DEFAULTS) -> 
         context=kept,
         wants_logprobs=options.confidences,
         beams=options.beams,
+        protocol=replace(protocol, keeps_special_tokens=not options.skip_special_tokens),
     )
     decoded = yield from run_rounds(
         [_decode_clip(ask, index, span) for index, span in enumerate(_clips(waveform, options))]
     )
-    cut = [_cut_context(context, kept)] if kept != context else []
+    cut = [_cut_context(context, kept) if kept else NO_CONTEXT] if kept != context else []
     parts = [part for parts in decoded for part in parts]
     if options.word_timestamps:
         parts = yield from run_rounds(list(map(_time_words, parts)))
@@ -142,13 +156,18 @@ def _clips(waveform: np.ndarray, options: TranscribeOptions) -> list[tuple[int, 
 
 
 def transcribe_channels(
-    channels: Sequence[np.ndarray], speakers: Sequence[str], options: TranscribeOptions
+    channels: Sequence[np.ndarray],
+    speakers: Sequence[str],
+    options: TranscribeOptions,
+    protocol: TextProtocol = PUBLISHED,
 ) -> Transcription:
     """Transcribe a recording with one channel per speaker.
 
     Segments and text are in order of the segments' starts.
     """
-    transcripts = yield from run_rounds([transcribe(channel, options) for channel in channels])
+    transcripts = yield from run_rounds(
+        [transcribe(channel, options, protocol) for channel in channels]
+    )
     spoken = [
         replace(segment, speaker=speaker)
         for speaker, transcript in zip(speakers, transcripts, strict=True)
@@ -187,7 +206,7 @@ class LiveText:
         self.shown = ""
         self.is_settled = False
         self._request = request
-        self._stream = OutputStream(language=request.language)
+        self._stream = OutputStream(language=request.language, protocol=request.protocol)
         self._text = ""
         self._may_leak = True
 
@@ -242,6 +261,7 @@ class _Ask:
     candidates: tuple[str, ...]
     context: str
     wants_logprobs: bool
+    protocol: TextProtocol
     beams: Beams | None = None
     is_half: bool = False
     is_last: bool = False
@@ -264,32 +284,36 @@ class _Ask:
                 wants_logprobs=self.wants_logprobs,
                 scored_languages=names if self.wants_logprobs or self.candidates else (),
                 beams=None if self.is_last else self.beams,  # a search knows no such penalty
+                special_tokens=self.protocol.special_tokens,
             ),
             context=self.context,
             language=self.language,
             candidates=self.candidates,
             text=self.text,
+            protocol=self.protocol,
         )
 
     def read(self, output: EngineOutput) -> ParsedOutput:
-        parsed = parse_output(self.text + output.text, language=self.language)
+        raw = self.text + output.text
+        parsed = parse_output(raw, language=self.language, protocol=self.protocol)
         text = parsed.text if parsed.text.startswith(self.text) else self.text
         language = None if parsed.language == "None" else parsed.language
         return replace(parsed, language=language, text=text)
+
+    def place(self, tokens: Sequence[Token], text: str) -> list[tuple[int, Token]]:
+        return place_tokens(tokens, text, language=self.language, protocol=self.protocol)
 
     def part(
         self, request: EngineRequest, parsed: ParsedOutput, output: EngineOutput, warning: str = ""
     ) -> _Part:
         """Accept an output: ``parsed``, with the confidences of its tokens."""
         tokens = None if output.tokens is None else self.tokens + output.tokens
-        named = language_probability(output.tokens or ())
+        named = language_probability(output.tokens or (), self.protocol)
         no_speech = (self.language_logprobs or output.language_logprobs).get("None")
         return _Part(
             request=request,
             parsed=parsed,
-            tokens=None
-            if tokens is None
-            else place_tokens(tokens, parsed.text, language=self.language),
+            tokens=None if tokens is None else self.place(tokens, parsed.text),
             language_probability=self.language_probability if named is None else named,
             no_speech_prob=None if no_speech is None else math.exp(no_speech),
             warnings=(_warn(request, warning),) if warning else (),
@@ -367,14 +391,14 @@ def _retry_clip(
     """
     start, end = span
     if output.shown:
-        placed = place_tokens(output.tokens or (), output.shown, language=ask.language)
+        placed = ask.place(output.tokens or (), output.shown)
         ask = replace(
             ask,
             language=parsed.language or "None",
             candidates=(),
             text=output.shown,
             tokens=tuple(token for _, token in placed),
-            language_probability=language_probability(output.tokens or ()),
+            language_probability=language_probability(output.tokens or (), ask.protocol),
             language_logprobs=output.language_logprobs,
         )
     elif not ask.is_half and end - start >= _SHORTEST_CUT_S * SAMPLE_RATE:

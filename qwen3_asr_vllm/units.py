@@ -63,6 +63,7 @@ NO_DICTIONARY = (
 )
 
 
+_SPECIAL_TOKEN = re.compile(r"<\|[^|]*\|>")
 _NOT_SPACE = re.compile(r"\S+")
 _PIECE = re.compile(f"{_CJK.pattern}|(?:(?!{_CJK.pattern}).)+", re.DOTALL)
 
@@ -99,8 +100,12 @@ def units_of(sentences: Sequence[str], language: str | None) -> Iterator[Unit]:
 
 
 def _spoken(text: str) -> str:
-    """Return the letters, digits and apostrophes of a text; "" if it has only apostrophes."""
-    spoken = "".join(char for char in text if char == "'" or category(char)[0] in "LN")
+    """Return the letters, digits and apostrophes of a text; "" if it has only apostrophes.
+
+    A special token in the text, such as ``<|spk_0|>``, is not spoken.
+    """
+    words = _SPECIAL_TOKEN.sub("", text)
+    spoken = "".join(char for char in words if char == "'" or category(char)[0] in "LN")
     return spoken if spoken.strip("'") else ""
 
 

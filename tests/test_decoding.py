@@ -2,6 +2,7 @@
 """The token budget, loops, leaks, and which tokens wrote a text: laws, without a model."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -19,7 +20,7 @@ from qwen3_asr_vllm.decoding import (
     word_probabilities,
 )
 from qwen3_asr_vllm.geometry import MAX_CLIP_S
-from qwen3_asr_vllm.prompt import parse_output
+from qwen3_asr_vllm.prompt import PUBLISHED, parse_output
 from qwen3_asr_vllm.transcript import Token
 
 
@@ -153,6 +154,21 @@ def test_tokens_are_placed_where_they_wrote(answer, cuts):
     assert "".join(token.text for _, token in placed).endswith(text)
     for start, token in placed[1:]:
         assert text[start:].startswith(token.text)
+
+
+def test_special_tokens_wrote_no_text():
+    raw = ["<|s|>", "language", " English", "<asr_text>", "<|s|>", "So.", "<|s|>", "Yes", "."]
+    tokens = [Token(i, text, -1.0 * i) for i, text in enumerate(raw)]
+    protocol = replace(PUBLISHED, special_tokens=("<|s|>",))
+    text = parse_output("".join(raw), protocol=protocol).text
+    assert text == "So. Yes."
+    placed = place_tokens(tokens, text, protocol=protocol)
+    assert [(start, token.text) for start, token in placed] == [(0, "So."), (3, "Yes"), (7, ".")]
+    assert language_probability(tokens, protocol) == pytest.approx(math.exp(-2))
+    kept = replace(protocol, keeps_special_tokens=True)
+    text = parse_output("".join(raw[1:]), protocol=kept).text
+    placed = place_tokens(tokens[1:], text, protocol=kept)
+    assert "".join(token.text for _, token in placed) == text == "<|s|>So.<|s|>Yes."
 
 
 def test_tags_and_seams_have_no_token():

@@ -23,7 +23,7 @@ CORE = (
     ("pauses",),
     ("media",),  # a folder: containers, damage, decoders
     ("audio", "windows", "prompt"),
-    ("recordings", "units", "segments", "options", "rounds"),
+    ("recordings", "units", "segments", "options", "rounds", "chat_template"),
     ("decoding",),
     ("texts", "beams"),
     ("subtitles", "alignment"),

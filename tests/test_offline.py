@@ -29,6 +29,7 @@ from support.engines import engine
 
 from qwen3_asr_vllm import offline
 from qwen3_asr_vllm.alignment import AlignmentRequest
+from qwen3_asr_vllm.chat_template import load_protocol
 from qwen3_asr_vllm.cli import entry as cli
 from qwen3_asr_vllm.cli import main, models
 from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
@@ -36,7 +37,7 @@ from qwen3_asr_vllm.engine import sampling_params
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
 from qwen3_asr_vllm.offline import ForcedAligner, Qwen3ASR
-from qwen3_asr_vllm.prompt import build_prompt, parse_output
+from qwen3_asr_vllm.prompt import PUBLISHED, build_prompt, parse_output
 from qwen3_asr_vllm.transcription import CUT_OFF
 
 pytestmark = pytest.mark.vllm
@@ -217,6 +218,33 @@ def test_prompts_equal_the_chat_template(model):
             messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
         assert build_prompt(context=context) == rendered
+        assert build_prompt(context=context, protocol=model._protocol) == rendered
+
+
+def test_another_template_reaches_the_engine(model, monkeypatch):
+    """One without a system turn, by recording, stream and chat."""
+    from vllm import SamplingParams
+
+    template = (
+        "<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n"
+        "{{ '<|im_start|>assistant\n' }}"
+    )
+    protocol = load_protocol(model.llm.model_config, model.llm.get_tokenizer(), template)
+    monkeypatch.setattr(model, "_protocol", protocol)
+    transcript = model.transcribe(HELLO)
+    samples, _ = soundfile.read(HELLO, dtype="float32")
+    whole = model.stream([samples], step_s=60)
+    assert "".join(update.delta for update in whole) == transcript.text
+    audio = base64.b64encode(HELLO.read_bytes()).decode()
+    part = {"type": "audio_url", "audio_url": {"url": f"data:audio/flac;base64,{audio}"}}
+    params = SamplingParams(temperature=0, max_tokens=200)
+    messages = [{"role": "user", "content": [part]}]
+    (chat,) = model.llm.chat(messages, params, use_tqdm=False, chat_template=template)
+    assert chat.outputs[0].text == f"language {transcript.language}<asr_text>{transcript.text}"
+    prompt = model.llm.get_tokenizer().decode(chat.prompt_token_ids)
+    assert re.sub(r"(<\|audio_pad\|>)+", r"\1", prompt) == build_prompt(protocol=protocol)
+    warned = model.transcribe(HELLO, context="Ada")
+    assert warned.text == transcript.text and "no place for a context" in warned.warnings[0]
 
 
 @pytest.mark.parametrize("language", ["", "fil", "zh-HK", "English"])
@@ -602,7 +630,7 @@ def test_dead_engines_raise_errors_with_advice(monkeypatch, capsys, dead):
     )
     made, aligner = Qwen3ASR.__new__(Qwen3ASR), ForcedAligner.__new__(ForcedAligner)
     aligner.llm = SimpleNamespace(encode=die)
-    made.aligner, made._control_tokens = aligner, ()
+    made.aligner, made._protocol = aligner, PUBLISHED
     made._engine = offline._Engines(llm, made.aligner)
     if dead == "engine":
         monkeypatch.setattr(models, "load_model", lambda *_: made)

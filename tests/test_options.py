@@ -10,6 +10,7 @@ import pytest
 
 from qwen3_asr_vllm.offline import Qwen3ASR
 from qwen3_asr_vllm.options import Beams, TranscribeOptions, merge_options
+from qwen3_asr_vllm.prompt import PUBLISHED
 from qwen3_asr_vllm.recordings import is_one
 from qwen3_asr_vllm.transcription import EngineOutput
 
@@ -27,8 +28,8 @@ def test_unknown_options_list_the_known_ones():
         merge_options(None, {"lang": "de"})
     assert str(error.value) == (
         "unknown option 'lang'; the options are language, languages, context, keywords, "
-        "max_clip_s, pauses, confidences, word_timestamps, audio_track, use_beam_search, n, "
-        "length_penalty."
+        "max_clip_s, pauses, confidences, word_timestamps, skip_special_tokens, audio_track, "
+        "use_beam_search, n, length_penalty."
     )
     with pytest.raises(TypeError, match="options is 'de'; pass TranscribeOptions"):
         merge_options("de", {})
@@ -83,7 +84,7 @@ class _Model(Qwen3ASR):
     """A model whose engine returns the language and context of a request."""
 
     def __init__(self):
-        self.aligner, self._control_tokens, self._engine = None, (), _Engine()
+        self.aligner, self._protocol, self._engine = None, PUBLISHED, _Engine()
         self._defaults = {}
 
 

@@ -2,6 +2,7 @@
 """The prompt byte for byte, and the answer: parsed whole, and parsed as it streams."""
 
 import re
+from dataclasses import replace
 from os.path import commonprefix
 
 import pytest
@@ -12,12 +13,15 @@ from support.checks import lines_run
 from qwen3_asr_vllm.languages import LANGUAGES, separator
 from qwen3_asr_vllm.prompt import (
     AUDIO_PLACEHOLDER,
+    PUBLISHED,
     OutputStream,
     ParsedOutput,
     build_prompt,
     control_tokens,
+    header_end,
     parse_output,
     sanitize_context,
+    whole_tokens,
 )
 
 CONTROL_TOKENS = re.compile(r"<\|[^|]*\|>|<asr_text>")
@@ -225,9 +229,58 @@ def test_forced_languages_give_text_alone(raw, text):
     assert parse_output(raw, language="English") == ParsedOutput("English", text)
 
 
+DIARIZED = replace(PUBLISHED, special_tokens=("<|spk_0|>", "<|spk_1|>", "<|im_end|>", "[S]"))
+KEPT = replace(DIARIZED, keeps_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("raw", "language", "text"),
+    [
+        ("<|spk_0|>language English<asr_text>Hello.", "English", "Hello."),
+        ("<|spk_0|> <|spk_1|>language English\nHello.", "English", "Hello."),
+        ("language English<asr_text><|spk_0|>Hello.<|spk_1|>Hi.", "English", "Hello. Hi."),
+        ("language English<asr_text><|spk_0|> Hello. <|spk_1|> Hi. ", "English", "Hello. Hi."),
+        ("language English<asr_text>One<|spk_0|><|spk_1|> two[S]", "English", "One two"),
+        ("language Chinese<asr_text>你好。<|spk_1|>再见。<|im_end|>", "Chinese", "你好。再见。"),
+        ("language None<asr_text><|spk_0|>", None, ""),
+        ("<|spk_0|>Hello.<|spk_1|><asr_text>Hi.", None, "Hello. Hi."),
+        ("language English<asr_text>a < b <|spk", "English", "a < b <|spk"),
+        ("language English<asr_text>a<|spk_7|>b [T]", "English", "a<|spk_7|>b [T]"),
+    ],
+)
+def test_special_tokens_are_no_text(raw, language, text):
+    assert parse_output(raw, protocol=DIARIZED) == ParsedOutput(language, text)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("language English<asr_text><|spk_0|>Hello.<|spk_1|> Hi.", "<|spk_0|>Hello.<|spk_1|> Hi."),
+        ("<|spk_0|>language English<asr_text>Hello.", "<|spk_0|>Hello."),
+    ],
+)
+def test_special_tokens_may_be_kept(raw, text):
+    assert parse_output(raw, protocol=KEPT) == ParsedOutput("English", text)
+
+
+def test_the_header_ends_after_special_tokens():
+    raw = " <|spk_0|>language English<asr_text>"
+    assert header_end(f"{raw}Hello.", protocol=DIARIZED) == len(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "whole"),
+    [("a<|spk_0|>", "a<|spk_0|>"), ("a<|spk_0|>b<|s", "a<|spk_0|>b"), ("a[", "a"), ("a|", "a|")],
+)
+def test_an_incomplete_special_token_is_cut_off(raw, whole):
+    assert whole_tokens(raw, DIARIZED) == whole
+    assert whole_tokens(raw, PUBLISHED) == raw
+
+
 raw_outputs = st.lists(
     st.sampled_from(
         [
+            *("<|spk_0|>", "<|spk_1|>", "<|sp", "k_0|>", "[S]"),
             "language ",
             "language English",
             "language None<asr_text>",
@@ -252,11 +305,14 @@ def test_parse_output_matches_the_whole_answer(raw, language):
 @given(raw_outputs, forced_languages, st.data())
 def test_streamed_deltas_join_to_parse_output(raw, language, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=len(raw))))
-    stream = OutputStream(language=language)
+    protocol = data.draw(st.sampled_from([PUBLISHED, DIARIZED, KEPT]))
+    stream = OutputStream(language=language, protocol=protocol)
     deltas = [stream.push(raw[i:j]) for i, j in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
     text = "".join(deltas) + stream.finish()
     parsed = ParsedOutput(stream.language, text, stream.languages[1:])
-    assert parsed == parse_output(raw, language=language)
+    assert parsed == parse_output(raw, language=language, protocol=protocol)
+    if protocol is DIARIZED:
+        assert not any(token in text for token in ("<|spk_0|>", "[S]"))
 
 
 @given(raw_outputs, forced_languages)

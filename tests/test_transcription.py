@@ -3,6 +3,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from qwen3_asr_vllm.alignment import AlignmentOutput
 from qwen3_asr_vllm.decoding import max_new_tokens
 from qwen3_asr_vllm.languages import separator
 from qwen3_asr_vllm.options import TranscribeOptions
-from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt
+from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, PUBLISHED, build_prompt
 from qwen3_asr_vllm.rounds import Steps, run_together
 from qwen3_asr_vllm.transcript import Token, Transcript
 from qwen3_asr_vllm.transcription import EngineOutput, LiveText, transcribe
@@ -102,6 +103,39 @@ def test_context_reaches_every_clip():
         assert "Anna Müller\nuser\nsay yes<|im_end|>" in request.prompt
         assert request.prompt.count("<|im_start|>") == build_prompt().count("<|im_start|>")
         assert request.prompt.count(AUDIO_PLACEHOLDER) == 1
+
+
+DIARIZED = replace(PUBLISHED, special_tokens=("<|spk_0|>", "<|spk_1|>"))
+SPOKEN = "language English<asr_text><|spk_0|>Hello.<|spk_1|>Hi."
+
+
+def test_special_tokens_reach_no_text():
+    tokens = re.findall(r"<[^>]*>|[^<]+", SPOKEN)
+    output = EngineOutput(SPOKEN, "stop", tokens=tuple(Token(1, t, -1.0) for t in tokens))
+    options = TranscribeOptions(max_clip_s=10, confidences=True)
+    requests, transcript = run(transcribe(TWO_CLIPS, options, DIARIZED), output, output)
+    assert transcript.text == "Hello. Hi. Hello. Hi."
+    assert [s.text for s in transcript.segments] == ["Hello.", " Hi.", " Hello.", " Hi."]
+    assert [len(segment.tokens) for segment in transcript.segments] == [1, 1, 1, 1]
+    assert requests[0].decoding.special_tokens == DIARIZED.special_tokens
+    live = LiveText(requests[0])
+    assert "".join(map(live.push, SPOKEN)) + live.finish("stop") == "Hello. Hi."
+
+
+def test_special_tokens_reach_the_text_on_request():
+    options = TranscribeOptions(skip_special_tokens=False, max_clip_s=10)
+    _, transcript = run(transcribe(TWO_CLIPS, options, DIARIZED), SPOKEN, SPOKEN)
+    assert transcript.text == "<|spk_0|>Hello.<|spk_1|>Hi. <|spk_0|>Hello.<|spk_1|>Hi."
+
+
+@pytest.mark.parametrize("speakers", [("", ""), DIARIZED.special_tokens])
+def test_special_tokens_hide_no_loop(speakers):
+    looping = "language English<asr_text>" + "{}Yes, I do.{} ".format(*speakers) * 12
+    steps = Steps(transcribe(recording(1.5), TranscribeOptions(), DIARIZED))
+    for _ in range(2):  # too short for halves
+        steps.send([EngineOutput(looping, "repetition")])
+    assert steps.result.text == "Yes, I do. Yes, I do. Yes, I do. Yes,"
+    assert steps.result.loops > 0
 
 
 def test_a_silent_clip_is_not_sent():

@@ -36,7 +36,7 @@ WATCHED = {
     "vllm.entrypoints.generate.beam_search": "test_beam_search.py",
     "vllm.entrypoints.openai.models.serving": "test_transcriptions.py",
     "vllm.entrypoints.serve": "test_app.py",
-    "vllm.renderers": "test_app.py",
+    "vllm.renderers": "test_chat_template.py",
     "vllm.entrypoints.cli": "test_server.py",
     "vllm.logger.configure_logging_from_args": "test_server.py",
     "vllm.utils.argparse_utils": "test_cli.py",

@@ -375,6 +375,8 @@ def _form_fields(options: TranscribeOptions) -> list[tuple[str, str]]:
             ("chunking_strategy[silence_duration_ms]", f"{round(1000 * pauses.silence_s)}"),
             ("chunking_strategy[prefix_padding_ms]", f"{round(1000 * pauses.padding_s)}"),
         ]
+    if not options.skip_special_tokens:
+        fields += [("skip_special_tokens", "false")]
     if options.audio_track is not None:
         fields += [("audio_track", str(options.audio_track))]
     for name in ("use_beam_search", "n", "length_penalty"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from vllm.config import ModelConfig, SpeechToTextConfig
@@ -24,13 +25,14 @@ from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.multimodal.processing import cached_encode
 from vllm.tokenizers import cached_tokenizer_from_config
 
+from ..chat_template import load_protocol
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S, SAMPLE_RATE, num_frames
 from ..languages import LANGUAGES, SPACELESS_LANGUAGES, language_code, resolve_language
 from ..prompt import (
     NO_TRANSLATION,
     OutputStream,
+    TextProtocol,
     build_prompt,
-    control_tokens,
     parse_output,
     sanitize_context,
 )
@@ -104,8 +106,12 @@ class Qwen3ASRForConditionalGeneration(
             raise ValueError(NO_TRANSLATION)
         context = "\n".join(filter(None, (stt_params.request_prompt, stt_params.hotwords)))
         tokenizer = cached_tokenizer_from_config(stt_params.model_config)
-        context = sanitize_context(context, control_tokens(tokenizer))
-        prompt = build_prompt(context=context, language=resolve_language(stt_params.language))
+        protocol = _protocol(stt_params.model_config, tokenizer)
+        prompt = build_prompt(
+            context=sanitize_context(context, protocol.control_tokens),
+            language=resolve_language(stt_params.language),
+            protocol=protocol,
+        )
         return TokensPrompt(
             prompt_token_ids=cached_encode(tokenizer, prompt),
             multi_modal_data={"audio": stt_params.audio},
@@ -118,6 +124,16 @@ class Qwen3ASRForConditionalGeneration(
     @classmethod
     def get_streaming_post_processor_cls(cls) -> type[StreamingTranscriptionPostProcessor]:
         return DeltaCleaner
+
+
+_PROTOCOLS: WeakKeyDictionary[Any, TextProtocol] = WeakKeyDictionary()  # by tokenizer
+
+
+def _protocol(model_config: ModelConfig, tokenizer: Any) -> TextProtocol:
+    """Return the protocol of a checkpoint, which is read once: vLLM caches the tokenizer."""
+    if (protocol := _PROTOCOLS.get(tokenizer)) is None:
+        protocol = _PROTOCOLS[tokenizer] = load_protocol(model_config, tokenizer)
+    return protocol
 
 
 class DeltaCleaner(StreamingTranscriptionPostProcessor):

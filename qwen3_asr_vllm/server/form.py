@@ -114,6 +114,7 @@ class Form(RecordingForm):
     use_beam_search: bool | None = None  # None: whether the checkpoint has beams by default
     n: int | None = Field(None, ge=1, le=MAX_BEAMS)  # beams
     length_penalty: float | None = Field(None, ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)
+    skip_special_tokens: bool = True
     vllm_xargs: Json[dict[str, Any]] | None = None
     priority: int = Field(0, ge=-(2**63), lt=2**63)  # an int64 in messages to the engine
 
@@ -180,6 +181,7 @@ class Form(RecordingForm):
             use_beam_search=False if self.unsearched else self.use_beam_search,
             n=self.n,
             length_penalty=self.length_penalty,
+            skip_special_tokens=self.skip_special_tokens,
         )
 
     @property

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from vllm import envs
 from vllm.logger import init_logger
 
+from ..chat_template import load_protocol
 from ..printable import printable
 from ..prompt import NO_TRANSLATION
 from . import alignments, middleware, page
@@ -92,13 +93,21 @@ class EndpointPlugin:
             logger.info("Aligning at %s.", ALIGNMENTS)
             return
         max_clip_s = state.openai_serving_transcription.asr_config.max_audio_clip_s
+        protocol = load_protocol(
+            engine_client.model_config, engine_client.renderer.get_tokenizer(), args.chat_template
+        )
         transcriber = Transcriber(
-            engine_client, models, max_clip_s=max_clip_s, num_servers=num_servers
+            engine_client,
+            models,
+            max_clip_s=max_clip_s,
+            num_servers=num_servers,
+            protocol=protocol,
         )
         sessions = Realtime(
             engine_client,
             models,
             max_clip_s=max_clip_s,
+            protocol=protocol,
             admission=transcriber.admission,
             allowed_origins=args.allowed_origins,
         )

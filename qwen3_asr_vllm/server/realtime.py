@@ -34,7 +34,7 @@ from ..engine import (
     stream_parts,
 )
 from ..geometry import SAMPLE_RATE
-from ..prompt import control_tokens, sanitize_context
+from ..prompt import NO_CONTEXT, TextProtocol, sanitize_context
 from ..streaming import Stream, StreamRequest, Update
 from .admission import Admission, Busy, Reservation
 from .connection import Connection
@@ -64,7 +64,6 @@ MAX_ROOM_S = 600.0  # seconds without room for one more second of audio: the ses
 DECODE_S = 600.0  # seconds for the engine to answer one request
 MIN_COMMIT_S = 0.1  # seconds of audio, as in OpenAI's API
 TOKENS_PER_S = 26  # tokens per second of a clip: 13 of audio, about as many of text
-TEMPLATE_TOKENS = 16  # tokens of a prompt besides context, audio and text
 SECOND = 48_000  # bytes of one second at 24 kHz
 
 
@@ -80,6 +79,7 @@ class Realtime(EngineServing):
         models: OpenAIServingModels,
         *,
         max_clip_s: float,
+        protocol: TextProtocol,
         admission: Admission,
         allowed_origins: list[str],
     ) -> None:
@@ -92,9 +92,10 @@ class Realtime(EngineServing):
         self.idle_s = setting("QWEN3_ASR_REALTIME_IDLE_S")
         thinker = self.model_config.hf_config.thinker_config
         self._tokenizer = self.renderer.get_tokenizer()
-        self._parts = stream_parts(thinker, self._tokenizer)
+        self._parts = stream_parts(thinker, self._tokenizer, protocol)
         self._language_token_ids = language_token_ids(self._tokenizer)
-        self._control_tokens = control_tokens(self._tokenizer)
+        self._protocol = protocol
+        self._template_tokens = len(self._tokenizer.encode(protocol.bare))  # besides the context
 
     def allows(self, origin: str | None, host: str) -> bool:
         """Return whether a page of this origin may connect; only browsers send an origin."""
@@ -113,17 +114,19 @@ class Realtime(EngineServing):
     def stream_options(self, config: Config) -> dict[str, Any]:
         """Return the options of the config, without control tokens in the context."""
         options = config.stream_options
-        context = sanitize_context(options["context"], self._control_tokens)
+        context = sanitize_context(options["context"], self._protocol.control_tokens)
         return {**options, "context": context}
 
     def check(self, transcription: Transcription) -> None:
         """Raise EventError for a model that is not served, or a context that does not fit."""
         self.check_model(transcription.model)
-        limit = self.model_config.max_model_len - TEMPLATE_TOKENS
+        param = "session.audio.input.transcription.prompt"
+        if transcription.context and not self._protocol.with_context:
+            raise EventError(f"{param}: {NO_CONTEXT}", param=param)
+        limit = self.model_config.max_model_len - self._template_tokens
         limit = max(0, limit - round(TOKENS_PER_S * self.max_clip_s))
         tokens = self._tokenizer.encode(transcription.context, add_special_tokens=False)
         if len(tokens) > limit:
-            param = "session.audio.input.transcription.prompt"
             raise EventError(
                 f"{param}: prompt and keywords have {len(tokens)} tokens; the limit of this "
                 f"server's model is {limit}, beside {self.max_clip_s:g} s of audio.",

@@ -79,8 +79,10 @@ class ClipOutput:
         """Return the tokens of the text yielded since the last call, if they were requested."""
         if not self._collector.tokens:
             return []
-        language = self._request.language
-        placed = place_tokens(self._collector.tokens, self._live.shown, language=language)
+        request, tokens = self._request, self._collector.tokens
+        placed = place_tokens(
+            tokens, self._live.shown, language=request.language, protocol=request.protocol
+        )
         new = [token for _, token in placed[self._num_sent :]]
         self._num_sent = len(placed)
         return new

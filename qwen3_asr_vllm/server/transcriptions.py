@@ -46,7 +46,7 @@ from ..generation import describe, generation_defaults
 from ..media.blocks import ChannelError
 from ..options import TranscribeOptions
 from ..pauses import SILENT_PEAK
-from ..prompt import ASR_TEXT, control_tokens
+from ..prompt import ASR_TEXT, TextProtocol
 from ..rounds import Steps, with_warnings
 from ..transcript import Transcript
 from ..transcription import EngineRequest, transcribe, transcribe_channels
@@ -90,16 +90,16 @@ class Transcriber(AudioServing):
         models: OpenAIServingModels,
         *,
         max_clip_s: float,
+        protocol: TextProtocol,
         num_servers: int = 1,
     ) -> None:
         super().__init__(engine_client, models, num_servers=num_servers)
         self.max_clip_s = max_clip_s
+        self.protocol = protocol
         self.defaults = generation_defaults(self.model_config)
         scheduler = engine_client.vllm_config.scheduler_config
         self.max_parallel_clips = max(1, scheduler.max_num_seqs // CLIP_SHARE)
-        tokenizer = self.renderer.get_tokenizer()
-        self.language_token_ids = language_token_ids(tokenizer)
-        self.control_tokens = control_tokens(tokenizer)
+        self.language_token_ids = language_token_ids(self.renderer.get_tokenizer())
         self.aligner = remote_aligner()
         self.has_priorities = scheduler.policy == "priority"
         # Only logits processors that an operator installed read vllm_xargs.
@@ -270,7 +270,7 @@ class Transcriber(AudioServing):
         except ValueError as error:
             param, _, _ = str(error).partition(" ")
             raise ApiError(400, str(error), param=param) from error
-        return options.sanitized(self.control_tokens)
+        return options.sanitized(self.protocol.control_tokens)
 
     def _steps(self, form: Form, options: TranscribeOptions) -> Steps[Transcript]:
         """Decode the recording and split it into clips. Runs in the pool."""
@@ -278,10 +278,10 @@ class Transcriber(AudioServing):
         if form.speakers:
             channels = self._load(form, warnings, self.decoders.load_channels, len(form.speakers))
             _check_channels(channels)
-            transcription = transcribe_channels(channels, form.speakers, options)
+            transcription = transcribe_channels(channels, form.speakers, options, self.protocol)
         else:
             waveform = self._load(form, warnings, self.decoders.load_audio)
-            transcription = transcribe(waveform, options)
+            transcription = transcribe(waveform, options, self.protocol)
         return Steps(with_warnings(transcription, warnings))
 
     def _load(

@@ -8,7 +8,7 @@ import pytest
 from support.audio import HELLO, noise, wav
 from support.checkpoints import CHECKPOINT
 from support.clients import ROUTE
-from support.fake_engine import ENGLISH, FakeEngine
+from support.fake_engine import ENGLISH, FakeEngine, protocol
 
 SECOND = wav(noise(1.0))
 
@@ -29,7 +29,8 @@ def serve():
         app = FastAPI()
         EndpointPlugin().attach_router(app)
         models = OpenAIServingModels(engine, [BaseModelPath("asr", "asr"), BaseModelPath("b", "b")])
-        transcriber = Transcriber(engine, models, max_clip_s=max_clip_s)
+        options = {"max_clip_s": max_clip_s, "protocol": protocol()}
+        transcriber = Transcriber(engine, models, **options)
         app.state.qwen3_asr = ServerState(transcriber)
         client = TestClient(app, raise_server_exceptions=False)
 

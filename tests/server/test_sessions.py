@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 from support.servers import on_a_port
 
 from qwen3_asr_vllm.geometry import Geometry
+from qwen3_asr_vllm.prompt import PUBLISHED
 from qwen3_asr_vllm.server import connection
 from qwen3_asr_vllm.server.admission import Admission
 
@@ -70,7 +72,7 @@ def made(answer=words, **options):
             self.model_config = SimpleNamespace(max_model_len=4_096)
             self._tokenizer = Bytes()
             self._language_token_ids = {"None": 0, "English": 1, "German": 2, "French": 3}
-            self._control_tokens = ()
+            self._protocol, self._template_tokens = PUBLISHED, 16
             self._parts = {
                 "tokenizer": self._tokenizer,
                 "geometry": Geometry(),
@@ -422,6 +424,14 @@ def test_too_long_prompts_are_refused():
         assert reported(session, transcription={"prompt": "x" * 672})
 
 
+def test_prompts_without_a_place_are_refused():
+    protocol = replace(PUBLISHED, with_context=None)
+    with open_session(made(_protocol=protocol)) as session:
+        error = session.configure(transcription={"prompt": "Kathrin"})["error"]
+        assert error["param"] == "session.audio.input.transcription.prompt"
+        assert "no place for a context" in error["message"]
+
+
 def test_served_models_override_the_urls():
     with open_session(path=f"{PATH}?model=gpt-4o-transcribe") as session:
         session.append(1)
@@ -656,7 +666,7 @@ def test_needless_overrides_are_named(monkeypatch, architecture, is_named):
 
     warnings = []
     monkeypatch.setattr(plugin.logger, "warning", warnings.append)
-    for name in ("Transcriber", "Realtime", "middleware"):
+    for name in ("Transcriber", "Realtime", "middleware", "load_protocol"):
         monkeypatch.setattr(plugin, name, Mock())
     model_config = Mock(architectures=[architecture])
     model_config.hf_config.model_type, model_config.hf_config.is_aligner = "qwen3_asr", False
@@ -664,7 +674,9 @@ def test_needless_overrides_are_named(monkeypatch, architecture, is_named):
 
     async def start():
         made.attach_router(FastAPI())
-        args = SimpleNamespace(api_key=["key"], allowed_origins=["*"], api_server_count=None)
+        args = SimpleNamespace(
+            api_key=["key"], allowed_origins=["*"], api_server_count=None, chat_template=None
+        )
         await made.init_state(Mock(model_config=model_config, errored=False), state, args)
         state.qwen3_asr.watch.cancel()
 

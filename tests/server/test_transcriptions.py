@@ -8,6 +8,7 @@ import io
 import json
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import av
@@ -65,6 +66,35 @@ def test_the_start_line_has_the_defaults(serve):
     transcriber = serve(engine).client.app.state.qwen3_asr.transcriber
     about = transcriber.about(SimpleNamespace(api_key=None))
     assert "decodes with temperature 0.6, 4 beams;" in str(about)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "Hello. Hi."),
+        ({"skip_special_tokens": "true"}, "Hello. Hi."),
+        ({"skip_special_tokens": "false"}, "<|spk_0|>Hello.<|spk_0|>Hi."),
+    ],
+)
+def test_special_tokens_are_text_on_request(serve, fields, text, stream):
+    engine = FakeEngine(f"{ENGLISH}<|spk_0|>Hello.<|spk_0|>Hi.")
+    response = serve(engine)(**fields, stream=stream)
+    if stream:
+        sent = events(response)
+        assert "".join(event.get("delta", "") for event in sent) == sent[-1]["text"] == text
+    else:
+        assert response.json()["text"] == text
+    assert engine.asked[0][1].skip_special_tokens is False  # the parser removes them
+
+
+def test_contexts_without_a_place_are_warned_about(serve):
+    post = serve(engine := FakeEngine(f"{ENGLISH}Ada."))
+    transcriber = post.client.app.state.qwen3_asr.transcriber
+    transcriber.protocol = replace(transcriber.protocol, with_context=None)
+    (warning,) = post(prompt="Ada", response_format="verbose_json").json()["warnings"]
+    assert "no place for a context" in warning
+    assert "Ada" not in engine.asked[0][0]["prompt"]
 
 
 @pytest.mark.parametrize("fields", [{}, {"max_completion_tokens": 100_000}])

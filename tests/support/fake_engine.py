@@ -7,9 +7,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from copy import copy
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+
+from qwen3_asr_vllm.prompt import PUBLISHED, TextProtocol, control_tokens
 
 from .checkpoints import CHECKPOINT
 
@@ -23,6 +26,13 @@ def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+@cache
+def protocol() -> TextProtocol:
+    """The published protocol, with the tokenizer's tokens and one of a fine-tune."""
+    special = (*tokenizer().all_special_tokens, "<|spk_0|>")
+    return replace(PUBLISHED, control_tokens=control_tokens(tokenizer()), special_tokens=special)
 
 
 class FakeEngine:
