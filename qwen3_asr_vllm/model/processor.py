@@ -77,6 +77,7 @@ class ProcessingInfo(BaseProcessingInfo):
                 f"audio_token_id is {expected} in the checkpoint's config, but {AUDIO_PAD} is "
                 f"{token_id} in its tokenizer; use the tokenizer that came with the checkpoint."
             )
+        check_vocabulary(self.get_tokenizer(), self.get_hf_config())
         return expected
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
@@ -129,6 +130,18 @@ def check_front_end(extractor: Mapping[str, Any], thinker: Qwen3ASRThinkerConfig
                 f"{name} is {extractor[name]} in the checkpoint's preprocessor_config.json; "
                 f"Qwen3-ASR's log-mel spectrogram needs {value}."
             )
+
+
+def check_vocabulary(tokenizer: Any, thinker: Qwen3ASRThinkerConfig) -> None:
+    """Raise ValueError where the tokenizer has tokens that the embedding lacks."""
+    added = tokenizer.get_added_vocab()
+    token, token_id = max(added.items(), key=lambda item: item[1], default=("", 0))
+    if token_id >= (size := thinker.text_config.vocab_size):
+        raise ValueError(
+            f"text_config.vocab_size is {size}, but the tokenizer's {token} is {token_id}; resize "
+            "the embedding as transformers' resize_token_embeddings does, or use the tokenizer "
+            "that came with the checkpoint."
+        )
 
 
 class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
