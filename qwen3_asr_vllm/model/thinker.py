@@ -281,9 +281,14 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
         loaded: set[str] = AutoWeightsLoader(self).load_weights(
             seen(), mapper=self.hf_to_vllm_mapper
         )
+        loaded |= self.fill_head(loaded)
         if loaded.issuperset(name for name, _ in self.named_parameters()):
             check_fused_parts(names, self.packed_modules_mapping)
         return loaded
+
+    def fill_head(self, loaded: set[str]) -> set[str]:
+        """Fill a head that the checkpoint lacks; return the names of its parameters."""
+        return set()
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(
@@ -309,6 +314,15 @@ def check_dimensions(config: Qwen3ASRThinkerConfig) -> None:
         raise ValueError(
             f"audio_config.d_model is {audio.d_model}; it must be a multiple of "
             f"encoder_attention_heads = {audio.encoder_attention_heads}."
+        )
+    if text.num_attention_heads % text.num_key_value_heads:
+        raise ValueError(
+            f"text_config.num_attention_heads is {text.num_attention_heads}; it must be a "
+            f"multiple of num_key_value_heads = {text.num_key_value_heads}."
+        )
+    if text.hidden_act != "silu":
+        raise ValueError(
+            f"text_config.hidden_act is {text.hidden_act!r}; a Qwen3 decoder needs 'silu'."
         )
     if audio.d_model % 2:
         raise ValueError(

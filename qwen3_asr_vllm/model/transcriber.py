@@ -12,6 +12,7 @@ import torch
 from vllm.config import ModelConfig, SpeechToTextConfig
 from vllm.config.speech_to_text import SpeechToTextParams
 from vllm.inputs import PromptType, TokensPrompt
+from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import (
     StreamingTranscriptionPostProcessor,
     SupportsEagle3,
@@ -39,6 +40,10 @@ from ..prompt import (
 from .processor import DummyInputs, ProcessingInfo, Processor
 from .thinker import Thinker
 
+logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
+
+HEAD = "language_model.lm_head.weight"
+EMBEDDING = "language_model.model.embed_tokens.weight"
 SPLIT_SEARCH_S = 10  # seconds before a clip's limit in which vLLM's own route looks for silence
 
 
@@ -67,6 +72,15 @@ class Qwen3ASRForConditionalGeneration(
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         logits: torch.Tensor | None = self.language_model.compute_logits(hidden_states)
         return logits
+
+    def fill_head(self, loaded: set[str]) -> set[str]:
+        """Copy the embedding if nothing but the head is missing: quantizers save tied ones so."""
+        names = {name for name, _ in self.named_parameters()}
+        if names - loaded != {HEAD} or EMBEDDING not in names:
+            return set()
+        logger.warning("The checkpoint has no lm_head; its embedding takes the place.")
+        self.get_parameter(HEAD).data.copy_(self.get_parameter(EMBEDDING).data)
+        return {HEAD}
 
     def get_mm_lora_token_counts(
         self, *, modality: str, mm_kwargs: MultiModalKwargsItem | None, num_mm_embeds: int

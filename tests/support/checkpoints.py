@@ -28,8 +28,14 @@ PUBLISHED_NAMES = {
 # random weights ----
 
 
-def reference_config(**sizes: Any) -> Any:
-    """transformers' own config (the flat layout), small; ``sizes`` override the audio tower."""
+def reference_config(
+    *, text_sizes: dict[str, Any] | None = None, is_tied: bool = True, **sizes: Any
+) -> Any:
+    """transformers' own config (the flat layout), small.
+
+    ``sizes`` override the audio tower, ``text_sizes`` the decoder; ``is_tied``: its head is its
+    embedding.
+    """
     from transformers.models.qwen3_asr import Qwen3ASRConfig
 
     special = _thinker(CHECKPOINT)
@@ -52,13 +58,13 @@ def reference_config(**sizes: Any) -> Any:
         "head_dim": 64,
         "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-    }
+    } | (text_sizes or {})
     return Qwen3ASRConfig(
         audio_config=audio | {"output_dim": text["hidden_size"]},
-        text_config=text | {"model_type": "qwen3", "tie_word_embeddings": True},
+        text_config=text | {"model_type": "qwen3", "tie_word_embeddings": is_tied},
         audio_token_id=special["audio_token_id"],
         timestamp_token_id=special["audio_token_id"] + 2,  # <|audio_pad|> <asr_text> <timestamp>
-        tie_word_embeddings=True,
+        tie_word_embeddings=is_tied,
     )
 
 

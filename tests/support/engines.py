@@ -12,15 +12,21 @@ import pytest
 
 
 @contextmanager
-def engine(model: Path, *, start: Any = None, **options: Any) -> Iterator[Any]:
+def engine(
+    model: Path, *, start: Any = None, in_process: bool = False, **options: Any
+) -> Iterator[Any]:
     """Start a real vLLM engine in float32, in processes of its own; shut it down with the block.
 
-    ``start`` makes it from the options: ``vllm.LLM`` (the default) or ``Qwen3ASR``.
+    ``start`` makes it from the options: ``vllm.LLM`` (the default) or ``Qwen3ASR``. With
+    ``in_process`` it runs in this process, which saves the start of others.
     """
     from vllm import LLM
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # ranks outnumber memory nodes
+        if in_process:
+            patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            options = {"kv_cache_memory_bytes": 32 << 20} | options
         defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024}
         made = (start or LLM)(str(model), **defaults | {"max_num_seqs": 16} | options)
     try:
