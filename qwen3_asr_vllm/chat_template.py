@@ -10,8 +10,10 @@ of vLLM's chat route. Marks stand in the places of context and audio.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .languages import checkpoint_languages
 from .prompt import (
     ASR_TEXT,
     AUDIO_PAD,
@@ -35,16 +37,27 @@ NO_TEMPLATE = (
 
 
 def load_protocol(
-    model_config: ModelConfig, tokenizer: Any, chat_template: str | None = None
+    model_config: ModelConfig,
+    tokenizer: Any,
+    chat_template: str | None = None,
+    languages: str | Mapping[str, str] = "",
 ) -> TextProtocol:
     """Return the text protocol of a checkpoint; ``chat_template`` replaces its own.
+
+    ``languages`` are more than those that its config and QWEN3_ASR_LANGUAGES name.
 
     Warns where the template has no place for a context. Raises ValueError where it cannot be
     rendered, or has not one place for audio.
     """
     bare, with_context = _render(model_config, tokenizer, chat_template)
     special = (token for token in tokenizer.all_special_tokens if token not in ("", ASR_TEXT))
-    return TextProtocol(bare, with_context, control_tokens(tokenizer), tuple(sorted(special)))
+    return TextProtocol(
+        bare,
+        with_context,
+        control_tokens(tokenizer),
+        special_tokens=tuple(sorted(special)),
+        languages=checkpoint_languages(model_config.hf_config.support_languages, languages),
+    )
 
 
 def _render(

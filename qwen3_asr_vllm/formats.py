@@ -18,7 +18,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-from .languages import language_code, resolve_language
+from .languages import resolve_language
 from .subtitles import Cue, cues, one_line
 from .transcript import Segment, Token, Transcript, Word
 
@@ -61,7 +61,7 @@ def _verbose_json(transcript: Transcript, *, temperature: float = 0.0) -> str:
         {
             "task": "transcribe",
             "language": (transcript.language or "").lower(),
-            "languages": [{"code": language_code(name) or name} for name in transcript.languages],
+            "languages": [{"code": code} for code in transcript.codes],
             "duration": transcript.duration,
             "text": transcript.text,
             "segments": [_verbose_segment(i, s, temperature) for i, s in enumerate(segments)],

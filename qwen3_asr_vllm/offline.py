@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, overload
@@ -33,6 +33,7 @@ from .engine import (
 )
 from .generation import generation_defaults
 from .geometry import MAX_CLIP_S, SAMPLE_RATE
+from .languages import Languages, checkpoint_languages
 from .options import TranscribeOptions, merge_options
 from .prompt import sanitize_context
 from .recordings import Loader, Progress, Recording, Result, is_one, only
@@ -68,12 +69,22 @@ class Qwen3ASR:
     ``aligner`` times words: a ``ForcedAligner``, or the name of a checkpoint such as
     Qwen/Qwen3-ForcedAligner-0.6B, which then shares the GPU's memory with the model.
 
-    Raises ImportError if vLLM is not installed.
+    ``languages`` declares those that a fine-tune knows beyond the published 30 and beyond its
+    config: ``{"he": "Hebrew"}``, or "he=Hebrew,ur=Urdu" as in QWEN3_ASR_LANGUAGES. The attribute
+    ``languages`` has all.
+
+    Raises ImportError if vLLM is not installed, ValueError for languages that are none.
     """
 
     def __init__(
-        self, model: str, *, aligner: str | ForcedAligner | None = None, **engine_options: Any
+        self,
+        model: str,
+        *,
+        aligner: str | ForcedAligner | None = None,
+        languages: str | Mapping[str, str] = "",
+        **engine_options: Any,
     ) -> None:
+        checkpoint_languages(declared=languages)  # raises before an engine is loaded
         if isinstance(
             aligner, str
         ):  # before the model: each engine allocates its memory when it starts
@@ -86,11 +97,16 @@ class Qwen3ASR:
             aligner = ForcedAligner(aligner, **aligner_options)
         self.aligner = aligner
         self.llm = load_engine(model, engine_options)
-        self._engine = _Engines(self.llm, aligner)
         self._defaults = generation_defaults(self.llm.model_config)
         self._protocol = load_protocol(
-            self.llm.model_config, self.llm.get_tokenizer(), self.llm.chat_template
+            self.llm.model_config, self.llm.get_tokenizer(), self.llm.chat_template, languages
         )
+        self._engine = _Engines(self.llm, aligner, self.languages)
+
+    @property
+    def languages(self) -> Languages:
+        """The languages of the checkpoint: names by code."""
+        return self._protocol.languages
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]  # a path and bytes are iterables too
@@ -239,10 +255,10 @@ class Qwen3ASR:
 class _Engines:
     """The engine of a ``Batcher``: a ``vllm.LLM`` and its aligner. Batchers may share it."""
 
-    def __init__(self, llm: Any, aligner: ForcedAligner | None) -> None:
+    def __init__(self, llm: Any, aligner: ForcedAligner | None, languages: Languages) -> None:
         self._llm, self._aligner = llm, aligner
         self.capacity: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        self._language_token_ids = language_token_ids(llm.get_tokenizer())
+        self._language_token_ids = language_token_ids(llm.get_tokenizer(), languages)
         self._params = default_params(llm.model_config)
         # By request id, to call with the output of vLLM.
         self._waiting: dict[str, Callable[[RequestOutput], None]] = {}

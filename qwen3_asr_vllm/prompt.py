@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import regex
 
 from .checks import check_string, check_strings
-from .languages import LANGUAGES, separator
+from .languages import LANGUAGES, Languages, separator
 
 ASR_TEXT = "<asr_text>"
 AUDIO_PAD = "<|audio_pad|>"
@@ -46,18 +46,7 @@ _HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON can escape one, no
 # The header may name several languages, "English, Chinese". At the start of an output it may name
 # any, if its tag follows; inside the text, a header counts only if it names known ones.
 _SEPARATOR = " *[,;/&+、，] *"
-_KNOWN = "|".join((*LANGUAGES.values(), "None"))  # None: no speech
-
-
-def _list_of(name: str) -> str:
-    return f"(?:{name})(?:{_SEPARATOR}(?:{name}))*"
-
-
-_HEADER = (
-    rf"language ({_list_of('[a-zA-Z0-9_-]+')})(?:{_SEPARATOR})?{ASR_TEXT}"
-    rf"|language ({_list_of(_KNOWN)})\n"
-)
-_TAG = rf"(?:language {_list_of(_KNOWN)})?{ASR_TEXT}"
+_ANY_NAME = "[a-zA-Z0-9_-]+"
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,8 @@ class TextProtocol:
     ``bare`` is the prompt without a context, ``with_context`` the one that has ``CONTEXT`` in the
     place of the context; None: the template has no place for one. Both hold ``AUDIO_PAD`` once.
     ``control_tokens`` are those that no user may write. Outputs hold ``special_tokens``, which
-    parsing removes or, with ``keeps_special_tokens``, leaves in the text.
+    parsing removes or, with ``keeps_special_tokens``, leaves in the text. ``languages`` are those
+    that headers name and requests force.
     """
 
     bare: str
@@ -75,6 +65,7 @@ class TextProtocol:
     control_tokens: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ()
     keeps_special_tokens: bool = False
+    languages: Languages = LANGUAGES
 
     @property
     def removed_tokens(self) -> tuple[str, ...]:
@@ -148,7 +139,7 @@ def build_prompt(
     """Build the prompt of one request, equal to the checkpoint's chat template byte for byte.
 
     ``context`` is sanitised here; a template without a place for it ignores it.
-    ``language`` is a name that ``resolve_language`` gave; it starts the output, so the model can
+    ``language`` is a name of the checkpoint's languages; it starts the output, so the model can
     name no other language, nor that there is no speech. ``text`` is what it has written in that
     language already, and goes on from. ``num_windows`` items make up each audio.
     """
@@ -199,6 +190,10 @@ def whole_tokens(raw: str, protocol: TextProtocol) -> str:
     return raw[: special.start()] if special else raw
 
 
+def _list_of(name: str) -> str:
+    return f"(?:{name})(?:{_SEPARATOR}(?:{name}))*"
+
+
 class _Patterns(NamedTuple):
     """Patterns of an output: its header, tags and special tokens, which separate texts (seams)."""
 
@@ -212,10 +207,17 @@ def _patterns(protocol: TextProtocol) -> _Patterns:
     def any_of(pattern: str, tokens: tuple[str, ...]) -> str:
         return "|".join((pattern, *map(regex.escape, sorted(tokens, key=len, reverse=True))))
 
+    known = any_of("None", tuple(protocol.languages.values()))  # None: no speech
     before = any_of(r"\s", protocol.special_tokens)
     return _Patterns(
-        header=regex.compile(rf"(?P<before>(?:{before})*)(?:{_HEADER})"),
-        seam=regex.compile(any_of(_TAG, protocol.removed_tokens)),
+        header=regex.compile(
+            rf"(?P<before>(?:{before})*)(?:"
+            rf"language ({_list_of(f'{known}|{_ANY_NAME}')})(?:{_SEPARATOR})?{ASR_TEXT}"
+            rf"|language ({_list_of(known)})\n)"
+        ),
+        seam=regex.compile(
+            any_of(rf"(?:language {_list_of(known)})?{ASR_TEXT}", protocol.removed_tokens)
+        ),
         special=regex.compile(any_of("(?!)", protocol.special_tokens)),
     )
 

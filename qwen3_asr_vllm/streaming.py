@@ -29,7 +29,7 @@ import regex
 
 from .decoding import Decoding, likeliest_language, max_new_tokens, place_tokens
 from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry
-from .languages import resolve_language, separator
+from .languages import separator
 from .pauses import is_silent, quiet_frames
 from .peaks import check_waveform
 from .prompt import (
@@ -264,11 +264,11 @@ class Stream:
                 f"step_s, clip_s, max_clip_s are {step_s:g}, {clip_s:g}, {max_clip_s:g}; they must "
                 f"rise from at least {MIN_STEP_S:g} to at most {MAX_CLIP_S} s."
             )
+        self._protocol = protocol
         self._set_options(language, languages, context, wants_logprobs)
         self._step, self._soft_end, self._hard_end = (
             round(seconds * SAMPLE_RATE) for seconds in (step_s, clip_s, max_clip_s)
         )
-        self._protocol = protocol
         self._new_draft = lambda: Draft(tokenizer, self._language, protocol)
         self._new_clip = lambda samples: GrowingClip(samples, geometry, loudest)
         self._is_running = self._is_finished = self._is_closing = False
@@ -371,6 +371,11 @@ class Stream:
         return Update(delta, self._seam(tentative) + tentative, tuple(tokens))
 
     @property
+    def codes(self) -> list[str]:
+        """The codes of the languages."""
+        return list(map(self._protocol.languages.code, self.languages))
+
+    @property
     def num_waiting(self) -> int:
         """Samples that are in no request yet."""
         return self._clip.num_samples - self._sent
@@ -384,8 +389,9 @@ class Stream:
     def _set_options(
         self, language: str | None, languages: Sequence[str], context: str, wants_logprobs: bool
     ) -> None:
-        names = dict.fromkeys(filter(None, map(resolve_language, languages)))
-        forced = resolve_language(language) or (next(iter(names)) if len(names) == 1 else None)
+        resolve = self._protocol.languages.resolve
+        names = dict.fromkeys(filter(None, map(resolve, languages)))
+        forced = resolve(language) or (next(iter(names)) if len(names) == 1 else None)
         self._language = forced
         self._candidates = () if forced else tuple(names)
         self._context = context

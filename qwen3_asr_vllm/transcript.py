@@ -7,10 +7,12 @@ Times are seconds from the start of the recording. A field that is None was not 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from .languages import LANGUAGES, Languages
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Segment:
 class Transcript:
     """The transcript of one recording. ``warnings`` say where ``text`` may be incomplete.
 
-    ``loops`` counts repetition loops, each of which was decoded again.
+    ``loops`` counts repetition loops, each of which was decoded again. ``known`` are the languages
+    of the checkpoint, with their codes.
     """
 
     text: str
@@ -73,6 +76,7 @@ class Transcript:
     segments: tuple[Segment, ...] = ()
     warnings: tuple[str, ...] = ()
     loops: int = 0
+    known: Languages = field(default=LANGUAGES, repr=False, compare=False)
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -84,6 +88,11 @@ class Transcript:
         """Names of the languages spoken, in order of first use."""
         names = ((s.language, *(s.other_languages or ())) for s in self.segments)
         return tuple(dict.fromkeys(filter(None, chain.from_iterable(names))))
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Codes of the languages spoken; a name where there is none."""
+        return tuple(map(self.known.code, self.languages))
 
     @property
     def language(self) -> str | None:

@@ -36,7 +36,7 @@ from .decoding import (
     word_probabilities,
 )
 from .geometry import DEFAULT_CLIP_S, SAMPLE_RATE
-from .languages import ALIGNER_LANGUAGES, display_width, resolve_language, separator
+from .languages import ALIGNER_LANGUAGES, Languages, display_width, separator
 from .options import Beams, TranscribeOptions
 from .pauses import (
     halve_at_silence,
@@ -124,8 +124,9 @@ def transcribe(
 
     Raises ValueError on the first step for an unknown language.
     """
-    language = resolve_language(options.language)
-    candidates = tuple(dict.fromkeys(filter(None, map(resolve_language, options.languages))))
+    resolve = protocol.languages.resolve
+    language = resolve(options.language)
+    candidates = tuple(dict.fromkeys(filter(None, map(resolve, options.languages))))
     context = options.full_context
     kept = cap_context(context) if protocol.with_context else ""
     ask = _Ask(
@@ -144,7 +145,7 @@ def transcribe(
     parts = [part for parts in decoded for part in parts]
     if options.word_timestamps:
         parts = yield from run_rounds(list(map(_time_words, parts)))
-    return _join(parts, waveform, cut)
+    return _join(parts, waveform, cut, protocol.languages)
 
 
 def _clips(waveform: np.ndarray, options: TranscribeOptions) -> list[tuple[int, int]]:
@@ -190,6 +191,7 @@ def transcribe_channels(
             if warning != NO_SPEECH or not text
         ),
         loops=sum(transcript.loops for transcript in transcripts),
+        known=protocol.languages,
     )
 
 
@@ -438,7 +440,9 @@ def _cut_context(context: str, kept: str) -> str:
 # the transcript -----------------------------------------------------------------------------
 
 
-def _join(parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str]) -> Transcript:
+def _join(
+    parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str], known: Languages
+) -> Transcript:
     text = ""
     segments: list[Segment] = []
     for part in parts:
@@ -454,6 +458,7 @@ def _join(parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str])
         segments=tuple(segments),
         warnings=warnings,
         loops=sum(part.loops for part in parts),
+        known=known,
     )
 
 

@@ -20,7 +20,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from unicodedata import category, normalize
 
-from .languages import ALIGNER_LANGUAGES, language_code
+from .languages import ALIGNER_LANGUAGES, LANGUAGES
 
 
 class AlignmentError(Exception):
@@ -30,7 +30,7 @@ class AlignmentError(Exception):
 def check_language(language: str) -> None:
     """Raise ValueError, with the supported languages, for one that the aligner does not know."""
     if language not in ALIGNER_LANGUAGES:
-        known = ", ".join(sorted(f"{language_code(name)} {name}" for name in ALIGNER_LANGUAGES))
+        known = ", ".join(sorted(f"{LANGUAGES.code(name)} {name}" for name in ALIGNER_LANGUAGES))
         raise ValueError(f"the forced aligner does not know {language}; it times words of: {known}")
 
 

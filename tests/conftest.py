@@ -81,12 +81,12 @@ def model() -> Iterator[Any]:
     from qwen3_asr_vllm import Qwen3ASR
 
     options = {"aligner": str(ALIGNER), "max_model_len": 4096, "enable_mm_embeds": True}
-    with engine(CHECKPOINT, start=Qwen3ASR, **options) as made:
+    with engine(CHECKPOINT, start=Qwen3ASR, languages={"he": "Hebrew"}, **options) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The one ``qwen3-asr serve``. Tests share it and do not stop it."""
-    with serving(tmp_path_factory.mktemp("server")) as made:
+    with serving(tmp_path_factory.mktemp("server"), QWEN3_ASR_LANGUAGES="he=Hebrew") as made:
         yield made

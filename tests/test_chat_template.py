@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from support.audio import noise
 from support.checkpoints import CHECKPOINT
 
 from qwen3_asr_vllm.chat_template import load_protocol
+from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.options import TranscribeOptions
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, build_prompt
 from qwen3_asr_vllm.rounds import Steps
@@ -179,3 +181,29 @@ def test_without_a_template_prompts_are_published(tmp_path):
     assert build_prompt(context="a", protocol=protocol) == build_prompt(context="a")
     given = load_protocol(model_config, tokenizer, SYSTEM + EXAMPLE + USER + ASSISTANT)
     assert EXAMPLE in given.bare  # as --chat-template has it
+
+
+def test_languages_of_the_config_reach_prompts(tmp_path):
+    """By the core route too, whose hooks for languages get no config."""
+    from vllm.config.speech_to_text import SpeechToTextConfig, SpeechToTextParams
+
+    from qwen3_asr_vllm.model import Qwen3ASRForConditionalGeneration as Model
+
+    folder = checkpoint(tmp_path / "asr", SYSTEM + USER + ASSISTANT)
+    config = json.loads((folder / "config.json").read_text())
+    config["support_languages"] += ["Hebrew", "Haitian Creole"]
+    (folder / "config.json").write_text(json.dumps(config))
+    model_config, tokenizer = loaded(folder)
+    protocol = load_protocol(model_config, tokenizer, languages="ur=Urdu")
+    assert set(protocol.languages) - set(LANGUAGES) == {"he", "ht", "ur"}
+
+    def core_prompt(language):
+        made = {"stt_config": SpeechToTextConfig(), "model_config": model_config}
+        code = Model.validate_language(language)
+        params = SpeechToTextParams(audio=noise(1), language=code, **made)
+        return tokenizer.decode(Model.get_generation_prompt(params)["prompt_token_ids"])
+
+    for language in ("he", "heb", "Hebrew", "he-IL"):
+        assert core_prompt(language).endswith("language Hebrew<asr_text>")
+    with pytest.raises(ValueError, match="QWEN3_ASR_LANGUAGES=sw=Swahili"):
+        core_prompt("sw")

@@ -17,7 +17,7 @@ PACKAGE = Path(qwen3_asr_vllm.__file__).parent
 # The core, from the bottom: a row imports only rows below it.
 CORE = (
     ("__init__",),
-    ("checks",),
+    ("checks", "iso639"),
     ("geometry", "generation", "languages", "processes", "printable"),
     ("transcript", "peaks", "voice_activity"),
     ("pauses",),

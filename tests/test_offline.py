@@ -153,10 +153,30 @@ def test_silence_is_no_text_and_no_language(model):
     assert (transcript.text, transcript.language) == ("", None)
 
 
+@pytest.mark.parametrize("language", ["he", "heb", "Hebrew", "he-IL"])
+def test_a_declared_language_is_forced(model, language):
+    """The plumbing only: the tiny checkpoint learned no Hebrew."""
+    transcript = model.transcribe(HELLO, language=language, word_timestamps=True)
+    assert (transcript.language, transcript.codes) == ("Hebrew", ("he",))
+    assert "does not know Hebrew" in transcript.warnings[0]
+    assert json.loads(transcript.to("verbose_json"))["languages"] == [{"code": "he"}]
+    waveform = soundfile.read(HELLO, dtype="float32")[0]
+    stream = model._stream(language=language)
+    stream.push(waveform[:SAMPLE_RATE])
+    assert stream.request().prompt.endswith("language Hebrew<asr_text>")
+
+
+def test_an_undeclared_language_is_refused_with_advice(model):
+    with pytest.raises(ValueError, match="QWEN3_ASR_LANGUAGES=sw=Swahili.*he Hebrew"):
+        model.transcribe(HELLO, language="sw")
+    with pytest.raises(ValueError, match="languages has 'he:Hebrew'"):
+        Qwen3ASR(str(CHECKPOINT), languages="he:Hebrew")
+
+
 def test_a_stream_detects_one_of_its_languages(model):
     """Candidates are scored, and one forced where the model names another language."""
     waveform = soundfile.read(HELLO, dtype="float32")[0]
-    updates = model.stream(np.array_split(waveform, 3), languages=["de", "fr"])
+    updates = model.stream(np.array_split(waveform, 3), languages=["de", "he"])
     assert "".join(update.delta for update in updates)
 
 

@@ -39,6 +39,7 @@ WATCHED = {
     "vllm.renderers": "test_chat_template.py",
     "vllm.entrypoints.cli": "test_server.py",
     "vllm.logger.configure_logging_from_args": "test_server.py",
+    "vllm.transformers_utils.repo_utils": "test_cli.py",
     "vllm.utils.argparse_utils": "test_cli.py",
     "vllm.utils.torch_utils": "test_encoder_graph.py",
     "vllm.usage.usage_lib": "test_engine.py",

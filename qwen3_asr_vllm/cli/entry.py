@@ -14,8 +14,9 @@ from collections.abc import Callable
 from .align import align
 from .doctor import DECODERS, INSTALLATION
 from .evaluate import evaluate
+from .languages import resolve_languages
 from .models import set_defaults
-from .options import make_parser, with_hyphens, without_booleans
+from .options import DEFAULT_MODEL, make_parser, with_hyphens, without_booleans
 from .serve import serve
 from .stream import stream
 from .terminal import (
@@ -53,6 +54,10 @@ def _run(argv: list[str] | None) -> int:
     parser = make_parser()
     args, rest = parser.parse_known_args(without_booleans(map(with_hyphens, argv)))
     if args.command in WITH_ENGINE:
+        try:
+            resolve_languages(args, DEFAULT_MODEL)
+        except ValueError as error:
+            parser.error(str(error))
         return WITH_ENGINE[args.command](args, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

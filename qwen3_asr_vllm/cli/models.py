@@ -43,6 +43,12 @@ def engine_options(command: str, rest: list[str]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value != parser.get_default(name)}
 
 
+def model_options(args: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
+    """Return the arguments of ``Qwen3ASR``: engine options, and declared languages."""
+    declared = {"languages": args.extra_languages} if args.extra_languages else {}
+    return engine_options(args.command, rest) | declared
+
+
 def load_model(model: str, options: dict[str, Any]) -> Any:
     _import_vllm()
     from ..offline import Qwen3ASR

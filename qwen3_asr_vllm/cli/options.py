@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import __version__
 from ..formats import FORMATS, KARAOKE, SUBTITLES
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S
-from ..languages import ALIGNER_LANGUAGES, LANGUAGES, resolve_language
+from ..languages import ALIGNER_LANGUAGES, read_languages
 from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY
 from ..printable import printable
 from ..subtitles import MAX_LINE_COUNT, MAX_LINE_WIDTH
+from .languages import languages_of
 
 if TYPE_CHECKING:
     from ..transcript import Transcript
@@ -61,7 +62,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwen3-asr {__version__}")
     parser.add_argument(
-        "--list-languages", action=_ListLanguages, nargs=0, help="list the languages and exit"
+        "--list-languages",
+        action=_ListLanguages,
+        nargs="?",
+        metavar="MODEL",
+        help="list the languages of a checkpoint, or of the published ones, and exit",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_transcribe(commands)
@@ -300,7 +305,8 @@ def _add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a model over HTTP",
-        usage="qwen3-asr serve MODEL [--aligner MODEL] [options of vllm serve]",
+        usage="qwen3-asr serve MODEL [--aligner MODEL] [--extra-languages LIST] "
+        "[options of vllm serve]",
         description="The OpenAI-compatible server of vLLM, with the audio routes of this package "
         "and limits for long recordings. All options of `vllm serve` work; --help=all lists them. "
         "On CUDA, unless you set them: --cudagraph-capture-sizes goes up to "
@@ -315,6 +321,11 @@ def _add_serve(commands: Any) -> None:
         "--aligner",
         metavar="MODEL",
         help=f"forced aligner, such as {DEFAULT_ALIGNER}, in a second server on this machine",
+    )
+    serve.add_argument(
+        "--extra-languages",
+        metavar="LIST",
+        help="languages that the checkpoint knows beyond its config: he=Hebrew,ur=Urdu",
     )
     serve.add_argument(
         "--aligner-options",
@@ -355,16 +366,23 @@ def _add_audio_track(add: Callable[..., Any]) -> None:
 
 
 def _add_language(add: Callable[..., Any], *, otherwise: str) -> None:
-    add("-l", "--language", type=_language, help=f"code or name; default: {otherwise}")
+    add("-l", "--language", help=f"code or name; default: {otherwise}")
 
 
 def _add_languages(add: Callable[..., Any]) -> None:
     add(
         "--languages",
-        type=_languages,
+        type=_words,
         default=[],
         metavar="LIST",
         help="languages to detect one of",
+    )
+    add(
+        "--extra-languages",
+        type=_declared_languages,
+        default={},
+        metavar="LIST",
+        help="languages that the checkpoint knows beyond its config: he=Hebrew,ur=Urdu",
     )
 
 
@@ -387,8 +405,14 @@ def _add_format(add: Callable[..., Any], help: str, *, default: str) -> None:
 
 
 class _ListLanguages(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        for code, name in LANGUAGES.items():
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: Any, model: Any, option: Any = None
+    ) -> None:
+        try:
+            languages = languages_of(model)
+        except (ImportError, OSError, ValueError) as error:
+            parser.error(str(error))
+        for code, name in languages.items():
             print(f"{code:4} {name}")
         parser.exit()
 
@@ -416,10 +440,6 @@ def without_booleans(arguments: Iterable[str]) -> list[str]:
     return kept
 
 
-def _languages(value: str) -> list[str]:
-    return [name for word in _words(value) if (name := _language(word))]
-
-
 def _words(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
 
@@ -433,9 +453,9 @@ def _formats(value: str) -> list[str]:
     return names
 
 
-def _language(value: str) -> str | None:
+def _declared_languages(value: str) -> dict[str, str]:
     try:
-        return resolve_language(value)
+        return read_languages(value, "the option")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

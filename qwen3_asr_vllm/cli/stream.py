@@ -25,7 +25,7 @@ def stream(args: argparse.Namespace, rest: list[str]) -> int:
     if args.file == "-" and args.audio_track:
         return usage_error("--audio-track is for files; a pipe has one track")
     models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
-    options = models.engine_options(args.command, rest)
+    options = models.model_options(args, rest)
     try:
         pieces = _piped(args.rate) if args.file == "-" else _in_steps(args)
         with _hidden_from_children():

@@ -92,7 +92,7 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
                 model=args.model or DEFAULT_MODEL,
                 num_workers=args.ray,
                 num_gpus=args.gpus_per_worker,
-                engine_options=models.engine_options(args.command, rest),
+                engine_options=models.model_options(args, rest),
                 progress=progress,
                 report=complain,
                 options=_options(args),
@@ -129,6 +129,8 @@ def wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
         return "--max-clip-s: the server cuts clips; set QWEN3_ASR_MAX_CLIP_S there"
     if args.server and getattr(args, "aligner", None):
         return "--aligner: the server has its own; set QWEN3_ASR_ALIGNER_URL there"
+    if args.server and args.extra_languages:
+        return "--extra-languages: the server declares them; set QWEN3_ASR_LANGUAGES there"
     if args.server and rest:
         return f"{' '.join(rest)}: engine options; set them on the server"
     return None
@@ -140,7 +142,7 @@ def transcriber(args: argparse.Namespace, rest: list[str]) -> Transcribe:
         model = models.connect(args)
     else:
         models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
-        engine = models.engine_options(args.command, rest)
+        engine = models.model_options(args, rest)
         if getattr(args, "word_timestamps", False):
             engine["aligner"] = args.aligner or DEFAULT_ALIGNER
         model = models.load_model(args.model or DEFAULT_MODEL, engine)

@@ -16,7 +16,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from ..languages import SPACELESS_LANGUAGES, resolve_language
+from ..languages import is_spaceless, resolve_language
 from ..recordings import Recording, Result
 from ..transcript import Transcript
 
@@ -59,7 +59,7 @@ def evaluate(pairs: Iterable[Pair]) -> list[Score]:
 def _score(language: str, pairs: list[Pair]) -> Score:
     normalize = normalizer(language)
     texts = [(normalize(pair.reference), normalize(pair.hypothesis)) for pair in pairs]
-    words = [] if language in SPACELESS_LANGUAGES else _counts(texts, "process_words")
+    words = [] if is_spaceless(language) else _counts(texts, "process_words")
     characters = _counts([(_joined(r), _joined(h)) for r, h in texts], "process_characters")
     return Score(
         language=language,

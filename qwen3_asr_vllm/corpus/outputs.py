@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from ..languages import language_code
 from ..recordings import Recording, row_key
 from ..transcript import Transcript
 from .locks import locked
@@ -363,11 +362,10 @@ def output_row(recording: Recording, transcript: Transcript) -> dict[str, Any]:
 
     ``audio_source`` is added unless ``audio_filepath`` is valid in any working directory.
     """
-    language = transcript.language
     row = (
         {"audio_filepath": recording.source, "duration": round(transcript.duration, 3)}
         | dict(recording.row)
-        | {"pred_text": transcript.text, "pred_lang": language and language_code(language)}
+        | {"pred_text": transcript.text, "pred_lang": next(iter(transcript.codes), None)}
     )
     row.pop(
         "audio_source", None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -28,9 +29,11 @@ from vllm.tokenizers import cached_tokenizer_from_config
 
 from ..chat_template import load_protocol
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S, SAMPLE_RATE, num_frames
-from ..languages import LANGUAGES, SPACELESS_LANGUAGES, language_code, resolve_language
+from ..iso639 import codes_of
+from ..languages import LANGUAGES, SPACELESS_CODES, checkpoint_languages
 from ..prompt import (
     NO_TRANSLATION,
+    PUBLISHED,
     OutputStream,
     TextProtocol,
     build_prompt,
@@ -54,13 +57,11 @@ class Qwen3ASRForConditionalGeneration(
     """The transcriber: audio and text in, text out."""
 
     supports_tower_connector_lora: ClassVar[bool] = True
-    # vLLM refuses a class that lists a code Whisper lacks; validate_language knows all 30
+    # vLLM refuses a class that lists a code Whisper lacks; get_generation_prompt knows all
     supported_languages: ClassVar[Mapping[str, str]] = {
         code: name for code, name in LANGUAGES.items() if code != "fil"
     }
-    no_space_languages: ClassVar[set[str]] = {
-        code for code, name in LANGUAGES.items() if name in SPACELESS_LANGUAGES
-    }
+    no_space_languages: ClassVar[set[str]] = set(SPACELESS_CODES)
     decoder = Qwen3ForCausalLM
     hf_to_vllm_mapper = Thinker.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_prefix={
@@ -110,9 +111,16 @@ class Qwen3ASRForConditionalGeneration(
 
     @classmethod
     def validate_language(cls, language: str | None) -> str | None:
-        """Return the code of a language given in any spelling; None detects the language."""
-        name = resolve_language(language)
-        return None if name is None else language_code(name)
+        """Return the code of a language given in any spelling; None detects the language.
+
+        ``get_generation_prompt``, which has the config, rejects what the checkpoint does not know.
+        """
+        declared = checkpoint_languages()
+        try:
+            name = declared.resolve(language)
+        except ValueError:
+            return next(iter(codes_of(language or "")), language)
+        return None if name is None else declared.code(name)
 
     @classmethod
     def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> PromptType:
@@ -123,7 +131,7 @@ class Qwen3ASRForConditionalGeneration(
         protocol = _protocol(stt_params.model_config, tokenizer)
         prompt = build_prompt(
             context=sanitize_context(context, protocol.control_tokens),
-            language=resolve_language(stt_params.language),
+            language=protocol.languages.resolve(stt_params.language),
             protocol=protocol,
         )
         return TokensPrompt(
@@ -133,7 +141,7 @@ class Qwen3ASRForConditionalGeneration(
 
     @classmethod
     def post_process_output(cls, text: str) -> str:
-        return parse_output(text).text
+        return parse_output(text, protocol=_declared_protocol()).text
 
     @classmethod
     def get_streaming_post_processor_cls(cls) -> type[StreamingTranscriptionPostProcessor]:
@@ -150,11 +158,16 @@ def _protocol(model_config: ModelConfig, tokenizer: Any) -> TextProtocol:
     return protocol
 
 
+def _declared_protocol() -> TextProtocol:
+    """Return the published protocol with the declared languages: these hooks get no config."""
+    return replace(PUBLISHED, languages=checkpoint_languages())
+
+
 class DeltaCleaner(StreamingTranscriptionPostProcessor):
     """Converts raw deltas of one clip to deltas of its text."""
 
     def __init__(self) -> None:
-        self.stream = OutputStream()
+        self.stream = OutputStream(protocol=_declared_protocol())
 
     def process_delta(self, text_delta: str, finished: bool) -> str:
         text = self.stream.push(text_delta)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..formats import logprobs
 from ..geometry import SAMPLE_RATE
-from ..languages import language_code
 from .bodies import decode_base64
 from .session_config import Config, EventError
 
@@ -138,7 +137,7 @@ class OpenAI:
                 "item_id": item.id,
                 "content_index": 0,
                 "transcript": stream.text,
-                "languages": [{"code": language_code(name) or name} for name in stream.languages],
+                "languages": [{"code": code} for code in stream.codes],
                 "usage": {"type": "duration", "seconds": round(item.num_samples / SAMPLE_RATE, 3)},
                 **_logprobs(stream.tokens, config),
             }

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 from starlette.datastructures import UploadFile
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from ..languages import Languages, resolve_language
 from .admission import RETRY_AFTER_S, Busy
 
 CLIENT_CLOSED = 499  # nginx's status for a client that disconnected before the response ended
@@ -93,15 +94,25 @@ def engine_dead_as_503() -> Iterator[None]:
         raise ApiError(503, message, code="engine_dead", retry_after_s=RETRY_AFTER_S) from error
 
 
-def validate(cls: type[_Model], values: Mapping[str, Any]) -> _Model:
-    """Create a form from its fields. Raises ApiError that names the first wrong field."""
+def validate(
+    cls: type[_Model], values: Mapping[str, Any], known: Languages | None = None
+) -> _Model:
+    """Create a form from its fields; ``known`` are the languages that it may name.
+
+    Raises ApiError that names the first wrong field.
+    """
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(values, context=known)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where, *inside = first["loc"]
         name = str(where) + "".join(f"[{part}]" for part in inside)
         raise ApiError(400, _described(first, name), param=str(where)) from error
+
+
+def resolver(info: ValidationInfo) -> Callable[[str | None], str | None]:
+    """Return the function that resolves a language in a form: to a known one, or to any."""
+    return resolve_language if info.context is None else info.context.resolve
 
 
 def _described(error: ErrorDetails, name: str) -> str:

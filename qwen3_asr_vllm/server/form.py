@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Literal, TypeVar, get_origin
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, Json, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from starlette.datastructures import FormData, UploadFile
 from vllm.exceptions import VLLMValidationError
@@ -23,11 +23,11 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from ..formats import RESPONSE_FORMATS
 from ..generation import sampling_defaults
-from ..languages import resolve_language
+from ..languages import LANGUAGES, Languages
 from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY, TranscribeOptions
 from ..pauses import Pauses
 from ..prompt import NO_TRANSLATION
-from .errors import IS_ALIGNER, ApiError, shown, validate
+from .errors import IS_ALIGNER, ApiError, resolver, shown, validate
 from .state import server_state
 from .uploads import RecordingForm, posted
 
@@ -122,8 +122,8 @@ class Form(RecordingForm):
 
     @field_validator("languages")
     @classmethod
-    def _resolve_all(cls, languages: list[str]) -> list[str]:
-        return [name for name in map(resolve_language, languages) if name]
+    def _resolve_all(cls, languages: list[str], info: ValidationInfo) -> list[str]:
+        return [name for name in map(resolver(info), languages) if name]
 
     @field_validator("response_format", "timestamp_granularities", "include", mode="before")
     @classmethod
@@ -216,18 +216,24 @@ def gather(fields: FormData) -> dict[str, list[Any]]:
     return values
 
 
-def read(cls: type[_Form], values: Mapping[str, list[Any]]) -> _Form:
+def read(
+    cls: type[_Form], values: Mapping[str, list[Any]], known: Languages | None = None
+) -> _Form:
     """Create a form from its fields. Raises ApiError that names a wrong field."""
     fields = cls.model_fields
-    return validate(cls, {x: _value(fields[x], x, values[x]) for x in fields if x in values})
+    given = {x: _value(fields[x], x, values[x]) for x in fields if x in values}
+    return validate(cls, given, known)
 
 
-def parse_form(fields: FormData) -> Form:
-    """Create a transcription form. Raises ApiError that names a wrong or rejected field."""
+def parse_form(fields: FormData, known: Languages = LANGUAGES) -> Form:
+    """Create a transcription form; ``known`` are the languages of the checkpoint.
+
+    Raises ApiError that names a wrong or rejected field.
+    """
     values = gather(fields)
     _merge_strategy(values)
     _refuse(values)
-    form = read(Form, values)
+    form = read(Form, values, known)
     form._ignored = [
         name
         for name, sent in values.items()
@@ -327,6 +333,6 @@ async def read_form(raw_request: Request) -> AsyncIterator[Form]:
     if (transcriber := server_state(raw_request.app).transcriber) is None:
         raise ApiError(404, IS_ALIGNER)
     async with posted(raw_request, transcriber.admission) as (fields, reservation):
-        form = parse_form(fields)
+        form = parse_form(fields, transcriber.protocol.languages)
         form._reservation = reservation
         yield form

@@ -19,7 +19,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from .. import __version__
-from ..languages import LANGUAGES
 from .errors import IS_ALIGNER, ApiError
 from .state import server_state
 
@@ -29,6 +28,7 @@ class About:
     """Public description of a server: models, formats, limits."""
 
     models: tuple[str, ...]
+    languages: dict[str, str]  # names by code
     decodes: tuple[str, ...]  # audio formats
     decoders: tuple[str, ...]  # libraries that read them
     max_upload_mb: int  # MiB
@@ -63,7 +63,7 @@ async def show_about(request: Request) -> JSONResponse:
     """Return the languages, limits and models of this server."""
     if (about := server_state(request.app).about) is None:
         raise ApiError(404, IS_ALIGNER)
-    return JSONResponse({"version": __version__, "languages": LANGUAGES} | asdict(about))
+    return JSONResponse({"version": __version__} | asdict(about))
 
 
 @cache

@@ -34,6 +34,7 @@ from ..engine import (
     stream_parts,
 )
 from ..geometry import SAMPLE_RATE
+from ..languages import Languages
 from ..prompt import NO_CONTEXT, TextProtocol, sanitize_context
 from ..streaming import Stream, StreamRequest, Update
 from .admission import Admission, Busy, Reservation
@@ -93,7 +94,7 @@ class Realtime(EngineServing):
         thinker = self.model_config.hf_config.thinker_config
         self._tokenizer = self.renderer.get_tokenizer()
         self._parts = stream_parts(thinker, self._tokenizer, protocol)
-        self._language_token_ids = language_token_ids(self._tokenizer)
+        self._language_token_ids = language_token_ids(self._tokenizer, protocol.languages)
         self._protocol = protocol
         self._template_tokens = len(self._tokenizer.encode(protocol.bare))  # besides the context
 
@@ -104,6 +105,11 @@ class Realtime(EngineServing):
 
     def serves(self, model: str | None) -> bool:
         return self._is_model_supported(model)
+
+    @property
+    def languages(self) -> Languages:
+        """The languages of the checkpoint."""
+        return self._protocol.languages
 
     def stream(self, options: Mapping[str, Any]) -> Stream:
         clip_s = max(options["step_s"], self.max_clip_s / 2)
@@ -351,7 +357,7 @@ class Session:
         if "session" not in event and "model" in event:
             self._switch_to_vllm(event["model"])
             return
-        config = self.config.updated(changes)
+        config = self.config.updated(changes, self.shared.languages)
         self.shared.check(config.audio.input.transcription)
         old, self.config = self.config, config
         self.dialect = self.dialect.of_update(event["type"], event["session"])
@@ -371,7 +377,7 @@ class Session:
         self.shared.check_model(str(model))
         audio = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
         changes = {"audio": {"input": audio | {"transcription": {"model": str(model)}}}}
-        self.config = self.config.updated(changes)
+        self.config = self.config.updated(changes, self.shared.languages)
         self.turns.configure(self.config.audio.input, is_speaking=False)
 
     async def _append(self, event: dict[str, Any]) -> None:

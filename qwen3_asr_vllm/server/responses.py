@@ -15,7 +15,6 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.logger import init_logger
 
 from ..formats import FORMATS, RESPONSE_FORMATS, logprobs
-from ..languages import language_code
 from ..printable import header_list, printable
 from ..transcript import Transcript
 from .errors import ApiError
@@ -41,7 +40,7 @@ def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
 
 def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
     """Return the JSON response: text, languages, warnings if any, and requested additions."""
-    languages = [{"code": language_code(name) or name} for name in transcript.languages]
+    languages = [{"code": code} for code in transcript.codes]
     document: dict[str, Any] = {
         "text": transcript.text,
         "language": languages[0]["code"] if languages else None,

@@ -19,12 +19,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from ..audio import PcmStream
-from ..languages import resolve_language
+from ..languages import LANGUAGES, Languages
 from ..prompt import MAX_CONTEXT, join_context
 from ..voice_activity import VoiceActivity, voice_activity
 
@@ -68,6 +69,11 @@ def _check_context(what: str, context: str) -> None:
         raise ValueError(f"{what} half of a surrogate pair; send valid Unicode.")
 
 
+def _known(info: ValidationInfo) -> Languages:
+    """Return the languages of the checkpoint, which ``Config.updated`` passes on."""
+    return info.context or LANGUAGES
+
+
 class Format(_Strict):
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
     rate: Literal[8_000, 16_000, 24_000] | None = None
@@ -98,15 +104,17 @@ class Transcription(_Strict):
 
     @field_validator("language")
     @classmethod
-    def _check_language(cls, language: str | None) -> str | None:
-        resolve_language(language)
+    def _check_language(cls, language: str | None, info: ValidationInfo) -> str | None:
+        _known(info).resolve(language)
         return language
 
     @field_validator("languages")
     @classmethod
-    def _check_languages(cls, languages: list[str] | None) -> list[str] | None:
+    def _check_languages(
+        cls, languages: list[str] | None, info: ValidationInfo
+    ) -> list[str] | None:
         for language in languages or ():
-            resolve_language(language)
+            _known(info).resolve(language)
         return languages
 
     @field_validator("prompt")
@@ -122,10 +130,11 @@ class Transcription(_Strict):
         return keywords
 
     @model_validator(mode="after")
-    def _check_together(self) -> Transcription:
+    def _check_together(self, info: ValidationInfo) -> Transcription:
         _check_context("prompt and keywords have", self.context)
-        language = resolve_language(self.language)
-        if language and set(self.candidates) - {language}:
+        given = (self.language, *(self.languages or ()))
+        language, *candidates = map(_known(info).resolve, given)
+        if language and set(filter(None, candidates)) - {language}:
             raise ValueError("languages are candidates for detection; send null for language.")
         return self
 
@@ -133,16 +142,11 @@ class Transcription(_Strict):
     def context(self) -> str:
         return join_context(self.prompt or "", self.keywords or [])
 
-    @property
-    def candidates(self) -> list[str]:
-        """Return the languages that may be detected; empty if all may."""
-        return [name for name in map(resolve_language, self.languages or ()) if name]
-
     def stream_options(self, *, wants_logprobs: bool) -> dict[str, Any]:
         """Return the options of an item's stream."""
         return {
             "language": self.language,
-            "languages": self.candidates,
+            "languages": self.languages or [],
             "wants_logprobs": wants_logprobs,
             "context": self.context,
             "step_s": STEP_BY_DELAY[self.delay or "medium"],
@@ -208,13 +212,17 @@ class Config(_Strict):
         transcription = self.audio.input.transcription
         return transcription.stream_options(wants_logprobs=self.wants_logprobs)
 
-    def updated(self, changes: Any) -> Config:
-        """Return the changed config. Raises EventError that names the first wrong field."""
+    def updated(self, changes: Any, known: Languages = LANGUAGES) -> Config:
+        """Return the changed config; ``known`` are the languages of the checkpoint.
+
+        Raises EventError that names the first wrong field.
+        """
         if not isinstance(changes, dict):
             raise EventError("session must be an object.", param="session")
         nested = _nested(changes)
         try:
-            return Config.model_validate(_merged(self.model_dump(exclude_unset=True), nested))
+            merged = _merged(self.model_dump(exclude_unset=True), nested)
+            return Config.model_validate(merged, context=known)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             param = ".".join(["session", *map(str, first["loc"])])

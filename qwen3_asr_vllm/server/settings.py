@@ -11,6 +11,7 @@ import os
 from typing import Any, NamedTuple
 
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S
+from ..languages import VARIABLE, read_languages
 
 DAY_S = 86_400
 
@@ -86,6 +87,7 @@ SETTINGS = {
             *("QWEN3_ASR_REALTIME_IDLE_S", 300.0, 1.0, DAY_S),
             "seconds without an event that end a session",
         ),
+        (VARIABLE, None, None, None, "languages that the checkpoint knows beyond its config"),
         ("QWEN3_ASR_ALIGNER_URL", None, None, None, "address of the aligner's server"),
         ("QWEN3_ASR_ALIGNER_API_KEY", None, None, None, "its API key"),
         ("QWEN3_ASR_KOREAN_DICT", None, None, None, "file of Korean words, one per line"),
@@ -99,6 +101,7 @@ def setting(name: str) -> Any:
 
 
 def check_settings() -> None:
-    """Raise ValueError for the first variable that is out of its range."""
+    """Raise ValueError for the first variable that is out of its range, or names no language."""
     for each in SETTINGS.values():
         each.read()
+    read_languages(setting(VARIABLE) or "", VARIABLE)

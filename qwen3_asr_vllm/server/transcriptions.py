@@ -99,7 +99,9 @@ class Transcriber(AudioServing):
         self.defaults = generation_defaults(self.model_config)
         scheduler = engine_client.vllm_config.scheduler_config
         self.max_parallel_clips = max(1, scheduler.max_num_seqs // CLIP_SHARE)
-        self.language_token_ids = language_token_ids(self.renderer.get_tokenizer())
+        self.language_token_ids = language_token_ids(
+            self.renderer.get_tokenizer(), protocol.languages
+        )
         self.aligner = remote_aligner()
         self.has_priorities = scheduler.policy == "priority"
         # Only logits processors that an operator installed read vllm_xargs.
@@ -115,6 +117,7 @@ class Transcriber(AudioServing):
         """Describe this server; ``args`` are those of vLLM's command line."""
         return page.About(
             models=tuple(model.name for model in self.models.base_model_paths),
+            languages=dict(self.protocol.languages),
             decodes=decodable_formats(),
             decoders=decoders(),
             max_upload_mb=setting("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"),

@@ -17,17 +17,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 from vllm.logger import init_logger
 
-from ..languages import resolve_language
 from ..media.containers import raw_audio, raw_audio_of_name
 from ..printable import header_list
 from .admission import RETRY_AFTER_S, Admission, Reservation
 from .bodies import WAYS, body_of
-from .errors import CLIENT_CLOSED, ApiError, shown
+from .errors import CLIENT_CLOSED, ApiError, resolver, shown
 from .fields import MAX_FIELD_BYTES, Fields
 from .settings import setting
 
@@ -56,8 +55,8 @@ class RecordingForm(BaseModel):
 
     @field_validator("language")
     @classmethod
-    def _resolve(cls, language: str | None) -> str | None:
-        return resolve_language(language)
+    def _resolve(cls, language: str | None, info: ValidationInfo) -> str | None:
+        return resolver(info)(language)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -118,7 +118,8 @@ WRONG = {
     "transcribe a.wav -f srt,docx": "unknown format 'docx'; use txt, json, srt, vtt",
     "transcribe a.wav --max_line_width 1": "'1' is not a whole number from 2",
     "transcribe a.wav --max_line_count two": "'two' is not a whole number from 1",
-    "transcribe a.wav -l Klingon": "unsupported language 'Klingon'",
+    "transcribe a.wav -l Klingon": "declare Klingon with QWEN3_ASR_LANGUAGES=tlh=Klingon",
+    "transcribe a.wav --extra-languages he:Hebrew": "the option has 'he:Hebrew'; give code=Name",
     "transcribe a.wav --max-clip-s 5000": "'5000' is not from 1 to 1200 seconds",
     "stream a.wav --step-s 0": "'0' is not from 0.1 to 60 seconds",
     "transcribe a.wav --max-clip-s long": "'long' is not from 1 to 1200 seconds",
@@ -131,7 +132,7 @@ WRONG = {
     "stream a.wav -r 16000 --rate 8000": "-r/--rate is given twice",
     "doctor --server a --server b": "--server is given twice",
     "align a.wav": "required: TEXT",
-    "align a.wav a.txt -l Klingon": "unsupported language 'Klingon'",
+    "align a.wav a.txt -l Elbonian": "unsupported language 'Elbonian'",
     "doctor --gpu": "unrecognized arguments: --gpu",
 }
 
@@ -440,6 +441,67 @@ def test_standard_input_is_a_recording(model, files, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", file)
         assert cli.main(["transcribe", "-"]) == 0
     assert capsys.readouterr().out == "2 seconds\n"
+
+
+@pytest.fixture
+def hebrew(tmp_path):
+    """A checkpoint whose config declares Hebrew."""
+    folder = tmp_path / "hebrew"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"support_languages": ["English", "Hebrew"]}')
+    return str(folder)
+
+
+def test_languages_of_a_checkpoint_are_listed(hebrew, monkeypatch, capsys):
+    monkeypatch.setenv("QWEN3_ASR_LANGUAGES", "ckb=Sorani")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--list-languages", hebrew])
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert {code: name for code, name in rows} == {**LANGUAGES, "he": "Hebrew", "ckb": "Sorani"}
+
+
+def test_languages_of_no_checkpoint_are_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["--list-languages", str(tmp_path)])
+    assert "has no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["he", "Hebrew", "he-IL"])
+def test_languages_of_the_checkpoint_resolve(model, files, hebrew, given):
+    assert cli.main(["transcribe", files[0], "-m", hebrew, "-l", given]) == 0
+    assert model.options.language == "Hebrew"
+
+
+def test_declared_languages_reach_the_model(model, files, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(models, "load_model", lambda *given: loaded.append(given) or model)
+    line = [
+        "transcribe",
+        files[0],
+        "--extra_languages",
+        "he=Hebrew,ur=Urdu",
+        "--languages",
+        "he,ur",
+    ]
+    assert cli.main(line) == 0
+    assert loaded[0][1] == {"languages": {"he": "Hebrew", "ur": "Urdu"}}
+    assert model.options.languages == ("Hebrew", "Urdu")
+
+
+def test_declared_languages_reach_the_server(monkeypatch):
+    from qwen3_asr_vllm.server import supervisor
+
+    monkeypatch.setenv("QWEN3_ASR_LANGUAGES", "ur=Urdu")
+    monkeypatch.setattr(supervisor, "serve", lambda argv: 0 if argv == ["x", "--port", "1"] else 1)
+    assert cli.main(["serve", "x", "--extra-languages", "he=Hebrew", "--port", "1"]) == 0
+    assert os.environ["QWEN3_ASR_LANGUAGES"] == "ur=Urdu,he=Hebrew"
+    assert cli.main(["serve", "x", "--extra-languages", "he:Hebrew"]) == 2
+
+
+def test_a_server_resolves_its_own_languages(model, files, monkeypatch):
+    monkeypatch.setattr(models, "connect", lambda args: model)
+    assert cli.main(["transcribe", files[0], "--server", "http://x", "-l", "he-IL"]) == 0
+    assert model.options.language == "he-IL"
 
 
 def test_languages_are_listed(capsys):

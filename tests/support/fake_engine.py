@@ -59,6 +59,7 @@ class FakeEngine:
         self.model_config = SimpleNamespace(
             generation_config="vllm",
             override_generation_config={},
+            try_get_generation_config=dict,
             is_encoder_decoder=False,
             max_model_len=4096,
             logits_processors=["of.an:Operator"],
