@@ -86,7 +86,7 @@ def test_dropped_requests_are_resent_once(reasons):
         yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason=reason)])
 
     made, left = object.__new__(Realtime), list(reasons)
-    made._language_token_ids = {}
+    made._language_token_ids, made._params = {}, None
     made.render = made._get_trace_headers = nothing
     made.models = SimpleNamespace(lora_requests={})
     made.engine_client = SimpleNamespace(generate=generate)
