@@ -47,6 +47,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Distribute groups, in their order, where ``-n`` starts several processes."""
     if getattr(config.option, "numprocesses", None):
         config.option.dist, config.option.loadscopereorder = "loadgroup", False
+    if hasattr(config, "workerinput"):  # one of the processes
+        config.option.loadgroup = True
 
 
 @pytest.hookimpl(tryfirst=True)
