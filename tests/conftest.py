@@ -42,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
         IN_TREE.update(in_tree_environment())
 
 
+def pytest_make_parametrize_id(val: Any) -> str | None:
+    """Name long bytes by their length: those of gzip hold the time."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > 40 else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Distribute groups, in their order, where ``-n`` starts several processes."""

@@ -50,7 +50,7 @@ def processed(processor, audio, prompt=None, cache=None):
     return processor(prompt, mm_items=items, hf_processor_mm_kwargs={}, cache=cache)
 
 
-@pytest.mark.parametrize(("samples", "num_audios"), product(SAMPLES, (1, 2)))
+@pytest.mark.parametrize(("samples", "num_audios"), list(product(SAMPLES, (1, 2))))
 def test_prompt_tokens_are_those_of_transformers(processor, samples, num_audios):
     from transformers.models.qwen3_asr import Qwen3ASRFeatureExtractor, Qwen3ASRProcessor
 
