@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from support.audio import noise, poisoned
+from support.audio import HELLO, noise, poisoned
 from support.checkpoints import CHECKPOINT, reference_config
 from test_bounds import VALUES
 from test_encoder_graph import build_model, encoder  # noqa: F401  (a fixture)
@@ -125,8 +126,7 @@ def test_features_that_fit_nothing_are_refused(llm, shape, lengths, message):
 
 @pytest.mark.vllm
 def test_integers_are_scaled(llm):
-    waveform = noise(1.3)
-    samples = np.round(waveform * 32_768).astype(np.int16)
+    samples, _ = soundfile.read(HELLO, dtype="int16")
     scaled, floats = generate(llm, [request(samples), request(samples / np.float32(32_768))])
     assert scaled.outputs[0].token_ids == floats.outputs[0].token_ids
 

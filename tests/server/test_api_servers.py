@@ -15,6 +15,7 @@ from support.fake_engine import FakeEngine
 from support.slow_to_end import answer_and_end
 
 from qwen3_asr_vllm.cli.vllm_serve import parse
+from qwen3_asr_vllm.prompt import PUBLISHED
 from qwen3_asr_vllm.server import api_servers, serving
 from qwen3_asr_vllm.server.api_servers import available_cores, count_for, set_api_server_count
 from qwen3_asr_vllm.server.serving import shared_admission
@@ -150,6 +151,7 @@ def test_routes_hold_their_api_servers_share(monkeypatch, count, recordings, thr
     from qwen3_asr_vllm.server import plugin
 
     monkeypatch.setattr(plugin, "Realtime", lambda *_, **options: None)
+    monkeypatch.setattr(plugin, "load_protocol", lambda *_: PUBLISHED)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     engine = FakeEngine("")
     engine.model_config.hf_config = SimpleNamespace(model_type="qwen3_asr", is_aligner=False)
@@ -164,7 +166,9 @@ def test_routes_hold_their_api_servers_share(monkeypatch, count, recordings, thr
 
     async def start():
         (made := plugin.EndpointPlugin()).attach_router(FastAPI())
-        args = Namespace(api_key=None, allowed_origins=["*"], api_server_count=count)
+        args = Namespace(
+            api_key=None, allowed_origins=["*"], api_server_count=count, chat_template=None
+        )
         await made.init_state(engine, state, args)
         state.qwen3_asr.watch.cancel()
 

@@ -112,7 +112,7 @@ def test_languages_unknown_to_in_tree_are_forced(client, language):
     assert isinstance(transcribe(client, HELLO, language=language).text, str)
 
 
-@pytest.mark.parametrize("language", ["tlh", "cy", "he", "sw", "af"])
+@pytest.mark.parametrize("language", ["tlh", "cy", "ur", "sw", "af"])
 def test_an_unknown_language_lists_the_known_ones(client, language):
     """V2: in-tree takes 29 languages that the model never learnt, without a word."""
     with pytest.raises(openai.BadRequestError) as error:
