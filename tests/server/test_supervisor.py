@@ -15,7 +15,6 @@ import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +39,7 @@ from support.checks import assert_timed, eventually
 from support.clients import speak
 from support.servers import reserved_port, serving
 
-from qwen3_asr_vllm.formats import rounded
+from qwen3_asr_vllm.formats import rounded, word_row
 from qwen3_asr_vllm.server import serving as serving_state
 from qwen3_asr_vllm.server import supervisor
 from qwen3_asr_vllm.server.supervisor import plan
@@ -395,7 +394,7 @@ def test_http_and_offline_alignments_are_equal(pair, model, minutes, minutes_on_
     offline = rounded(model.align(minutes, text))
     assert_timed(offline)
     assert served["text"] == offline.text == text
-    assert served["words"] == [asdict(word) for word in offline.words]
+    assert served["words"] == list(map(word_row, offline.words))
     assert [(s["start"], s["end"], s["text"]) for s in served["segments"]] == [
         (s.start, s.end, s.text) for s in offline.segments
     ]
