@@ -15,6 +15,7 @@ from support.fake_engine import ScoringEngine, rendered, tokenizer
 
 from qwen3_asr_vllm.audio import load_audio
 from qwen3_asr_vllm.decoding import Decoding
+from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.offline import _Engines
 from qwen3_asr_vllm.options import Beams
 from qwen3_asr_vllm.prompt import build_prompt, parse_output
@@ -92,7 +93,7 @@ def begin_searches(engines, outputs):
 
 def test_searches_run_side_by_side():
     llm, outputs = ScoringLLM("language English<asr_text>Good morning."), []
-    engines = _Engines(llm, None)
+    engines = _Engines(llm, None, LANGUAGES)
     begin_searches(engines, outputs)
     while llm.waiting:
         engines.step()
@@ -102,7 +103,7 @@ def test_searches_run_side_by_side():
 
 def test_aborting_a_search_aborts_its_requests():
     llm, outputs = ScoringLLM("language English<asr_text>Good morning."), []
-    engines = _Engines(llm, None)
+    engines = _Engines(llm, None, LANGUAGES)
     ids = begin_searches(engines, outputs)
     for _ in range(3):
         engines.step()

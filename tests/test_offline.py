@@ -36,6 +36,7 @@ from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
 from qwen3_asr_vllm.engine import sampling_params
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
+from qwen3_asr_vllm.languages import LANGUAGES
 from qwen3_asr_vllm.offline import ForcedAligner, Qwen3ASR
 from qwen3_asr_vllm.prompt import PUBLISHED, build_prompt, parse_output
 from qwen3_asr_vllm.transcription import CUT_OFF
@@ -162,7 +163,7 @@ def test_a_declared_language_is_forced(model, language):
     assert json.loads(transcript.to("verbose_json"))["languages"] == [{"code": "he"}]
     waveform = soundfile.read(HELLO, dtype="float32")[0]
     stream = model._stream(language=language)
-    stream.push(waveform[:SAMPLE_RATE])
+    stream.push(waveform[: 3 * SAMPLE_RATE])
     assert stream.request().prompt.endswith("language Hebrew<asr_text>")
 
 
@@ -651,7 +652,7 @@ def test_dead_engines_raise_errors_with_advice(monkeypatch, capsys, dead):
     made, aligner = Qwen3ASR.__new__(Qwen3ASR), ForcedAligner.__new__(ForcedAligner)
     aligner.llm = SimpleNamespace(encode=die)
     made.aligner, made._protocol = aligner, PUBLISHED
-    made._engine = offline._Engines(llm, made.aligner)
+    made._engine = offline._Engines(llm, made.aligner, LANGUAGES)
     if dead == "engine":
         monkeypatch.setattr(models, "load_model", lambda *_: made)
         assert main(["transcribe", str(HELLO)]) == 1
