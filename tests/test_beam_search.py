@@ -150,7 +150,8 @@ def test_a_searched_recording_has_words_and_confidences(model):
     written = "".join(token.text for token in tokens)
     assert written.replace(" ", "") == transcript.text.replace(" ", "")  # some join two clips
     for segment, same in zip(transcript.segments, greedy.segments, strict=True):
-        assert segment.avg_logprob == pytest.approx(same.avg_logprob, abs=0.05)
+        if same.avg_logprob is not None:  # a token that begins in the segment before has it all
+            assert segment.avg_logprob == pytest.approx(same.avg_logprob, abs=0.05)
         assert segment.no_speech_prob == pytest.approx(same.no_speech_prob, abs=1e-3)
         assert segment.language_probability == pytest.approx(same.language_probability, abs=1e-3)
     assert all(0 < word.probability <= 1 for word in transcript.words)

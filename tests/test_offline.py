@@ -651,7 +651,9 @@ def test_dead_engines_raise_errors_with_advice(monkeypatch, capsys, dead):
     )
     made, aligner = Qwen3ASR.__new__(Qwen3ASR), ForcedAligner.__new__(ForcedAligner)
     aligner.llm = SimpleNamespace(encode=die)
-    made.aligner, made._protocol = aligner, PUBLISHED
+    made.aligner, made._protocol, made._defaults = aligner, PUBLISHED, {}
+    monkeypatch.setattr(offline, "default_params", lambda _: None)
+    llm.model_config = None
     made._engine = offline._Engines(llm, made.aligner, LANGUAGES)
     if dead == "engine":
         monkeypatch.setattr(models, "load_model", lambda *_: made)
