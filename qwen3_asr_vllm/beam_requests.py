@@ -11,13 +11,15 @@ prefix cache keeps what beams share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .beams import Hypothesis, Scored, num_scores, search
 from .decoding import Decoding
-from .engine import language_token_ids, sampling_params
+from .engine import sampling_params
+from .generation import generation_defaults
 from .rounds import Rounds, Steps
 
 if TYPE_CHECKING:
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from vllm.logprobs import Logprob
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams
+
+logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
+
+UNUSED = {  # parameters that a search does not use, with the values that change nothing
+    "temperature": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,20 @@ class BeamSearcher:
     max_model_len: int
 
     @classmethod
-    def of(cls, model_config: ModelConfig, tokenizer: Any) -> BeamSearcher:
+    def of(
+        cls, model_config: ModelConfig, tokenizer: Any, language_ids: Mapping[str, int]
+    ) -> BeamSearcher:
+        """Read the end tokens of a checkpoint; warns about defaults that a search does not use."""
         given = model_config.try_get_generation_config().get("eos_token_id") or ()
         ids = {given} if isinstance(given, int) else set(given)
+        defaults = generation_defaults(model_config)
+        for name in UNUSED:
+            if (value := defaults.get(name, UNUSED[name])) != UNUSED[name]:
+                logger.warning("Beam search does not use the checkpoint's %s of %g.", name, value)
         return cls(
             tokenizer=tokenizer,
             end_ids=frozenset(ids | {tokenizer.eos_token_id} - {None}),
-            language_ids=language_token_ids(tokenizer),
+            language_ids=language_ids,
             max_model_len=model_config.max_model_len,
         )
 
@@ -62,7 +80,7 @@ class BeamSearcher:
             {token: Logprob(logprob, decoded_token=text)}
             for token, logprob, text in zip(tokens, best.logprobs, texts, strict=False)
         ]
-        slot = _language_slot(texts)
+        slot = _language_slot(texts, decoding.special_tokens)
         if decoding.scored_languages and slot is not None:
             asked = replace(decoding, max_tokens=1)
             params = _whole(sampling_params(asked, self.language_ids))
@@ -122,7 +140,7 @@ def _scored(output: RequestOutput) -> Scored:
 
 
 def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
-    """Return the text of each token; joined, they are the text of all.
+    """Return the text of each token, special ones too; joined, they are the text of all.
 
     Where a character takes several tokens, the last one has it, and the others are empty.
     """
@@ -130,7 +148,7 @@ def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
     pending: list[int] = []
     for number, token in enumerate(tokens, 1):
         pending.append(token)
-        text = tokenizer.decode(pending, skip_special_tokens=True)
+        text = tokenizer.decode(pending, skip_special_tokens=False)
         is_complete = not text.endswith("\ufffd") or number == len(tokens)
         texts.append(text if is_complete else "")
         if is_complete:
@@ -138,10 +156,15 @@ def token_texts(tokens: Sequence[int], tokenizer: Any) -> list[str]:
     return texts
 
 
-def _language_slot(texts: Sequence[str]) -> int | None:
-    """Return the index of the token that names the language; None without a header."""
+def _language_slot(texts: Sequence[str], special_tokens: Collection[str]) -> int | None:
+    """Return the index of the token that names the language; None without a header.
+
+    Special tokens may stand before the header.
+    """
     header = ""
     for index, text in enumerate(texts):
+        if text in special_tokens:
+            continue
         if header.strip() == "language":
             return index
         header += text

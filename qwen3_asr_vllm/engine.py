@@ -18,7 +18,7 @@ from .alignment import AlignmentRequest
 from .decoding import LOOP_MAX_PATTERN, LOOP_MIN_COUNT, Decoding, min_loop_pattern
 from .generation import generation_defaults, sampling_defaults
 from .geometry import SAMPLE_RATE
-from .languages import LANGUAGES, Languages
+from .languages import Languages
 from .processes import interruptible
 from .prompt import PUBLISHED, TextProtocol
 from .transcript import Token
@@ -145,7 +145,7 @@ def engine_prompt(request: EngineRequest | AlignmentRequest) -> dict[str, Any]:
     }
 
 
-def language_token_ids(tokenizer: Any, languages: Languages = LANGUAGES) -> dict[str, int]:
+def language_token_ids(tokenizer: Any, languages: Languages) -> dict[str, int]:
     """Return the first token of each language's name, and of "None", after "language"."""
     names = ("None", *languages.values())
     return {name: tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in names}

@@ -341,7 +341,8 @@ class _Engines:
     def _searcher(self) -> BeamSearcher:
         from .beam_requests import BeamSearcher
 
-        return BeamSearcher.of(self._llm.model_config, self._llm.get_tokenizer())
+        tokenizer = self._llm.get_tokenizer()
+        return BeamSearcher.of(self._llm.model_config, tokenizer, self._language_token_ids)
 
     def step(self) -> None:
         if self._to_align:  # all pending ones; the other engine runs on in its process

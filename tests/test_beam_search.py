@@ -13,6 +13,7 @@ from support.checkpoints import CHECKPOINT, published_model
 from support.checks import assert_timed
 from support.fake_engine import ScoringEngine, rendered, tokenizer
 
+from qwen3_asr_vllm import beam_requests
 from qwen3_asr_vllm.audio import load_audio
 from qwen3_asr_vllm.decoding import Decoding
 from qwen3_asr_vllm.languages import LANGUAGES
@@ -99,6 +100,32 @@ def test_searches_run_side_by_side():
         engines.step()
     assert [output.text for output in outputs] == ["language English<asr_text>Good morning."] * 2
     assert "".join(token.text for token in outputs[0].tokens) == outputs[0].text
+
+
+def test_searches_score_declared_languages_after_special_tokens():
+    special = next(token for token in tokenizer().all_special_tokens if "audio" in token)
+    text = f"{special}language English<asr_text>Good morning."
+    outputs, languages = [], ("None", "English", "Hebrew")
+    engines = _Engines(ScoringLLM(text), None, LANGUAGES.extended({"he": "Hebrew"}))
+    decoding = Decoding(99, beams=Beams(4), scored_languages=languages, special_tokens=(special,))
+    engines.submit(EngineRequest(np.zeros(16_000, np.float32), 0, 0.0, decoding), outputs.append)
+    while not outputs:
+        engines.step()
+    assert outputs[0].text == text
+    assert outputs[0].language_logprobs == {"English": -0.01, "Hebrew": -5.0, "None": -5.0}
+
+
+def test_unused_defaults_of_a_checkpoint_are_named(monkeypatch):
+    config = ScoringEngine("", repetition_penalty=1.1, temperature=0.6, num_beams=4).model_config
+    said = []
+    monkeypatch.setattr(
+        beam_requests.logger, "warning", lambda text, *values: said.append(text % values)
+    )
+    beam_requests.BeamSearcher.of(config, tokenizer(), {})
+    assert said == [
+        "Beam search does not use the checkpoint's temperature of 0.6.",
+        "Beam search does not use the checkpoint's repetition_penalty of 1.1.",
+    ]
 
 
 def test_aborting_a_search_aborts_its_requests():

@@ -72,7 +72,7 @@ def completions(tokenizer, params, text):
 
 
 def test_vllm_takes_the_parameters_of_every_request(tokenizer, verify):
-    ids = language_token_ids(tokenizer)
+    ids = language_token_ids(tokenizer, LANGUAGES)
     for decoding in (
         Decoding(100),
         Decoding(100, LOOP_PENALTY),
@@ -149,7 +149,7 @@ def test_looking_for_loops_costs_ordinary_speech_nothing(spoken):
 @pytest.mark.parametrize("scored_languages", [(), NAMES])
 def test_tokens_and_language_logprobs_are_read(tokenizer, scored_languages):
     raw = "language German<asr_text>Hallo 你好."
-    ids = language_token_ids(tokenizer)
+    ids = language_token_ids(tokenizer, LANGUAGES)
     decoding = Decoding(100, wants_logprobs=True, scored_languages=scored_languages)
     params = sampling_params(decoding, ids)
     collector = OutputCollector(decoding, ids)
@@ -163,7 +163,7 @@ def test_tokens_and_language_logprobs_are_read(tokenizer, scored_languages):
 
 
 def test_scores_are_read_only_on_request(tokenizer):
-    collector = OutputCollector(Decoding(100), language_token_ids(tokenizer))
+    collector = OutputCollector(Decoding(100), language_token_ids(tokenizer, LANGUAGES))
     collector.push(SimpleNamespace(text="Hi.", finish_reason="stop", logprobs=None))
     output = collector.output()
     assert (output.text, output.finish_reason, output.tokens) == ("Hi.", "stop", None)

@@ -111,7 +111,8 @@ class Transcriber(AudioServing):
 
     @cached_property
     def searcher(self) -> BeamSearcher:
-        return BeamSearcher.of(self.model_config, self.renderer.get_tokenizer())
+        tokenizer = self.renderer.get_tokenizer()
+        return BeamSearcher.of(self.model_config, tokenizer, self.language_token_ids)
 
     def about(self, args: Namespace) -> page.About:
         """Describe this server; ``args`` are those of vLLM's command line."""
