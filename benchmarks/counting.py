@@ -26,6 +26,13 @@ WEIGHT = 0.02  # standard deviation of an ordinary matrix
 QUIET_WEIGHT = 1e-4  # of the last matrix of a block, which adds to the residual stream
 
 
+def chosen_checkpoint(model: str, folder: Path, *, ends_after: int | None = None) -> Path:
+    """Return the path of ``--model``; a checkpoint that counts is written into ``folder``."""
+    if model in COUNTING:
+        return counting_checkpoint(model, folder, ends_after=ends_after)
+    return CHECKPOINT if model == "tiny" else Path(model)
+
+
 def counting_checkpoint(
     size: str, folder: Path, *, ends_after: int | None = None, seed: int = 0
 ) -> Path:

@@ -56,7 +56,7 @@ from common import (
     side_environment,
     spread,
 )
-from counting import COUNTING, counting_checkpoint
+from counting import COUNTING, chosen_checkpoint
 from engines import (
     Reference,
     add_engine_options,
@@ -301,7 +301,7 @@ def check_passes(passes: dict[str, list[Pass]], audio_s: float) -> None:
 def compare_files(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = checkpoint(args, folder)
+        model = chosen_checkpoint(args.model, folder)
         args.text_tokens = num_text_tokens(model, context="")
         files, seconds = wav_files(folder, args.clips)
         passes = measure_files(str(model), files, args)
@@ -336,13 +336,6 @@ def files_row(name: str, passes: dict[str, list[Pass]], seconds: float) -> dict[
     }
 
 
-def checkpoint(args: argparse.Namespace, folder: Path) -> Path:
-    """Return the path of ``args.model``, written into ``folder`` where it is one that counts."""
-    if args.counts:
-        return counting_checkpoint(args.model, folder)
-    return CHECKPOINT if args.model == "tiny" else Path(args.model)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -364,7 +357,7 @@ def main() -> None:
         compare_files(args)
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = checkpoint(args, Path(folder))
+        path = chosen_checkpoint(args.model, Path(folder))
         results = by_engine(run_vllm, run_transformers, path, args)
         if args.qwen_asr:
             with closing(Side("ours", PYTHONPATH=args.qwen_asr)) as side:

@@ -58,7 +58,7 @@ from common import (
     server,
     side_environment,
 )
-from counting import COUNTING, counting_checkpoint
+from counting import chosen_checkpoint
 from support.audio import speech_clip
 from support.checkpoints import CHECKPOINT
 from work import CONTEXT, Work, check_work, num_text_tokens, server_work
@@ -379,9 +379,7 @@ def main() -> None:
     args = parser.parse_args()
     exit_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
-        model = CHECKPOINT if args.model == "tiny" else Path(args.model)
-        if args.model in COUNTING:
-            model = counting_checkpoint(args.model, Path(folder))
+        model = chosen_checkpoint(args.model, Path(folder))
         args.text_tokens = num_text_tokens(model, args.context)
         rows, texts = run_sides(model, args)
     for level in zip(*rows.values(), strict=True):

@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from common import exit_on_sigterm, percentile, print_result, print_table, server
-from counting import COUNTING, counting_checkpoint
+from counting import chosen_checkpoint
 from support.audio import SAMPLE_RATE, speech
-from support.checkpoints import CHECKPOINT
 from work import UnequalWork
 
 PIECE_S = 0.5  # seconds of audio in an event
@@ -129,9 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     exit_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
-        model = CHECKPOINT if args.model == "tiny" else Path(args.model)
-        if args.model in COUNTING:
-            model = counting_checkpoint(args.model, Path(folder), ends_after=WORDS)
+        model = chosen_checkpoint(args.model, Path(folder), ends_after=WORDS)
         with server("ours", model, shlex.split(args.server_args)) as (address, _):
             session_row(address, 1, 2.0, seed=10**6)  # warms up
             rows = [session_row(address, count, args.seconds) for count in args.sessions]

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import soundfile
 from common import print_result, print_table
-from noises import NOISES, at_snr
 from support.audio import HELDOUT, SAMPLE_RATE, heldout
+from support.noises import NOISES, at_snr
 
 from qwen3_asr_vllm.pauses import split_at_silence
 from qwen3_asr_vllm.voice_activity import LoudnessActivity, NeuralActivity, VoiceActivity

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noises import NOISES, at_snr
 from support.audio import DATA
+from support.noises import NOISES, at_snr
 
 from qwen3_asr_vllm import voice_activity as module
 from qwen3_asr_vllm.pauses import Pauses, split_at_pauses

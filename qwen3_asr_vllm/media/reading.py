@@ -82,8 +82,10 @@ class Reader:
         return waveforms[0] if len(waveforms) == 1 else np.concatenate(waveforms)
 
     def sounding_track(self, file: BinaryIO) -> int | None:
-        """Return the number of the track to read, of several, with a warning if it is not the
-        default one; None where there is no choice."""
+        """Return the number of the track that ``read`` takes; None where there is no choice.
+
+        Warns if it is not the default track.
+        """
         if self.track or (self.raw and not _has_header(file)):
             return self.track
         try:
@@ -137,17 +139,16 @@ class Reader:
         if self.track is not None or self.channel is not None or first.has_sound():
             return first, []
         number, num_tracks = first.track.number, first.track.num_tracks
-        for other_number in range(1, min(num_tracks, MAX_TRACKS) + 1):
-            if other_number == number:
-                continue
-            other = self._attempt(file, other_number)
-            if other.has_sound():
-                state = "cannot be read" if first.failure else "is silent"
-                return other, [
-                    f"audio track {number} of {num_tracks} {state}, so track {other_number} was "
-                    "read; choose one with audio_track."
-                ]
-        return first, []
+        others = {*range(1, min(num_tracks, MAX_TRACKS) + 1)} - {number}
+        attempts = (self._attempt(file, other) for other in sorted(others))
+        sounding = next((attempt for attempt in attempts if attempt.has_sound()), None)
+        if sounding is None:
+            return first, []
+        state = "cannot be read" if first.failure else "is silent"
+        return sounding, [
+            f"audio track {number} of {num_tracks} {state}, so track {sounding.track.number} was "
+            "read; choose one with audio_track."
+        ]
 
     def _attempt(self, file: BinaryIO, number: int | None) -> _Attempt:
         with open_track(file, number=number) as track:

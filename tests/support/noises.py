@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import soundfile
-from support.audio import HELDOUT, SAMPLE_RATE, heldout
+
+from .audio import HELDOUT, SAMPLE_RATE, heldout
 
 
 def at_snr(speech: np.ndarray, noise: np.ndarray, decibels: float) -> np.ndarray:
