@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .beams import Hypothesis, Scored, num_scores, search
 from .decoding import Decoding
 from .engine import sampling_params
-from .generation import generation_defaults
+from .generation import UNSEARCHED, generation_defaults
 from .rounds import Rounds, Steps
 
 if TYPE_CHECKING:
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 logger = logging.getLogger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
-
-UNUSED = {  # parameters that a search does not use, with the values that change nothing
-    "temperature": 0,
-    "repetition_penalty": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -55,8 +48,8 @@ class BeamSearcher:
         given = model_config.try_get_generation_config().get("eos_token_id") or ()
         ids = {given} if isinstance(given, int) else set(given)
         defaults = generation_defaults(model_config)
-        for name in UNUSED:
-            if (value := defaults.get(name, UNUSED[name])) != UNUSED[name]:
+        for name, neutral in UNSEARCHED.items():
+            if (value := defaults.get(name, neutral)) != neutral:
                 logger.warning("Beam search does not use the checkpoint's %s of %g.", name, value)
         return cls(
             tokenizer=tokenizer,

@@ -22,6 +22,13 @@ SAMPLING = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
 BEAMS = ("use_beam_search", "n", "length_penalty")  # parameters of a beam search; n is its width
+# Parameters that a beam search does not use, with the values that change nothing.
+UNSEARCHED = {
+    "temperature": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
 
 _REQUEST_NAMES = {"max_new_tokens": "max_tokens", "num_beams": "n"}
 _LEAST_TEMPERATURE = 0.01  # vLLM raises lower ones to this; the published checkpoints have 1e-6

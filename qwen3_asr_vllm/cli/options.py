@@ -255,8 +255,8 @@ def _add_beams(add: Callable[..., Any]) -> None:
         "--beam-size",
         type=_number(int, 1, MAX_BEAMS),
         metavar="N",
-        help="search with N beams, which costs more and errs less; 1: decode greedily; default: "
-        "as the checkpoint's generation config says",
+        help="search with N beams, which costs more; 1: decode greedily; default: as the "
+        "checkpoint's generation config says",
     )
     add(
         "--length-penalty",

@@ -22,7 +22,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from ..formats import RESPONSE_FORMATS
-from ..generation import sampling_defaults
+from ..generation import UNSEARCHED, sampling_defaults
 from ..languages import LANGUAGES, Languages
 from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY, TranscribeOptions
 from ..pauses import Pauses
@@ -51,13 +51,6 @@ REFUSED = (
     ("logit_bias", None, "it is not supported; use keywords[], or leave it out."),
 )
 HARMLESS = {"word_timestamps": "false", "task": "transcribe"}
-# Neutral values of the parameters that a beam search does not honour.
-UNSEARCHED = {
-    "temperature": 0,
-    "repetition_penalty": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-}
 SPEAKERS = ("A", "B")  # default names of the left and the right channel, as in OpenAI's API
 MAX_SPEAKER_NAME = 200  # characters; every segment repeats a name
 
