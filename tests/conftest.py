@@ -69,17 +69,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def vllm_parallel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One rank, so that vLLM's parallel layers can be built without an engine."""
+    """One rank, so that vLLM's parallel layers can be built without an engine.
+
+    Not for the whole session: an engine that ran in this process ends it with its own.
+    """
     from vllm.config import VllmConfig, set_current_vllm_config
-    from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+    from vllm.distributed import (
+        cleanup_dist_env_and_memory,
+        ensure_model_parallel_initialized,
+        init_distributed_environment,
+    )
 
     with set_current_vllm_config(VllmConfig()):
         address = f"file://{tmp_path_factory.mktemp('rendezvous')}/store"
         init_distributed_environment(1, 0, address, local_rank=0, backend="gloo")
         ensure_model_parallel_initialized(1, 1)
         yield
+    cleanup_dist_env_and_memory()
 
 
 @pytest.fixture(scope="session")
