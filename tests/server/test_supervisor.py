@@ -316,7 +316,7 @@ def pair(tmp_path_factory, spans):
     env = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "100"}
     options = ["--aligner", str(ALIGNER), aligner, *traces.split()]
     folder = tmp_path_factory.mktemp("pair")
-    with serving(folder, *options, VLLM_CPU_KVCACHE_SPACE="1", **env) as made:
+    with serving(folder, *options, **env) as made:
         yield made
 
 

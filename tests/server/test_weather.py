@@ -94,8 +94,7 @@ def small(tmp_path_factory) -> Iterator[Server]:
     names = ("--served-model-name", str(CHECKPOINT), ALIAS)
     limits = {"QWEN3_ASR_MAX_RECORDINGS": str(PLACES), "QWEN3_ASR_MAX_AUDIO_S": "1800"}
     folder = tmp_path_factory.mktemp("small")
-    env = {"VLLM_PLUGINS": "qwen3_asr", "VLLM_API_KEY": KEY, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    env |= {"VLLM_NO_USAGE_STATS": "1"}
+    env = {"VLLM_PLUGINS": "qwen3_asr", "VLLM_API_KEY": KEY, "VLLM_NO_USAGE_STATS": "1"}
     with serving(folder, *options.split(), *names, program=program, **env, **limits) as made:
         yield made
 

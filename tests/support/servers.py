@@ -133,7 +133,7 @@ def serving(
     (folder / "sitecustomize.py").write_text(NOTE_ADDRESSES)
     command = [sys.executable, "-m", *program.split(), str(model)]
     command += "--host 127.0.0.1 --dtype float32 --enforce-eager".split()
-    drop = ("HF_HUB_OFFLINE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE")
+    drop = ("HF_HUB_OFFLINE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS")
     inherited = {name: value for name, value in os.environ.items() if name not in drop}
     env |= IN_TREE
     paths = filter(None, [str(folder), env.pop("PYTHONPATH", None)])
