@@ -21,27 +21,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
-import regex
 
-from .decoding import Decoding, likeliest_language, max_new_tokens, place_tokens
+from .decoding import Decoding, likeliest_language, max_new_tokens
+from .drafts import Draft
 from .geometry import HOP_LENGTH, MAX_CLIP_S, SAMPLE_RATE, Geometry
 from .languages import separator
 from .pauses import is_silent, quiet_frames
 from .peaks import check_waveform
 from .prompt import (
-    ASR_TEXT,
     PUBLISHED,
-    OutputStream,
-    ParsedOutput,
     TextProtocol,
     build_prompt,
-    header_end,
-    parse_output,
-    whole_tokens,
 )
 from .segments import split_sentences
 from .transcript import Token
@@ -49,8 +42,6 @@ from .windows import GUARD_SAMPLES, GrowingClip, Tokenizer, Window
 
 MIN_STEP_S = 0.1  # shortest step in seconds
 STEP_S = 2.0  # seconds of new audio per step
-UNFIXED_STEPS = 2  # first steps of a clip, which decode their text from the start
-UNFIXED_TOKENS = 5  # last tokens of the text, which the next step decodes again
 CLIP_S = 60.0  # seconds after which a clip ends at the next pause
 HARD_CLIP_S = 120.0  # seconds after which a clip ends without a pause
 PAUSE_S = 0.3  # shortest pause in seconds that ends a clip
@@ -58,143 +49,6 @@ SILENCE_S = 5.0  # seconds of digital silence that end a clip
 
 _PAUSE_SEARCH_S = 10.0  # seconds of speech that a pause is compared with
 _MAX_CARRIED = 200  # characters of the last sentence in the next clip's context
-_UNSCORED = -1  # id of a token that stands for text without log-probabilities
-
-
-# text ---------------------------------------------------------------------------------------
-
-
-class Draft:
-    """The text of one clip, which every step extends.
-
-    A step continues ``prefix``: the last text less its last tokens. Text is kept, and starts every
-    later prefix, once two consecutive steps agree on it and it is older than those tokens. Whole
-    words of the kept text are final (whole characters in languages without spaces), so emitted
-    text is never retracted.
-    """
-
-    def __init__(
-        self, tokenizer: Tokenizer, language: str | None, protocol: TextProtocol = PUBLISHED
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._language = language
-        self._protocol = protocol
-        self._tokens: list[Token] = []  # of the raw text, where the engine gives them
-        self._num_scored = 0  # characters of the text whose tokens ``new_tokens`` has returned
-        self._stream = OutputStream(language=language, protocol=protocol)
-        self._raw = ""  # the last output, with its prefix
-        self._kept = ""  # the start of all later outputs
-        self._num_read = 0  # characters of the raw text that the output stream has read
-        self._steps = 0
-        self.prefix = ""
-        self.text = ""  # final text
-
-    @property
-    def tentative(self) -> str:
-        """The text after the final text, which may still change."""
-        return self._parsed.text[len(self.text) :]
-
-    @property
-    def forced_language(self) -> str | None:
-        return self._language
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """The languages of the header, or the forced one."""
-        return self._stream.languages
-
-    def restarted(self, language: str | None) -> Draft:
-        """Return a draft in another language that continues the final text."""
-        draft = Draft(self._tokenizer, language, self._protocol)
-        if self.text:
-            named = ", ".join(self.languages)
-            header = f"language {named}{ASR_TEXT}" if named and not language else ""
-            draft._raw = draft._kept = draft.prefix = header + self.text
-            draft._read(len(draft._raw))
-            draft._num_scored = len(draft.text)
-        return draft
-
-    def accept(self, output: str, *, is_cut_off: bool = False, tokens: Sequence[Token] = ()) -> str:
-        """Take the model's output after the prefix; return the text that became final.
-
-        After an output that was cut off, at its token limit or as a loop, the next step starts
-        from the kept text.
-        """
-        self._tokens = [*self._prefix_tokens(), *tokens] if tokens else []
-        previous = self._raw if self._steps else None
-        self._raw = self.prefix + output.replace("\ufffd", "")
-        self._steps += 1
-        stable = "" if is_cut_off or not self._parsed.text else self._roll_back()
-        if previous is not None:
-            agreed = whole_tokens(commonprefix([previous, stable]), self._protocol)
-            self._kept = max(self._kept, agreed, key=len)
-        is_fixed = self._steps >= UNFIXED_STEPS
-        self.prefix = max(self._kept, stable, key=len) if is_fixed else self._kept
-        return self._read(_whole_words(self._kept, start=self._num_read))
-
-    def new_tokens(self) -> list[Token]:
-        """Return the tokens of the text that became final since the last call."""
-        placed = place_tokens(
-            self._tokens, self.text, language=self._language, protocol=self._protocol
-        )
-        start, self._num_scored = self._num_scored, len(self.text)
-        return [token for at, token in placed if at >= start and token.id != _UNSCORED]
-
-    def finish(self) -> str:
-        """Return the rest of the text, when the clip is complete."""
-        delta = self._stream.push(self._raw[self._num_read :]) + self._stream.finish()
-        self.text += delta
-        return delta
-
-    def _prefix_tokens(self) -> list[Token]:
-        """Return the tokens of the prefix; text that no engine output scored is two of its own."""
-        if not self._tokens:
-            header = header_end(self.prefix, language=self._language, protocol=self._protocol)
-            return [
-                Token(_UNSCORED, self.prefix[:header], 0.0),
-                Token(_UNSCORED, self.prefix[header:], 0.0),
-            ]
-        tokens, left = [], len(self.prefix)
-        for token in self._tokens:
-            if left <= 0:
-                break
-            tokens.append(replace(token, text=token.text[:left]))
-            left -= len(token.text)
-        return tokens
-
-    @property
-    def _parsed(self) -> ParsedOutput:
-        return parse_output(self._raw, language=self._language, protocol=self._protocol)
-
-    def _read(self, end: int) -> str:
-        delta = self._stream.push(self._raw[self._num_read : end])
-        self._num_read = end
-        self.text += delta
-        return delta
-
-    def _roll_back(self) -> str:
-        """Return the last output less 5 tokens, or more if that would split a character."""
-        ids = self._tokenizer.encode(self._raw, add_special_tokens=False)
-        for end in range(len(ids) - UNFIXED_TOKENS, 0, -1):
-            text = self._tokenizer.decode(ids[:end])
-            if "\ufffd" not in text and self._raw.startswith(text):
-                return text
-        return ""
-
-
-def _whole_words(text: str, *, start: int) -> int:
-    """Return the end of the last whole word (or character without spaces) after ``start``.
-
-    The last grapheme is left out, because combining marks may still follow.
-    """
-    *graphemes, _ = regex.findall(r"\X", text[start:]) or [""]
-    after = text[start + sum(map(len, graphemes)) :]
-    while graphemes and separator(graphemes[-1], after):
-        after = graphemes.pop() + after
-    return len(text) - len(after) if graphemes else start
-
-
-# the stream ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +76,31 @@ class Update:
     delta: str
     tentative: str
     tokens: tuple[Token, ...] = ()  # of the delta, where they are wanted
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Where a clip is decoded to and where it ends, in samples."""
+
+    step: int
+    soft_end: int
+    hard_end: int
+
+    def next_end(
+        self, clip: np.ndarray, *, sent: int, is_finished: bool
+    ) -> tuple[int | None, bool]:
+        """Return the last sample to decode (None: none yet), and whether the clip ends there."""
+        if len(clip) >= self.soft_end:
+            start = max(sent, self.soft_end - self.step)
+            if cut := _pause(clip, start=start, hard_end=self.hard_end):
+                return cut, True
+        if is_finished:
+            return (len(clip), True) if len(clip) else (None, False)
+        silence = clip[max(sent, len(clip) - round(SILENCE_S * SAMPLE_RATE)) :]
+        if len(silence) >= SILENCE_S * SAMPLE_RATE and is_silent(silence):
+            return len(clip), True
+        end = (len(clip) - GUARD_SAMPLES) // self.step * self.step + GUARD_SAMPLES
+        return (end, False) if end > max(sent, GUARD_SAMPLES) else (None, False)
 
 
 class Stream:
@@ -266,9 +145,7 @@ class Stream:
             )
         self._protocol = protocol
         self._set_options(language, languages, context, wants_logprobs)
-        self._step, self._soft_end, self._hard_end = (
-            round(seconds * SAMPLE_RATE) for seconds in (step_s, clip_s, max_clip_s)
-        )
+        self._cuts = _Cuts(*(round(s * SAMPLE_RATE) for s in (step_s, clip_s, max_clip_s)))
         self._new_draft = lambda: Draft(tokenizer, self._language, protocol)
         self._new_clip = lambda samples: GrowingClip(samples, geometry, loudest)
         self._is_running = self._is_finished = self._is_closing = False
@@ -300,7 +177,7 @@ class Stream:
             raise RuntimeError("a request runs; pass its output to accept() before configure().")
         before = (self._language, self._candidates, self._context)
         self._set_options(language, languages, context, wants_logprobs)
-        self._step = round(step_s * SAMPLE_RATE)
+        self._cuts = replace(self._cuts, step=round(step_s * SAMPLE_RATE))
         if before != (self._language, self._candidates, self._context):
             self._restart(self._language)
 
@@ -327,7 +204,9 @@ class Stream:
     def request(self) -> StreamRequest | None:
         """Return the next request; None while one runs, or while there is too little audio."""
         while not self._is_running:
-            end, self._is_closing = self._next_end()
+            end, self._is_closing = self._cuts.next_end(
+                self._clip.samples, sent=self._sent, is_finished=self._is_finished
+            )
             if end is None:
                 return None
             new = self._clip.samples[self._sent : end]
@@ -352,7 +231,7 @@ class Stream:
         ``tokens`` and ``language_logprobs`` are those that the request's ``decoding`` wants.
         """
         self._is_running, is_cut_off = False, finish_reason != "stop"
-        if self._is_in_another_language(output):
+        if self._draft.is_in_another_language(output, self._candidates):
             self._is_closing = False
             self._restart(likeliest_language(self._candidates, language_logprobs or {}))
             return
@@ -403,13 +282,6 @@ class Stream:
         self._sent = self._decoded
         self._is_outdated = self._decoded > 0
 
-    def _is_in_another_language(self, output: str) -> bool:
-        """Return whether an output names none of the candidates, and nothing is final yet."""
-        if not self._candidates or self._draft.forced_language or self._draft.text:
-            return False
-        parsed = parse_output(self._draft.prefix + output, protocol=self._protocol)
-        return bool(parsed.text) and not set(parsed.languages) <= set(self._candidates)
-
     def _begin(self, samples: np.ndarray) -> None:
         """Start a clip with these samples."""
         self._is_silence = not len(samples) or is_silent(samples)
@@ -427,21 +299,6 @@ class Stream:
         sentences = split_sentences(self._draft.text)
         self._last_sentence = sentences[-1].strip()[-_MAX_CARRIED:] if sentences else ""
         self._begin(self._clip.samples[end:])
-
-    def _next_end(self) -> tuple[int | None, bool]:
-        """Return the last sample to decode (None: none yet), and whether the clip ends there."""
-        clip = self._clip.samples
-        if len(clip) >= self._soft_end:
-            start = max(self._sent, self._soft_end - self._step)
-            if cut := _pause(clip, start=start, hard_end=self._hard_end):
-                return cut, True
-        if self._is_finished:
-            return (len(clip), True) if len(clip) else (None, False)
-        silence = clip[max(self._sent, len(clip) - round(SILENCE_S * SAMPLE_RATE)) :]
-        if len(silence) >= SILENCE_S * SAMPLE_RATE and is_silent(silence):
-            return len(clip), True
-        end = (len(clip) - GUARD_SAMPLES) // self._step * self._step + GUARD_SAMPLES
-        return (end, False) if end > max(self._sent, GUARD_SAMPLES) else (None, False)
 
     # --- requests and text ----------------------------------------------------------------------
 

@@ -29,7 +29,6 @@ from .decoding import (
     language_probability,
     likeliest_language,
     max_new_tokens,
-    may_leak,
     mean_logprob,
     place_tokens,
     settled_length,
@@ -48,7 +47,6 @@ from .prompt import (
     MAX_CONTEXT,
     NO_CONTEXT,
     PUBLISHED,
-    OutputStream,
     ParsedOutput,
     TextProtocol,
     build_prompt,
@@ -195,48 +193,6 @@ def transcribe_channels(
     )
 
 
-class LiveText:
-    """The text of one output while the engine writes it, as far as it is never retracted.
-
-    Withheld are copies of a repeated run, of which a loop keeps few, text that may be a prompt
-    leak, and any output whose language is no candidate. If the clip must be decoded again,
-    ``finish`` returns nothing, the next output starts with ``shown``, and ``is_settled`` stays
-    False.
-    """
-
-    def __init__(self, request: EngineRequest) -> None:
-        self.shown = ""
-        self.is_settled = False
-        self._request = request
-        self._stream = OutputStream(language=request.language, protocol=request.protocol)
-        self._text = ""
-        self._may_leak = True
-
-    def push(self, raw: str) -> str:
-        """Take the next characters of the output; return the text that is now settled."""
-        self._text += self._stream.push(raw)
-        self._may_leak = self._may_leak and may_leak(self._text, self._request.context)
-        if not self._text or self._may_leak or not self._is_candidate():
-            return ""
-        return self._show(settled_length(self._text))
-
-    def finish(self, finish_reason: str | None) -> str:
-        """Return the rest of the text, when the output is complete."""
-        self._text += self._stream.finish()
-        parsed = ParsedOutput(self._stream.language, self._text, self._stream.languages[1:])
-        fault = _fault(self._request, parsed, finish_reason)
-        self.is_settled = fault in (None, LEAK)
-        return "" if fault else self._show(len(self._text))
-
-    def _is_candidate(self) -> bool:
-        return _may_be(self._stream.languages, self._request.candidates)
-
-    def _show(self, length: int) -> str:
-        delta = self._text[len(self.shown) : length]
-        self.shown += delta
-        return delta
-
-
 # requests and retries -----------------------------------------------------------------------
 
 
@@ -329,7 +285,7 @@ def _decode_clip(ask: _Ask, index: int, span: tuple[int, int]) -> Rounds[list[_P
     request = ask.request(index, span)
     (output,) = yield [request]
     parsed = ask.read(output)
-    fault = _fault(request, parsed, output.finish_reason)
+    fault = fault_of(request, parsed, output.finish_reason)
     if fault is None:
         warning = CUT_OFF if output.finish_reason == "length" else ""
         return [ask.part(request, parsed, output, warning)]
@@ -412,16 +368,16 @@ def _retry_clip(
     return (yield from _decode_clip(replace(ask, is_last=True), index, span))
 
 
-def _fault(request: EngineRequest, parsed: ParsedOutput, finish_reason: str | None) -> str | None:
+def fault_of(request: EngineRequest, parsed: ParsedOutput, finish_reason: str | None) -> str | None:
     """Return the fault of an output; None if it is accepted."""
-    if parsed.text and not _may_be(parsed.languages, request.candidates):
+    if parsed.text and not are_candidates(parsed.languages, request.candidates):
         return OTHER_LANGUAGE
     if not request.text and is_leak(parsed.text, request.context):
         return LEAK
     return LOOP if is_loop(parsed.text, finish_reason) else None
 
 
-def _may_be(languages: tuple[str, ...], candidates: tuple[str, ...]) -> bool:
+def are_candidates(languages: tuple[str, ...], candidates: tuple[str, ...]) -> bool:
     return not candidates or set(languages) <= set(candidates)
 
 

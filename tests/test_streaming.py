@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from support.audio import DATA, HOSTILE, noise, poisoned
 
 from qwen3_asr_vllm import streaming
+from qwen3_asr_vllm.drafts import Draft
 from qwen3_asr_vllm.geometry import SAMPLE_RATE, Geometry, num_frames
 from qwen3_asr_vllm.pauses import is_silent
 from qwen3_asr_vllm.prompt import PUBLISHED, parse_output
-from qwen3_asr_vllm.streaming import Draft, Stream, Update
+from qwen3_asr_vllm.streaming import Stream, Update
 from qwen3_asr_vllm.windows import GrowingClip, Window
 
 GEOMETRY = Geometry()

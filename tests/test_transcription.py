@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from qwen3_asr_vllm.alignment import AlignmentOutput
 from qwen3_asr_vllm.decoding import max_new_tokens
 from qwen3_asr_vllm.languages import separator
+from qwen3_asr_vllm.live_text import LiveText
 from qwen3_asr_vllm.options import TranscribeOptions
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, PUBLISHED, build_prompt
 from qwen3_asr_vllm.rounds import Steps, run_together
 from qwen3_asr_vllm.transcript import Token, Transcript
-from qwen3_asr_vllm.transcription import EngineOutput, LiveText, transcribe
+from qwen3_asr_vllm.transcription import EngineOutput, transcribe
 
 
 def recording(*stretches: float) -> np.ndarray:

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable
 
 from .align import align
+from .arguments import with_hyphens, without_booleans
 from .doctor import DECODERS, INSTALLATION
 from .evaluate import evaluate
 from .languages import resolve_languages
 from .models import set_defaults
-from .options import DEFAULT_MODEL, make_parser, with_hyphens, without_booleans
+from .options import DEFAULT_MODEL, make_parser
 from .serve import serve
 from .stream import stream
 from .terminal import (

@@ -5,65 +5,45 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..formats import FORMATS, KARAOKE, SUBTITLES
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S
-from ..languages import ALIGNER_LANGUAGES, read_languages
+from ..languages import ALIGNER_LANGUAGES
 from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY
-from ..printable import printable
 from ..subtitles import MAX_LINE_COUNT, MAX_LINE_WIDTH
-from .languages import languages_of
+from .arguments import (
+    ListLanguages,
+    Parser,
+    at_least,
+    declared_languages,
+    format_list,
+    number_between,
+    seconds_between,
+    step_seconds,
+    word_list,
+)
 
 if TYPE_CHECKING:
     from ..transcript import Transcript
 
 DEFAULT_MODEL = "Qwen/Qwen3-ASR-1.7B"
 DEFAULT_ALIGNER = "Qwen/Qwen3-ForcedAligner-0.6B"
-FLAGS = ("--word-timestamps", "--highlight-words")  # options that take a boolean in Whisper
-BOOLEANS = ("True", "False")  # values of these options in Whisper
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that rejects repeated options; argparse would ignore the first value."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.register("action", None, _StoreOnce)
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message, max_chars=len(message)))
-
-
-class _StoreOnce(argparse.Action):
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option: Any = None,
-    ) -> None:
-        given = vars(namespace).setdefault("_given", set())
-        if option and self.dest in given:
-            parser.error(f"{'/'.join(self.option_strings)} is given twice; give one value")
-        given.add(self.dest)
-        setattr(namespace, self.dest, values)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="qwen3-asr", description="Speech to text with Qwen3-ASR on vLLM.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"qwen3-asr {__version__}")
     parser.add_argument(
         "--list-languages",
-        action=_ListLanguages,
+        action=ListLanguages,
         nargs="?",
         metavar="MODEL",
         help="list the languages of a checkpoint, or of the published ones, and exit",
@@ -136,7 +116,7 @@ def _add_ray_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("many machines with Ray").add_argument
     add(
         "--ray",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="N",
         help="run N engines on Ray, which write -o DIR/shard-*.jsonl",
     )
@@ -176,13 +156,13 @@ def _add_layout(add: Callable[..., Any]) -> None:
     """Add the options of the subtitle layout."""
     add(
         "--max-line-width",
-        type=_at_least(2),
+        type=at_least(2),
         metavar="N",
         help=f"columns of a subtitle line, 2 for a Chinese character; default: {MAX_LINE_WIDTH}",
     )
     add(
         "--max-line-count",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="N",
         help=f"lines of a subtitle; default: {MAX_LINE_COUNT}",
     )
@@ -233,7 +213,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--keywords",
         "--hotwords",
-        type=_words,
+        type=word_list,
         default=[],
         metavar="WORDS",
         help="names and terms to expect, separated by commas",
@@ -241,7 +221,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-clip-s",
         "--chunk-size",
-        type=_seconds(1, MAX_CLIP_S),
+        type=seconds_between(1, MAX_CLIP_S),
         metavar="S",
         help=f"longest clip that the model decodes at once; default: {DEFAULT_CLIP_S:g}",
     )
@@ -253,14 +233,14 @@ def _add_beams(add: Callable[..., Any]) -> None:
     add(
         "--beams",
         "--beam-size",
-        type=_number(int, 1, MAX_BEAMS),
+        type=number_between(int, 1, MAX_BEAMS),
         metavar="N",
         help="search with N beams, which costs more; 1: decode greedily; default: as the "
         "checkpoint's generation config says",
     )
     add(
         "--length-penalty",
-        type=_number(float, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+        type=number_between(float, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
         metavar="X",
         help="power of the length that divides the scores of beams; above 0 favours long texts; "
         "default: the checkpoint's, else 1",
@@ -287,14 +267,14 @@ def _add_stream(commands: Any) -> None:
     parser.add_argument(
         "-r",
         "--rate",
-        type=_at_least(1000),
+        type=at_least(1000),
         default=16_000,
         metavar="HZ",
         help="sampling rate of the pipe; default: %(default)d",
     )
     parser.add_argument(
         "--step-s",
-        type=_step_seconds,
+        type=step_seconds,
         default=2.0,
         metavar="S",
         help="seconds of new audio per decoding step; default: %(default)g",
@@ -359,7 +339,7 @@ def _add_api_key(add: Callable[..., Any]) -> None:
 def _add_audio_track(add: Callable[..., Any]) -> None:
     add(
         "--audio-track",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="N",
         help="audio track of a video, from 1; default: the default one, or the first with sound",
     )
@@ -372,14 +352,14 @@ def _add_language(add: Callable[..., Any], *, otherwise: str) -> None:
 def _add_languages(add: Callable[..., Any]) -> None:
     add(
         "--languages",
-        type=_words,
+        type=word_list,
         default=[],
         metavar="LIST",
         help="languages to detect one of",
     )
     add(
         "--extra-languages",
-        type=_declared_languages,
+        type=declared_languages,
         default={},
         metavar="LIST",
         help="languages that the checkpoint knows beyond its config: he=Hebrew,ur=Urdu",
@@ -397,109 +377,11 @@ def _add_format(add: Callable[..., Any], help: str, *, default: str) -> None:
         "--output-format",
         "--format",
         dest="formats",
-        type=_formats,
+        type=format_list,
         default=default,
         metavar="FORMAT",
         help=help.format(",".join(FORMATS)),
     )
-
-
-class _ListLanguages(argparse.Action):
-    def __call__(
-        self, parser: argparse.ArgumentParser, _: Any, model: Any, option: Any = None
-    ) -> None:
-        try:
-            languages = languages_of(model)
-        except (ImportError, OSError, ValueError) as error:
-            parser.error(str(error))
-        for code, name in languages.items():
-            print(f"{code:4} {name}")
-        parser.exit()
-
-
-def with_hyphens(argument: str) -> str:
-    """Return an option with hyphens: --max_line_width=20 becomes --max-line-width=20."""
-    if not argument.startswith("--"):
-        return argument
-    name = re.split("[=.]", argument, maxsplit=1)[0]
-    return name.replace("_", "-") + argument[len(name) :]
-
-
-def without_booleans(arguments: Iterable[str]) -> list[str]:
-    """Turn the boolean values of Whisper into flags: --word_timestamps True."""
-    kept: list[str] = []
-    for argument in arguments:
-        flag, _, value = argument.partition("=")
-        if flag in FLAGS and value in BOOLEANS:
-            kept.append(flag)
-            argument = value
-        if argument not in BOOLEANS or not kept or kept[-1] not in FLAGS:
-            kept.append(argument)
-        elif argument == "False":
-            kept.pop()
-    return kept
-
-
-def _words(value: str) -> list[str]:
-    return [word.strip() for word in value.split(",") if word.strip()]
-
-
-def _formats(value: str) -> list[str]:
-    """Parse a comma-separated list of formats, each once."""
-    names = list(FORMATS) if value == "all" else list(dict.fromkeys(value.split(",")))
-    if unknown := [name for name in names if name not in FORMATS]:
-        known = ", ".join(FORMATS)
-        raise argparse.ArgumentTypeError(f"unknown format {unknown[0]!r}; use {known}, or all")
-    return names
-
-
-def _declared_languages(value: str) -> dict[str, str]:
-    try:
-        return read_languages(value, "the option")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _step_seconds(value: str) -> float:
-    from ..streaming import CLIP_S, MIN_STEP_S
-
-    return _seconds(MIN_STEP_S, CLIP_S)(value)
-
-
-def _seconds(least: float, most: float) -> Callable[[str], float]:
-    def seconds(value: str) -> float:
-        try:
-            if least <= float(value) <= most:
-                return float(value)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"{value!r} is not from {least:g} to {most:g} seconds")
-
-    return seconds
-
-
-def _number(
-    kind: type[int] | type[float], least: float, most: float
-) -> Callable[[str], int | float]:
-    def number(value: str) -> int | float:
-        try:
-            if least <= kind(value) <= most:
-                return kind(value)
-        except ValueError:
-            pass
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{value!r} is not {what} from {least:g} to {most:g}")
-
-    return number
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(value: str) -> int:
-        if not value.isdecimal() or int(value) < least:
-            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from {least}")
-        return int(value)
-
-    return number
 
 
 def wrong_layout(args: argparse.Namespace) -> str | None:

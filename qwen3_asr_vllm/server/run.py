@@ -21,9 +21,10 @@ from ..alignment import AlignmentOutput, AlignmentRequest
 from ..decoding import place_tokens
 from ..engine import OutputCollector
 from ..languages import separator
+from ..live_text import LiveText
 from ..rounds import Steps
 from ..transcript import Token, Transcript
-from ..transcription import CUT_OFF, EngineOutput, EngineRequest, LiveText
+from ..transcription import CUT_OFF, EngineOutput, EngineRequest
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from qwen3_asr_vllm.cli import arguments, models, vllm_serve
 from qwen3_asr_vllm.cli import entry as cli
-from qwen3_asr_vllm.cli import models, options, vllm_serve
 from qwen3_asr_vllm.cli.terminal import bar
 from qwen3_asr_vllm.corpus import locks
 from qwen3_asr_vllm.corpus import ray_data as cluster
@@ -147,8 +147,8 @@ WRONG = {
     ],
 )
 def test_flags_accept_the_values_of_whisper(line, flags):
-    arguments = options.without_booleans(map(options.with_hyphens, line.split()))
-    assert sorted(arguments) == sorted([*flags, "a.wav"])
+    given = arguments.without_booleans(map(arguments.with_hyphens, line.split()))
+    assert sorted(given) == sorted([*flags, "a.wav"])
 
 
 @pytest.mark.parametrize("line", WRONG)

@@ -232,11 +232,11 @@ def test_refused_clients_that_stall_are_dropped(monkeypatch):
 
 
 def test_a_session_without_room_for_audio_ends(monkeypatch):
-    from qwen3_asr_vllm.server import realtime
+    from qwen3_asr_vllm.server import backlog
 
-    monkeypatch.setattr(realtime, "MAX_ROOM_S", 0.1)
-    monkeypatch.setattr(realtime, "ROOM_POLL_S", 0.02)
-    monkeypatch.setattr(realtime, "MAX_BACKLOG_S", 3)
+    monkeypatch.setattr(backlog, "MAX_ROOM_S", 0.1)
+    monkeypatch.setattr(backlog, "ROOM_POLL_S", 0.02)
+    monkeypatch.setattr(backlog, "MAX_BACKLOG_S", 3)
 
     async def never(*_):
         await asyncio.sleep(3600)
