@@ -74,8 +74,8 @@ def _register() -> None:
 
     if not vllm.__version__.startswith(tuple(f"{v}." for v in SUPPORTED_VLLM)):
         logger.warning(
-            "qwen3_asr_vllm %s is made for vLLM %s and runs on %s: expect trouble; "
-            'VLLM_PLUGINS="" brings the in-tree model back.',
+            "qwen3_asr_vllm %s is tested with vLLM %s, and this is %s. "
+            'VLLM_PLUGINS="" selects the in-tree model.',
             __version__,
             " and ".join(SUPPORTED_VLLM),
             vllm.__version__,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forced alignment: what was said is known, and the aligner says when.
+"""Forced alignment: find when each word of a known text is spoken.
 
     text -> units      what is timed: a word, or one Chinese character, without punctuation
     units -> prompt    <|audio_start|><|audio_pad|><|audio_end|>Guten<timestamp><timestamp>Tag...
     engine             the likeliest time, one of a class every 80 ms, at each <timestamp>
-    times -> words     put in order, pile-ups asked about again, punctuation and spaces put back
+    times -> words     ordered; words at one instant aligned again; punctuation and spaces restored
 
     align(waveform, text)  -- yields -->  [AlignmentRequest, ...]
                            <-- is sent --  [AlignmentOutput, ...]  in the same order
@@ -123,7 +123,7 @@ def align_words(
 
 
 def _spans(waveform: np.ndarray, units: list[str]) -> _Rounds[list[Span]]:
-    """Time all units, in order, each with a positive duration; long audio goes by windows.
+    """Time all units, in order, each with a positive duration; long audio is split into windows.
 
     Which words belong to a window is unknown, except for the last window. So a window gets fewer
     units than its share, and the next window starts where the last reliable unit ends.
@@ -287,7 +287,7 @@ def _shifted(spans: Sequence[Span], offset: float) -> list[Span]:
 
 
 def _spread(spans: list[Span], duration: float) -> list[Span]:
-    """Give words of zero length 80 ms each, or what there is.
+    """Give words of zero length 80 ms each, or less if the audio is too short.
 
     The time comes from the gap after them, then from the gap before, then from the longer
     neighbour, up to half of it.
@@ -312,7 +312,7 @@ def _spread(spans: list[Span], duration: float) -> list[Span]:
 
 
 def _lasting(spans: list[Span], duration: float) -> list[Span]:
-    """Give every word at least 2 ms, or what there is, by moving its neighbours."""
+    """Give every word at least 2 ms, or less if the audio is too short; move its neighbours."""
     least = min(_LEAST_S, duration / max(1, len(spans)))
     low, high = 0.0, duration
     for i, (start, end) in enumerate(spans):

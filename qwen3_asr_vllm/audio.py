@@ -186,7 +186,7 @@ def load_channels(
     audio_track: int | None = None,
     raw: RawAudio | None = None,
 ) -> list[np.ndarray]:
-    """Load the waveform of each channel of a file: in a call, a speaker each.
+    """Load the waveform of each channel of a file. In a call, each channel is one speaker.
 
     Takes and raises what ``load_audio`` does, and ChannelError for another number of channels.
     ``on_progress`` counts all channels together.
@@ -278,7 +278,7 @@ def _read_pipe(pipe: BinaryIO) -> io.BytesIO:
         read.write(piece)
         if read.tell() > MAX_PIPE_BYTES:
             raise ValueError(
-                f"a pipe brings more than {MAX_PIPE_BYTES >> 20} MiB; write it to a file first."
+                f"the pipe holds more than {MAX_PIPE_BYTES >> 20} MiB; write it to a file first."
             )
     read.seek(0)
     return read

@@ -23,7 +23,7 @@ from .decoding import is_token_loop
 from .options import Beams
 from .rounds import Rounds
 
-READ_AHEAD = 8  # tokens of a request; a beam that goes on greedily needs no other meanwhile
+READ_AHEAD = 8  # tokens per request: several steps of a beam that continues greedily
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def engine_defaults(
 
 
 def graph_options(options: Mapping[str, Any], usage: UsageContext) -> dict[str, Any]:
-    """Return the option that captures CUDA graphs for every step; none if ``options`` decide.
+    """Return the option that captures CUDA graphs for every step; empty if they set the sizes.
 
     vLLM captures up to 512 tokens. A step with a new clip has thousands, and launching its
     kernels one by one from Python is what an engine with 512 requests waits for.
@@ -247,7 +247,7 @@ def stream_parts(
     thinker: Qwen3ASRThinkerConfig, tokenizer: Tokenizer, protocol: TextProtocol = PUBLISHED
 ) -> dict[str, Any]:
     """Return the arguments of ``streaming.Stream`` that depend on the checkpoint."""
-    from .model.log_mel import LogMel  # torch, which only who streams needs here
+    from .model.log_mel import LogMel  # imports torch, which only streaming needs
 
     geometry, log_mel = thinker.audio_config.geometry, LogMel(thinker.audio_config.num_mel_bins)
 

@@ -309,6 +309,11 @@ class Format:
     is_streamed: bool = False  # whether a stream may end in it
     is_karaoke: bool = False  # whether it takes ``highlight_words``
     has_lines: bool = False  # whether it takes ``max_line_width`` and ``max_line_count``
+    is_verbose: bool = False  # whether it takes ``temperature``, and words only where wanted
+
+    @property
+    def is_json(self) -> bool:
+        return self.media_type == _JSON
 
     def __call__(self, transcript: Transcript, **layout: Any) -> str:
         return self.function(transcript, **layout)
@@ -322,7 +327,7 @@ _ROWS = (
     Format("vtt", _vtt, "text/vtt", "vtt", is_karaoke=True, has_lines=True),
     Format("tsv", _tsv, "text/tab-separated-values"),
     Format("lrc", _lrc, is_karaoke=True),
-    Format("verbose_json", _verbose_json, _JSON, "verbose_json", is_streamed=True),
+    Format("verbose_json", _verbose_json, _JSON, "verbose_json", is_streamed=True, is_verbose=True),
 )
 FORMATS = {row.name: row for row in _ROWS}
 # By OpenAI's names. diarized_json needs speakers, which only a route tells apart.
@@ -331,6 +336,7 @@ RESPONSE_FORMATS = {row.response_format: row for row in _ROWS if row.response_fo
 }
 SUBTITLES = tuple(row.name for row in _ROWS if row.has_lines)
 KARAOKE = tuple(row.name for row in _ROWS if row.is_karaoke)
+TIMED_TEXTS = tuple(row.name for row in _ROWS if row.is_timed and not row.is_json)
 
 
 def format_named(name: str) -> Format:

@@ -73,7 +73,7 @@ class Qwen3ASR:
     config: ``{"he": "Hebrew"}``, or "he=Hebrew,ur=Urdu" as in QWEN3_ASR_LANGUAGES. The attribute
     ``languages`` has all.
 
-    Raises ImportError if vLLM is not installed, ValueError for languages that are none.
+    Raises ImportError if vLLM is not installed, ValueError for invalid languages.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ def interruptible() -> Iterator[None]:
 
 
 class _Interrupt(BaseException):
-    """A KeyboardInterrupt by another name."""
+    """Stands in for KeyboardInterrupt, which vLLM swallows."""
 
 
 def _raise_interrupt(number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,7 @@
 
 The part before ``<asr_text>`` is the header. The model writes it, or, where the language
 is forced, the prompt does. An answer may lack its header or tag, end the header with a
-newline, or repeat it; none of that costs text. Strings in and out: of a tokenizer, only the list of
+newline, or repeat it; no text is lost then. Strings in and out: of a tokenizer, only the list of
 tokens is read.
 
 ``PUBLISHED`` is the protocol of the published checkpoints. A fine-tune may have another chat
@@ -91,7 +91,7 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def sanitize_context(text: str, tokens: tuple[str, ...] = ()) -> str:
-    """Remove ``<|...|>``, ``<asr_text>`` and ``tokens``, so that a text cannot leave its turn.
+    """Remove ``<|...|>``, ``<asr_text>`` and ``tokens``, so that a text cannot end its turn.
 
     ``tokens`` are those of ``control_tokens``. Removing one may put another together:
     ``<|im<|x|>_end|>``. That is never an accident, so then every character that begins a token is

@@ -61,7 +61,7 @@ def _subtitles(text: str) -> list[str] | None:
 
 
 def _lyrics(text: str) -> list[str] | None:
-    """LRC: each line after its times, of which one that is sung again has several."""
+    """Return the lines of LRC in the order of their times; a repeated line has several times."""
     lines: list[tuple[float, str]] = []
     for line in filter(str.strip, text.split("\n")):
         tags = []

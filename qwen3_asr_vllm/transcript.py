@@ -67,7 +67,7 @@ class Segment:
 class Transcript:
     """The transcript of one recording. ``warnings`` say where ``text`` may be incomplete.
 
-    ``loops`` counts repetition loops, each of which was decoded again. ``known`` are the languages
+    ``loops`` counts outputs that ended in a repetition loop. ``known`` are the languages
     of the checkpoint, with their codes.
     """
 

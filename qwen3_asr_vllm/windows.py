@@ -35,7 +35,7 @@ class Window:
 
     ``samples``: float32 at 16 kHz. All but a clip's first open with the 200 samples before the
     window; a finished one ends 40 samples after it. ``peak``: the largest value of the clip's
-    log-mel spectrogram so far, before its floor; -inf stands for the window's own.
+    log-mel spectrogram so far, before its floor; -inf: use the window's own peak.
     """
 
     samples: np.ndarray

@@ -90,7 +90,7 @@ class Endless(io.RawIOBase):
 
 def test_a_pipe_without_an_end_is_refused(monkeypatch):
     monkeypatch.setattr(audio, "MAX_PIPE_BYTES", 8 << 20)
-    with pytest.raises(ValueError, match="a pipe brings more than 8 MiB; write it to a file"):
+    with pytest.raises(ValueError, match="the pipe holds more than 8 MiB; write it to a file"):
         load_audio(Endless())
 
 

@@ -53,6 +53,7 @@ ELSEWHERE = {
     "qwen3-asr transcribe talk.mp3 --word_timestamps": "as align, and needs a download",
     "python3 -m venv .venv": ".ci/run runs both",
     "pytest ": "these tests are among them",
+    ".ci/dockerfile": "installs all that the image has",
     ".ci/next-vllm": "downloads another vLLM, on which it runs these tests",
 }
 # Run against the server of the tests: the beginning, and what takes the place of its files.

@@ -61,6 +61,14 @@ WATCHED = {
 # What is reached through an object: a name, the parameters that are passed to it, and the test.
 SERVING = "vllm.entrypoints.generate.base.serving.GenerateBaseServing"
 ENGINE = "vllm.v1.engine"
+RENDERER = "vllm.renderers.base.BaseRenderer"
+MODEL = "vllm.model_executor.models.interfaces.SupportsMultiModal"
+
+# Attributes that an object of vLLM gets when it is made.
+ATTRIBUTES = {
+    f"{ENGINE}.output_processor.OutputProcessor": ("external_req_ids", "request_states"),
+    f"{ENGINE}.output_processor.RequestState": ("stream_interval",),
+}
 MEMBERS = {
     "vllm.transformers_utils.config._CONFIG_REGISTRY": ((), "test_plugin.py"),
     f"{SERVING}._check_model": (("request",), "test_transcriptions.py"),
@@ -74,6 +82,19 @@ MEMBERS = {
     "vllm.v1.worker.gpu_worker.Worker.init_device": ((), "test_worker.py"),
     "vllm.v1.worker.gpu_worker.Worker.compile_or_warm_up_model": ((), "test_worker.py"),
     "vllm.config.ParallelConfig.data_parallel_rank_local": ((), "test_worker.py"),
+    f"{SERVING}._is_model_supported": (("model_name",), "test_sessions.py"),
+    "vllm.entrypoints.cli.serve.APIServerProcessManager": ((), "test_api_servers.py"),
+    "vllm.config.ModelConfig.try_get_generation_config": ((), "test_generation.py"),
+    "vllm.engine.arg_utils.EngineArgs.get_batch_defaults": (("world_size",), "test_engine.py"),
+    "vllm.LLM._resolve_mm_lora": ((), "test_offline.py"),
+    f"{RENDERER}.render_cmpl": ((), "test_offline.py"),
+    f"{RENDERER}.render_cmpl_async": ((), "test_clients.py"),
+    f"{MODEL}._mark_tower_model": (("vllm_config", "modalities"), "test_model.py"),
+    f"{MODEL}._mark_language_model": (("vllm_config",), "test_model.py"),
+    "vllm.multimodal.processing.BaseProcessingInfo._get_expected_hidden_size": (
+        (),
+        "test_inputs.py",
+    ),
     "vllm.SamplingParams.from_optional": (("stream_interval",), "test_transcriptions.py"),
     "vllm.LLM.enqueue": (("prompts", "sampling_params", "use_tqdm"), "test_offline.py"),
     f"{ENGINE}.llm_engine.LLMEngine.step": ((), "test_offline.py"),
@@ -143,3 +164,9 @@ def test_this_vllm_has_the_member(name):
     member = find(name)
     if parameters := MEMBERS[name][0]:
         assert set(parameters) <= set(inspect.signature(member).parameters)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_this_vllm_sets_the_attributes(name):
+    source = inspect.getsource(find(name))
+    assert [each for each in ATTRIBUTES[name] if f"self.{each}" not in source] == []

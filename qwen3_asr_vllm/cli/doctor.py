@@ -24,8 +24,8 @@ SERVE_ENVIRONMENT = {
     "VLLM_MAX_AUDIO_DECODE_DURATION_S": "14400",  # 4 h instead of 10 min
     "VLLM_MAX_AUDIO_DECODE_BYTES": str(4 << 30),  # 3 h of 44.1 kHz stereo instead of 12 min
     "VLLM_NO_USAGE_STATS": "1",  # no requests to the network but for the model
-    # Instead of 5, the Retry-After of a busy server: a retry would meet a connection that closes.
-    # nginx keeps its connections for 60.
+    # Instead of 5 s: a retry after Retry-After (5 s) would meet a closing connection. nginx keeps
+    # its connections for 60 s.
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
 }
 

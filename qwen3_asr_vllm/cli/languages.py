@@ -41,7 +41,7 @@ def languages_of(model: str | None, declared: str | Mapping[str, str] = "") -> L
 
 def _resolver(args: argparse.Namespace, default_model: str) -> Callable[[str | None], Any]:
     if args.command == "align" or getattr(args, "pred_text", False):
-        return resolve_language  # the aligner says what it knows; a score needs no model
+        return resolve_language  # the aligner checks its own languages; a score needs no model
     known = languages_of(None, args.extra_languages)
 
     def resolve(language: str | None) -> str | None:

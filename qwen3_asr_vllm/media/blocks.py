@@ -22,8 +22,8 @@ from ..peaks import MAX_INTEGER_PEAK, check_samples
 SAMPLING_RATES = range(1_000, 768_001)  # Hz; anything else is a broken header
 # On average over the longest recording; more would keep a CPU busy for longer than an engine.
 MAX_VALUES_PER_S = 8 * 48_000  # samples x channels
-# Channels cancel where their mean has less than this share of the power that it would have if
-# they had nothing in common: 10 dB.
+# Channels cancel where the power of their mean is less than this share of that of unrelated
+# channels: 10 dB.
 _CANCELLED = 0.1
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of wav, aiff, caf, w64 and au files: the sound that they state, and the sound there is.
+"""Headers of wav, aiff, caf, w64 and au files: compare the stated size of the audio with the file.
 
     RIFF | fmt  | data ........ | LIST |   -> where the sound begins, and where the file ends
 
 A recorder that crashes leaves 0, or the size of its last flush; one that writes to a pipe leaves
-the largest number there is. Decoders believe either. Here the sizes are compared with the file, and
-patched where they are wrong.
+the largest possible number. Decoders trust both. Here the sizes are compared with the file, and
+corrected where they are wrong.
 """
 
 from __future__ import annotations

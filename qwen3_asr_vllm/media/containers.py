@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The containers that recordings come in, and the media types of audio without one.
 
-One table serves the decoders, the search of folders and what a server says of itself. Audio
-without a header says nothing of itself: its media type or its suffix must.
+One table serves the decoders, the search of folders and the route ``/about``. Audio without a
+header needs a media type or a suffix.
 """
 
 from __future__ import annotations

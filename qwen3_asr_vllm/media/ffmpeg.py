@@ -27,11 +27,11 @@ _MATROSKA = "matroska,webm"
 _TS = "mpegts"
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _OGG = "ogg"
-MAX_READ_ERRORS = 100  # of a file, that its demuxer may go on after
+MAX_READ_ERRORS = 100  # per file, after which its demuxer continues
 _MOST_CHUNKS = 64  # of a wav file that are looked at
-_CUT_S = 0.25  # of sound that a container states and does not have
+_CUT_S = 0.25  # seconds missing at the end that cause a warning
 _JITTER_S = {"ogg": 0.015, "flac": 0.015}  # containers with exact timestamps
-_GAPLESS = {"ogg", "flac", "asf"}  # containers whose sound does not pause: a gap is a loss
+_GAPLESS = {"ogg", "flac", "asf"}  # containers in which a gap means lost audio
 _OF_ALL_TRACKS = {_MATROSKA, "flac", "flv"}  # containers that state the longest duration
 # Containers without timestamps, whose frames FFmpeg counts, or with timestamps that are guesses.
 _UNTIMED = {"aac", "mp3", "ac3", "eac3", "amr", "wav", "avi", "rm"}
@@ -122,7 +122,7 @@ class Track:
             if other is not self._stream and self._container != _MATROSKA:
                 other.discard = type(other.discard).all
         decoder = self._stream.codec_context
-        if decoder is not None and decoder.name == "flac":  # else noise stands for what is damaged
+        if decoder is not None and decoder.name == "flac":  # else damaged frames become noise
             decoder.options = {"err_detect": "crccheck+explode"}
         self._start_s = (opened.start_time or 0) / av.time_base
         self.end_s = self._stated_end_s()

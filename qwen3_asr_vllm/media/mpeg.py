@@ -3,9 +3,9 @@
 
     ID3v2 | Xing | frame | frame | ... | ID3v1
 
-A header of 4 or 7 bytes says how long its frame is, so a recording is walked in a few hundred
-nanoseconds a frame: whether the frames are a chain without a break, of one format, as many as the
-Xing header says.
+A header of 4 or 7 bytes says how long its frame is, so frames are scanned in a few hundred
+nanoseconds each: whether they are a chain without a break, of one format, as many as the Xing
+header says.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def read_soundfile(
     """
     if (soundfile := installed("soundfile")) is None:
         raise Unreadable("soundfile is not installed.")
-    file.seek(0, os.SEEK_END)  # forgets what is buffered, for the descriptor may have moved
+    file.seek(0, os.SEEK_END)  # discards the buffer: the descriptor may have moved
     file.seek(0)
     on_disk = isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)
     try:  # a descriptor is read without Python, whose lock an engine in this process holds

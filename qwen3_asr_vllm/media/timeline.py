@@ -4,8 +4,8 @@
     picture  |----------------------------------|
     sound       |--------|      |---------------|      start and gap become silence
 
-Timestamps say when a frame begins; its samples say how long it lasts. Where the first runs ahead of
-the second, there was no sound. Where it goes back, the file goes on from there.
+A timestamp ahead of the samples so far means silence between them. After one that goes back, the
+next samples continue at the current position.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Bounds of the numbers that reach encoder and decoder: finite, and within float16.
 
 One NaN in the KV cache stays there after its request: attention multiplies what it masks by zero,
-and zero times NaN is NaN, so later requests that reuse the block get wrong text. Two walls:
+and zero times NaN is NaN, so later requests that reuse the block get wrong text. Two checks:
 
     processor   refuses what no audio gives, and names the value        (check_*)
     model       replaces it, on the device and inside captured graphs   (bounded)

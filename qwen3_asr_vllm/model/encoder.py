@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audio encoder: chunks of log-mel -> convolutions -> windowed attention -> audio tokens.
 
-What it does not know: clips. A batch of clips comes as packed chunks with a ``Layout`` that says
-where everything lies, computed from host integers before the first kernel runs, so a call never
-waits for the device.
+The encoder works on packed chunks, not on clips. A ``Layout`` gives the place of each clip. It is
+computed from host integers before the first kernel runs, so a call never waits for the device.
 
 Shapes: C chunks, M mel bins, F frames of a chunk, t tokens of a whole chunk, T tokens of a batch,
 D = d_model.

@@ -88,7 +88,7 @@ def _first_conv(  # type: ignore[no-untyped-def]
     chunk = row // (out_height * out_width)
     top = row // out_width % out_height * 2 - 1
     left = row % out_width * 2 - 1
-    # 16 taps, for a matrix unit takes no fewer: 4 x 4, whose last row and column weigh nothing
+    # 16 taps, the fewest of a matrix unit: 4 x 4, whose last row and column are zero
     tap = tl.arange(0, 16)
     down, right = tap // 4, tap % 4
     y, z = top[:, None] + down[None, :], left[:, None] + right[None, :]

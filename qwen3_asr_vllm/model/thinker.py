@@ -48,7 +48,7 @@ from .log_mel import widen
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
-# Slots of the CUDA graphs of the encoder: what a batch lacks of the next larger is computed, too.
+# Chunks of the CUDA graphs of the encoder: a batch is padded to the next larger graph.
 GRAPH_CHUNKS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
 # Methods that store no list of unquantized modules: their makers leave the audio tower alone.
 UNLISTED_QUANTIZATION = ("gptq", "gptq_marlin", "auto_gptq", "awq", "awq_marlin", "auto_awq")
@@ -357,7 +357,7 @@ def graph_obstacle(encoder: AudioEncoder, vllm_config: VllmConfig) -> str | None
         return f"its attention runs on {encoder.attn_backend.name}, which cannot be captured"
     lora = vllm_config.lora_config
     if lora is not None and lora.enable_tower_connector_lora:
-        return "adapters of the audio tower go by row, and a graph takes clips in another order"
+        return "adapters of the audio tower need the order of tokens, and a graph reorders clips"
     return None
 
 

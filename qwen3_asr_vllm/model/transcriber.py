@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
+from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPER_LANGUAGES
 from vllm.config import ModelConfig, SpeechToTextConfig
 from vllm.config.speech_to_text import SpeechToTextParams
 from vllm.inputs import PromptType, TokensPrompt
@@ -57,9 +58,9 @@ class Qwen3ASRForConditionalGeneration(
     """The transcriber: audio and text in, text out."""
 
     supports_tower_connector_lora: ClassVar[bool] = True
-    # vLLM refuses a class that lists a code Whisper lacks; get_generation_prompt knows all
+    # vLLM refuses a class that lists a code Whisper lacks; get_generation_prompt accepts all
     supported_languages: ClassVar[Mapping[str, str]] = {
-        code: name for code, name in LANGUAGES.items() if code != "fil"
+        code: name for code, name in LANGUAGES.items() if code in WHISPER_LANGUAGES
     }
     no_space_languages: ClassVar[set[str]] = set(SPACELESS_CODES)
     decoder = Qwen3ForCausalLM

@@ -44,6 +44,8 @@ from .uploads import RecordingForm, load_posted, posted
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
+ALIGNED_FORMATS = ("json", "verbose_json", *KARAOKE)
+
 # the forms ----------------------------------------------------------------------------------
 
 
@@ -51,7 +53,7 @@ class AlignmentForm(RecordingForm):
     """A recording and its text. Without a language, the script decides how to split the text."""
 
     text: str
-    response_format: Literal["json", "verbose_json", "srt", "vtt", "lrc"] = "json"
+    response_format: Literal[ALIGNED_FORMATS] = "json"  # type: ignore[valid-type]
     highlight_words: bool = False
     keep_lines: bool = False
 

@@ -60,7 +60,7 @@ class Limits:
     """
 
     memory_bytes: int = 60 << 20  # beyond the memory of the process before it opens the file
-    memory_bytes_per_s: int = 3 * 4 * SAMPLE_RATE  # audio's parts, whole, and a reserve
+    memory_bytes_per_s: int = 3 * 4 * SAMPLE_RATE  # blocks, joined waveform, and a reserve
     cpu_s: float = 2.0
     cpu_s_per_s: float = 0.1  # CPU seconds per second of audio
     stall_s: int = 60  # seconds of wall time between two progress reports
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 class Template:
-    """Forks a child for each job, and reports how it ended."""
+    """Forks a child for each request of the server, and reports how it ended."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control

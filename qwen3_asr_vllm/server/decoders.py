@@ -4,8 +4,8 @@
     wav with plain PCM -> this thread
     anything else      -> a child of ``decode_worker.py``, with limits on memory and CPU time
 
-A child that has decoded an undamaged file waits for the next one: half of what a process of its
-own costs a file is its start and its end. If it crashes then, a new child decides about the file.
+A child that has decoded an undamaged file takes the next one, because starting and ending a process
+is half of the cost of a file. If a reused child crashes, a new child tries the file again.
 
 ``Decoders.load_audio`` and ``load_channels`` take, return and raise what the functions of
 ``audio.py`` do. A file that exceeds a limit or crashes a library is a ValueError, too. No

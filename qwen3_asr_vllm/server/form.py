@@ -21,7 +21,7 @@ from starlette.datastructures import FormData, UploadFile
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from ..formats import RESPONSE_FORMATS
+from ..formats import RESPONSE_FORMATS, TIMED_TEXTS
 from ..generation import UNSEARCHED, sampling_defaults
 from ..languages import LANGUAGES, Languages
 from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY, TranscribeOptions
@@ -33,7 +33,9 @@ from .uploads import RecordingForm, posted
 
 UNTIMED_FORMATS = tuple(name for name, row in RESPONSE_FORMATS.items() if not row.is_timed)
 STREAMED_FORMATS = tuple(name for name, row in RESPONSE_FORMATS.items() if row.is_streamed)
-JSON_FORMATS = ("json", "verbose_json")
+VERBOSE_FORMATS = tuple(name for name, row in RESPONSE_FORMATS.items() if row.is_verbose)
+JSON_FORMATS = ("json", *VERBOSE_FORMATS)
+INCLUDES = ("logprobs", *TIMED_TEXTS)
 
 SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
@@ -89,7 +91,7 @@ class Form(RecordingForm):
     hotwords: list[str] = []
     response_format: Literal[tuple(RESPONSE_FORMATS)] = "json"  # type: ignore[valid-type]
     timestamp_granularities: list[Literal["segment", "word"]] = []
-    include: list[Literal["logprobs", "srt", "vtt", "tsv", "lrc"]] = []  # added to a JSON response
+    include: list[Literal[INCLUDES]] = []  # type: ignore[valid-type]  # added to a JSON response
     chunking_strategy: ServerVad | None = None  # None: near the maximum clip length
     known_speaker_names: list[str] = []
     stream: bool = False
@@ -169,7 +171,7 @@ class Form(RecordingForm):
             context=self.prompt,
             keywords=self.keywords + self.hotwords,
             pauses=self.chunking_strategy.pauses if self.chunking_strategy else None,
-            confidences=self.wants_logprobs or self.response_format == "verbose_json",
+            confidences=self.wants_logprobs or self.response_format in VERBOSE_FORMATS,
             # A request that samples is no search, whatever the checkpoint's default.
             use_beam_search=False if self.unsearched else self.use_beam_search,
             n=self.n,
@@ -307,12 +309,16 @@ def _check(form: Form) -> None:
     timed = not times or name not in UNTIMED_FORMATS or (name == "json" and not form.needs_words)
     check(timed, "timestamp_granularities", f"{name} has no times; use verbose_json.")
     inclusive = name in JSON_FORMATS or not form.include
-    check(inclusive, "include", f"{name} has no room for it; use json or verbose_json.")
+    check(inclusive, "include", f"{name} cannot contain it; use json or verbose_json.")
     for param in form.unsearched if form.use_beam_search else ():
         advice = "beam search does not sample; leave it out, or leave out use_beam_search."
         check(False, param, advice)
     one_or_other = not form.language or not set(form.languages) - {form.language}
-    check(one_or_other, "languages", "they are to choose from; leave out languages or language.")
+    check(
+        one_or_other,
+        "languages",
+        "they are the candidates of detection; send languages or language.",
+    )
     names = form.known_speaker_names
     named = not names or (name == "diarized_json" and len(names) == len(SPEAKERS))
     advice = "they name the two channels of diarized_json, left and right; give two or none."

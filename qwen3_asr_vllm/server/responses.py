@@ -27,7 +27,7 @@ logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler pri
 def respond(transcript: Transcript, form: Form) -> Response:
     """Return the transcript in the requested format."""
     format = RESPONSE_FORMATS[form.response_format]
-    if format.media_type == "application/json":
+    if format.is_json:
         return JSONResponse(_document(transcript, form), headers=form.headers)
     headers = form.headers | warning_headers(transcript.warnings)
     return Response(format(transcript), media_type=format.media_type, headers=headers)
@@ -49,17 +49,17 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
     }
     if transcript.warnings:
         document["warnings"] = transcript.warnings
-    if form.response_format == "verbose_json":
-        verbose = FORMATS["verbose_json"](transcript, temperature=form._temperature)
-        document |= json.loads(verbose)
+    format = RESPONSE_FORMATS[form.response_format]
+    if format.is_json and format.name != "json":
+        options = {"temperature": form._temperature} if format.is_verbose else {}
+        document |= json.loads(format(transcript, **options))
+    if format.is_verbose:
         words = document.pop("words", [])
         if form.needs_words:
             document["words"] = words
         else:
             for segment in document["segments"]:
                 segment.pop("words", None)
-    if form.response_format == "diarized_json":
-        document |= json.loads(RESPONSE_FORMATS["diarized_json"](transcript))
     if form.wants_logprobs:
         document["logprobs"] = logprobs(written_tokens(transcript))
     subtitles = (name for name in form.include if name in FORMATS)

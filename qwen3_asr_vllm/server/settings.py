@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environment variables of a server: one table of their names, defaults, ranges and effects.
+"""Environment variables of a server: one table of their names, ranges, effects and defaults.
 
 Some are vLLM's, with larger defaults: vLLM's own would reject a lecture. The README of this folder
 shows the table.

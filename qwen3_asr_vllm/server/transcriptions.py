@@ -74,7 +74,7 @@ MAX_EVENT_TOKENS = 16  # upper bound of tokens per SSE event
 HEADER_TOKENS = 3  # "language", its name, "<asr_text>": the next token is text
 # vLLM's own entries of vllm_xargs; ignored if a client sends them
 ENGINE_XARGS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
-SEARCHED_WHOLE = "beam search settles the text at its end; the stream held it back until then."
+SEARCHED_WHOLE = "beam search has no final text before its end, so all text came at the end."
 CLIP_SHARE = 8  # one recording has at most max_num_seqs / 8 clips in the engine
 
 

@@ -93,7 +93,7 @@ def test_sampling_fields_reach_the_engine(serve):
     [
         ({"language": "tlh"}, "language", "zh Chinese"),
         ({"languages": "en,tlh"}, "languages", "zh Chinese"),
-        ({"languages": "en,de", "language": "fr"}, "languages", "to choose from"),
+        ({"languages": "en,de", "language": "fr"}, "languages", "candidates of detection"),
         ({"temperature": "hot"}, "temperature", "number"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "greater"),
         ({"response_format": "docx"}, "response_format", "verbose_json"),

@@ -23,6 +23,7 @@ from support.fake_engine import ENGLISH, ROUND, EndlessEngine, FakeEngine
 from support.servers import on_a_port
 
 from qwen3_asr_vllm.alignment import AlignmentOutput
+from qwen3_asr_vllm.formats import RESPONSE_FORMATS, Format
 from qwen3_asr_vllm.languages import LANGUAGES
 
 SECOND = wav(noise(1.0))
@@ -136,6 +137,13 @@ def test_subtitles_come_beside_the_text(post, name):
     whole = post(response_format=name, **{"include[]": ["srt", "vtt"]}).json()
     for subtitles in ("srt", "vtt"):
         assert whole[subtitles] == post(response_format=subtitles).text
+
+
+def test_json_rows_of_the_table_are_responses(post, monkeypatch):
+    row = Format("mine", lambda transcript: '{"mine": 1}', "application/json", "verbose_json")
+    monkeypatch.setitem(RESPONSE_FORMATS, "verbose_json", row)
+    body = post(response_format="verbose_json").json()
+    assert body["mine"] == 1 and body["text"] and "segments" not in body
 
 
 def test_a_stream_ends_with_the_segments(post):
