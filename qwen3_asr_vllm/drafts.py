@@ -68,9 +68,9 @@ class Draft:
         """The languages of the header, or the forced one."""
         return self._stream.languages
 
-    def restarted(self, language: str | None) -> Draft:
+    def restarted(self, language: str | None, protocol: TextProtocol) -> Draft:
         """Return a draft in another language that continues the final text."""
-        draft = Draft(self._tokenizer, language, self._protocol)
+        draft = Draft(self._tokenizer, language, protocol)
         if self.text:
             named = ", ".join(self.languages)
             header = f"language {named}{ASR_TEXT}" if named and not language else ""

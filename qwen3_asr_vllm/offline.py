@@ -189,6 +189,7 @@ class Qwen3ASR:
         language: str | None = None,
         languages: Sequence[str] = (),
         context: str = "",
+        skip_special_tokens: bool = True,
         step_s: float = STEP_S,
         clip_s: float = CLIP_S,
     ) -> Iterator[Update]:
@@ -200,7 +201,8 @@ class Qwen3ASR:
         The deltas, joined, are the text; ``tentative`` is text that may still change. Each
         ``step_s`` of new audio gives an update, and so does the end. After ``clip_s`` seconds the
         next pause begins a new clip, so that a stream may last for hours. Without ``language`` the
-        model detects one, of ``languages`` if any are given.
+        model detects one, of ``languages`` if any are given. Without ``skip_special_tokens`` the
+        text has the checkpoint's special tokens.
 
         Raises ValueError for an unknown language and for samples that are NaN or infinite.
         """
@@ -209,7 +211,12 @@ class Qwen3ASR:
         check_string("context", context)
         context = sanitize_context(context, self._protocol.control_tokens)
         stream = self._stream(
-            language=language, languages=languages, context=context, step_s=step_s, clip_s=clip_s
+            language=language,
+            languages=languages,
+            context=context,
+            skip_special_tokens=skip_special_tokens,
+            step_s=step_s,
+            clip_s=clip_s,
         )
         for piece in samples:
             stream.push(np.asarray(piece, dtype=np.float32))

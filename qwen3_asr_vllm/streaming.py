@@ -35,6 +35,7 @@ from .prompt import (
     PUBLISHED,
     TextProtocol,
     build_prompt,
+    sanitize_context,
 )
 from .segments import split_sentences
 from .transcript import Token
@@ -103,6 +104,32 @@ class _Cuts:
         return (end, False) if end > max(sent, GUARD_SAMPLES) else (None, False)
 
 
+@dataclass(frozen=True)
+class _Options:
+    """Options that decide the text of a stream; ``candidates`` are languages to detect one of."""
+
+    protocol: TextProtocol
+    language: str | None
+    candidates: tuple[str, ...]
+    context: str
+
+
+def _options(
+    protocol: TextProtocol,
+    language: str | None,
+    languages: Sequence[str],
+    context: str,
+    *,
+    skip_special_tokens: bool,
+) -> _Options:
+    """Return the options with the names of languages. Raises ValueError for an unknown one."""
+    resolve = protocol.languages.resolve
+    names = tuple(dict.fromkeys(filter(None, map(resolve, languages))))
+    forced = resolve(language) or (names[0] if len(names) == 1 else None)
+    protocol = replace(protocol, keeps_special_tokens=not skip_special_tokens)
+    return _Options(protocol, forced, () if forced else names, context)
+
+
 class Stream:
     """The text of incremental speech: one utterance, or a session of hours.
 
@@ -115,7 +142,8 @@ class Stream:
     requests, and no audio is skipped. After ``clip_s`` seconds a clip ends at the next pause, after
     ``max_clip_s`` anywhere; the next clip has its last sentence as context. Silence below
     -66 dBFS alone causes no request. ``languages`` are the candidates for detection. With
-    ``wants_logprobs``, updates have the tokens that the engine gave to ``accept``.
+    ``wants_logprobs``, updates have the tokens that the engine gave to ``accept``. Without
+    ``skip_special_tokens`` the text has the checkpoint's special tokens.
 
     Raises ValueError for an unknown language or lengths that do not fit.
     """
@@ -134,6 +162,7 @@ class Stream:
         languages: Sequence[str] = (),
         context: str = "",
         wants_logprobs: bool = False,
+        skip_special_tokens: bool = True,
         step_s: float = STEP_S,
         clip_s: float = CLIP_S,
         max_clip_s: float = HARD_CLIP_S,
@@ -143,10 +172,12 @@ class Stream:
                 f"step_s, clip_s, max_clip_s are {step_s:g}, {clip_s:g}, {max_clip_s:g}; they must "
                 f"rise from at least {MIN_STEP_S:g} to at most {MAX_CLIP_S} s."
             )
-        self._protocol = protocol
-        self._set_options(language, languages, context, wants_logprobs)
+        self._options = _options(
+            protocol, language, languages, context, skip_special_tokens=skip_special_tokens
+        )
+        self._wants_logprobs = wants_logprobs
         self._cuts = _Cuts(*(round(s * SAMPLE_RATE) for s in (step_s, clip_s, max_clip_s)))
-        self._new_draft = lambda: Draft(tokenizer, self._language, protocol)
+        self._new_draft = lambda: Draft(tokenizer, self._options.language, self._options.protocol)
         self._new_clip = lambda samples: GrowingClip(samples, geometry, loudest)
         self._is_running = self._is_finished = self._is_closing = False
         self._is_outdated = False  # whether the draft is of other options, and nothing may be new
@@ -167,6 +198,7 @@ class Stream:
         languages: Sequence[str] = (),
         context: str = "",
         wants_logprobs: bool = False,
+        skip_special_tokens: bool = True,
         step_s: float = STEP_S,
     ) -> None:
         """Change the options between two requests. Final text stays; the rest is decoded again.
@@ -175,11 +207,14 @@ class Stream:
         """
         if self._is_running:
             raise RuntimeError("a request runs; pass its output to accept() before configure().")
-        before = (self._language, self._candidates, self._context)
-        self._set_options(language, languages, context, wants_logprobs)
+        before, protocol = self._options, self._options.protocol
+        self._options = _options(
+            protocol, language, languages, context, skip_special_tokens=skip_special_tokens
+        )
+        self._wants_logprobs = wants_logprobs
         self._cuts = replace(self._cuts, step=round(step_s * SAMPLE_RATE))
-        if before != (self._language, self._candidates, self._context):
-            self._restart(self._language)
+        if before != self._options:
+            self._restart(self._options.language)
 
     def push(self, samples: np.ndarray) -> None:
         """Append samples, float32 at 16 kHz.
@@ -231,9 +266,9 @@ class Stream:
         ``tokens`` and ``language_logprobs`` are those that the request's ``decoding`` wants.
         """
         self._is_running, is_cut_off = False, finish_reason != "stop"
-        if self._draft.is_in_another_language(output, self._candidates):
+        if self._draft.is_in_another_language(output, self._options.candidates):
             self._is_closing = False
-            self._restart(likeliest_language(self._candidates, language_logprobs or {}))
+            self._restart(likeliest_language(self._options.candidates, language_logprobs or {}))
             return
         self._decoded = self._sent
         delta = self._draft.accept(output, is_cut_off=is_cut_off, tokens=tokens)
@@ -252,7 +287,7 @@ class Stream:
     @property
     def codes(self) -> list[str]:
         """The codes of the languages."""
-        return list(map(self._protocol.languages.code, self.languages))
+        return list(map(self._options.protocol.languages.code, self.languages))
 
     @property
     def num_waiting(self) -> int:
@@ -265,20 +300,9 @@ class Stream:
 
     # --- clips ----------------------------------------------------------------------------------
 
-    def _set_options(
-        self, language: str | None, languages: Sequence[str], context: str, wants_logprobs: bool
-    ) -> None:
-        resolve = self._protocol.languages.resolve
-        names = dict.fromkeys(filter(None, map(resolve, languages)))
-        forced = resolve(language) or (next(iter(names)) if len(names) == 1 else None)
-        self._language = forced
-        self._candidates = () if forced else tuple(names)
-        self._context = context
-        self._wants_logprobs = wants_logprobs
-
     def _restart(self, language: str | None) -> None:
         """Decode the clip again in a language, after its final text."""
-        self._draft = self._draft.restarted(language)
+        self._draft = self._draft.restarted(language, self._options.protocol)
         self._sent = self._decoded
         self._is_outdated = self._decoded > 0
 
@@ -297,7 +321,10 @@ class Stream:
         if self._draft.text:
             self.languages = list(dict.fromkeys([*self.languages, *self._draft.languages]))
         sentences = split_sentences(self._draft.text)
-        self._last_sentence = sentences[-1].strip()[-_MAX_CARRIED:] if sentences else ""
+        last = sanitize_context(
+            sentences[-1] if sentences else "", self._options.protocol.control_tokens
+        )
+        self._last_sentence = last.strip()[-_MAX_CARRIED:]
         self._begin(self._clip.samples[end:])
 
     # --- requests and text ----------------------------------------------------------------------
@@ -306,14 +333,14 @@ class Stream:
         windows = self._clip.windows(end)
         since = self._decoded if self._draft.prefix and not self._is_outdated else 0
         language, prefix = self._draft.forced_language, self._draft.prefix
-        context = "\n".join(filter(None, (self._context, self._last_sentence)))
+        context = "\n".join(filter(None, (self._options.context, self._last_sentence)))
         prompt = build_prompt(
             context=context,
             language=language,
             num_windows=len(windows),
-            protocol=self._protocol,
+            protocol=self._options.protocol,
         )
-        names = ("None", *self._candidates) if not language and not prefix else ()
+        names = ("None", *self._options.candidates) if not language and not prefix else ()
         self._sent, self._is_running, self._is_outdated = end, True, False
         return StreamRequest(
             prompt=prompt + prefix,
@@ -321,8 +348,8 @@ class Stream:
             decoding=Decoding(
                 max_new_tokens((end - since) / SAMPLE_RATE),
                 wants_logprobs=self._wants_logprobs,
-                scored_languages=names if self._candidates else (),
-                special_tokens=self._protocol.special_tokens,
+                scored_languages=names if self._options.candidates else (),
+                special_tokens=self._options.protocol.special_tokens,
             ),
         )
 

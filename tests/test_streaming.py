@@ -180,7 +180,7 @@ SCRIPTS = [
     "<|spk_0|>Yes.<|spk_1|> No.",
 ]
 DIARIZED = replace(PUBLISHED, special_tokens=("<|spk_0|>", "<|spk_1|>"))
-protocols = st.sampled_from([PUBLISHED, DIARIZED])
+protocols = st.sampled_from([PUBLISHED, DIARIZED, replace(DIARIZED, keeps_special_tokens=True)])
 answers = st.lists(
     st.sampled_from(SCRIPTS).flatmap(
         lambda s: st.integers(0, len(s)).flatmap(
@@ -364,6 +364,38 @@ def test_foreign_outputs_are_decoded_again():
     assert request.decoding.scored_languages == ()
     stream.accept("Salut.")
     assert (stream.text, stream.languages) == ("Salut.", ["French"])
+
+
+SPOKEN = "<|spk_0|>One. <|spk_1|>Two. Three. <|spk_0|>Four. Five. Six."
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_streams_keep_special_tokens_on_request(skip):
+    stream = stream_of(protocol=DIARIZED, skip_special_tokens=skip, clip_s=6, language="en")
+
+    def engine(request):
+        prefix = request.prompt.rpartition("<asr_text>")[2]
+        assert "<|spk" not in request.prompt.removesuffix(prefix)
+        return SPOKEN.removeprefix(prefix)
+
+    updates = run(stream, said(range(12)), repeated([STEP]), engine)
+    once = "One. Two. Three. Four. Five. Six." if skip else SPOKEN
+    num_clips = stream.text.count("Six.")
+    assert num_clips > 1 and stream.text == " ".join([once] * num_clips)
+    assert "".join(u.delta for u in updates) == stream.text
+
+
+def test_a_stream_may_begin_to_keep_special_tokens():
+    stream = stream_of(protocol=DIARIZED, step_s=1, language="en")
+    stream.push(said(range(2)))
+    assert stream.request()
+    stream.accept("<|spk_0|>Yes.")
+    assert stream.update() == Update("", "Yes.")
+    stream.configure(language="en", step_s=1, skip_special_tokens=False)
+    stream.finish()
+    assert stream.request()
+    stream.accept("<|spk_0|>Yes.")
+    assert stream.text == "<|spk_0|>Yes."
 
 
 def repeated(sizes):

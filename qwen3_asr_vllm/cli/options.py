@@ -225,6 +225,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"longest clip that the model decodes at once; default: {DEFAULT_CLIP_S:g}",
     )
+    _add_special_tokens(add)
     _add_beams(add)
     add("--task", choices=["transcribe"], help="Whisper's option; Qwen3-ASR does not translate")
 
@@ -264,6 +265,7 @@ def _add_stream(commands: Any) -> None:
     _add_language(parser.add_argument, otherwise="detect")
     _add_languages(parser.add_argument)
     _add_context(parser.add_argument)
+    _add_special_tokens(parser.add_argument)
     parser.add_argument(
         "-r",
         "--rate",
@@ -369,6 +371,15 @@ def _add_languages(add: Callable[..., Any]) -> None:
 def _add_context(add: Callable[..., Any]) -> None:
     names = ("-c", "--context", "--initial-prompt", "--prompt")
     add(*names, default="", metavar="TEXT", help="text that biases the model, such as the topic")
+
+
+def _add_special_tokens(add: Callable[..., Any]) -> None:
+    add(
+        "--no-skip-special-tokens",
+        dest="skip_special_tokens",
+        action="store_false",
+        help="keep special tokens of the checkpoint, such as <|spk_0|>, in the text",
+    )
 
 
 def _add_format(add: Callable[..., Any], help: str, *, default: str) -> None:

@@ -35,6 +35,7 @@ def stream(args: argparse.Namespace, rest: list[str]) -> int:
             "language": args.language,
             "languages": args.languages,
             "context": args.context,
+            "skip_special_tokens": args.skip_special_tokens,
             "step_s": args.step_s,
         }
         with _ctrl_c_noted() as is_stopped:

@@ -165,6 +165,7 @@ def _options(args: argparse.Namespace) -> TranscribeOptions:
         max_clip_s=args.max_clip_s,
         confidences=not {"json", "verbose_json"}.isdisjoint(args.formats),
         word_timestamps=getattr(args, "word_timestamps", False),
+        skip_special_tokens=args.skip_special_tokens,
         audio_track=args.audio_track,
         use_beam_search=None if args.beams is None else args.beams > 1,
         n=args.beams,

@@ -100,6 +100,7 @@ class Transcription(_Strict):
     )
     prompt: str | None = None
     keywords: list[str] | None = None
+    skip_special_tokens: bool | None = None
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
     @field_validator("language")
@@ -149,6 +150,7 @@ class Transcription(_Strict):
             "languages": self.languages or [],
             "wants_logprobs": wants_logprobs,
             "context": self.context,
+            "skip_special_tokens": self.skip_special_tokens is not False,
             "step_s": STEP_BY_DELAY[self.delay or "medium"],
         }
 

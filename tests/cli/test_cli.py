@@ -176,9 +176,10 @@ def test_only_texts_go_to_stdout(model, files, capsys):
 @pytest.mark.parametrize(
     "line",
     [
-        "-l zh-CN -c Anna --max-clip-s 30 --keywords Maier,Ulm --languages zh,yue --audio-track 2",
+        "-l zh-CN -c Anna --max-clip-s 30 --keywords Maier,Ulm --languages zh,yue --audio-track 2 "
+        "--no-skip-special-tokens",
         "--language Chinese --initial_prompt Anna --chunk_size=30 --hotwords=Maier,\tUlm "
-        "--languages=Chinese,Cantonese --audio-track=2",
+        "--languages=Chinese,Cantonese --audio-track=2 --no_skip_special_tokens",
     ],
 )
 def test_options_reach_the_model(model, files, line):
@@ -190,6 +191,7 @@ def test_options_reach_the_model(model, files, line):
         keywords=["Maier", "Ulm"],
         max_clip_s=30.0,
         confidences=False,
+        skip_special_tokens=False,
         audio_track=2,
     )
 
@@ -340,11 +342,12 @@ def test_a_stream_takes_languages_and_a_track(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(models, "load_model", lambda *_: Stream())
     assert cli.main(["stream", str(video), "--languages", "de,en"]) == 0
-    assert cli.main(["stream", str(video), "--audio-track", "1"]) == 0
+    assert cli.main(["stream", str(video), "--audio-track", "1", "--no-skip-special-tokens"]) == 0
     out, err = capsys.readouterr()
     assert out == "0.3\n0.0\n"
     assert err.count("audio track 1 of 2 is silent, so track 2 was read") == 1
     assert [options["languages"] for options in given] == [["German", "English"], []]
+    assert [options["skip_special_tokens"] for options in given] == [True, False]
 
 
 def test_a_pipe_has_no_tracks(capsys):

@@ -406,6 +406,7 @@ def test_fields_without_effect_are_null():
         ("audio.input.transcription.keywords", ["x" * 999] * 11, "the limit is 10000"),
         ("audio.input.transcription.prompt", "\ud800", "surrogate"),
         ("audio.input.transcription.languages", ["en", "klingon"], "klingon"),
+        ("audio.input.transcription.skip_special_tokens", "perhaps", "bool"),
         ("include", ["item.audio"], "item.input_audio_transcription.logprobs"),
     ],
 )
@@ -511,6 +512,16 @@ def test_several_languages_constrain_detection():
         assert utterance(session)["languages"] == [{"code": "fr"}]
         reported(session, transcription={"languages": None})
         assert utterance(session)["languages"] == [{"code": "en"}]
+
+
+def test_sessions_keep_special_tokens_on_request():
+    shared = made(lambda request: "language English<asr_text><|spk_0|>Hi.")
+    shared._parts["protocol"] = replace(PUBLISHED, special_tokens=("<|spk_0|>",))
+    with open_session(shared) as session:
+        session.configure(**MANUAL)
+        for keep, text in ((None, "Hi."), (False, "<|spk_0|>Hi."), (True, "Hi.")):
+            reported(session, transcription={"skip_special_tokens": keep})
+            assert utterance(session)["transcript"] == text
 
 
 def test_a_header_of_several_languages_never_leaks():
