@@ -39,7 +39,7 @@ INCLUDES = ("logprobs", *TIMED_TEXTS)
 
 SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "watermarking"),
 )
 # Unsupported fields that change the response: name, value (None: any but HARMLESS), advice.
 REFUSED = (
@@ -105,6 +105,7 @@ class Form(RecordingForm):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    watermarking: bool | None = None  # whether the engine's watermark, if it has one, applies
     max_completion_tokens: int | None = Field(None, ge=1)
     use_beam_search: bool | None = None  # None: whether the checkpoint has beams by default
     n: int | None = Field(None, ge=1, le=MAX_BEAMS)  # beams

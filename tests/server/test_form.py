@@ -77,9 +77,20 @@ def test_a_language_is_forced(serve, fields):
     assert engine.asked[0][0]["prompt"].endswith("assistant\nlanguage Cantonese<asr_text>")
 
 
+def test_no_field_of_vllm_is_unknown():
+    """Text is never cut at stop strings, which ``include_stop_str_in_output`` is about."""
+    from vllm.entrypoints.speech_to_text.transcription.protocol import TranscriptionRequest
+
+    from qwen3_asr_vllm.server.form import REFUSED, Form
+
+    known = {*Form.model_fields, *(name for name, *_ in REFUSED)}
+    assert set(TranscriptionRequest.model_fields) - known == {"include_stop_str_in_output"}
+
+
 def test_sampling_fields_reach_the_engine(serve):
     engine = FakeEngine("language English<asr_text>Hi.")
     given = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7}
+    given |= {"watermarking": False}
     given |= {"repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3}
     fields = {"max_completion_tokens": 9, "vllm_xargs": '{"a": 1}', "priority": -2}
     assert serve(engine)(**given, **fields).status_code == 200
@@ -165,6 +176,7 @@ def test_sampling_fields_reach_the_engine(serve):
         ({"logit_bias": "{}"}, "logit_bias", "keywords"),
         ({"vllm_xargs": "{"}, "vllm_xargs", "JSON"),
         ({"file": None}, "file", "required"),
+        ({"watermarking": "perhaps"}, "watermarking", "true or false"),
     ],
 )
 def test_unsupported_values_are_refused_by_name(post, fields, param, message):
