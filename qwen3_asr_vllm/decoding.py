@@ -234,6 +234,30 @@ def mean_logprob(tokens: Sequence[Token]) -> float | None:
     return fmean(token.logprob for token in tokens) if tokens else None
 
 
+_END_MARK = re.compile(
+    "(?<![.])[.!?؟۔।。！？｡][\"'”’»)\\]）」』】》〉]*$"
+)  # "..." ends no sentence
+_WITHOUT_END_MARKS = {"Thai"}
+
+
+def completeness(text: str, tokens: Sequence[Token], languages: Sequence[str] = ()) -> float:
+    """Return the probability that a text is complete: that of the mark that ends its sentence.
+
+    Without such a mark it is the probability that the model gave to any token but the end.
+    ``tokens`` are those of the output, with its end token; without them, or in a language
+    without such marks, the mark alone decides, or nothing does (0.5).
+    """
+    mark = _END_MARK.search(text)
+    if not mark and set(languages) & _WITHOUT_END_MARKS:
+        return 0.5 if text else 0.0
+    if not text or not tokens:
+        return float(bool(mark))
+    if not mark:
+        return 1 - math.exp(tokens[-1].logprob)
+    marks = (token for token in reversed(tokens) if mark[0][0] in token.text)
+    return math.exp(next(marks, tokens[-1]).logprob)
+
+
 def word_probabilities(
     words: Sequence[str], placed: Sequence[tuple[int, Token]], start: int = 0
 ) -> Iterator[float | None]:

@@ -9,7 +9,7 @@ from os.path import commonprefix
 
 import regex
 
-from .decoding import place_tokens
+from .decoding import completeness, place_tokens
 from .languages import separator
 from .prompt import (
     ASR_TEXT,
@@ -58,6 +58,12 @@ class Draft:
     def tentative(self) -> str:
         """The text after the final text, which may still change."""
         return self._parsed.text[len(self.text) :]
+
+    def completeness(self, tokens: Sequence[Token]) -> float:
+        """Return the probability that all text is complete; ``tokens`` are of the last output."""
+        spoken = replace(self._protocol, keeps_special_tokens=False)
+        text = parse_output(self._raw, language=self._language, protocol=spoken).text
+        return completeness(text, tokens, self.languages)
 
     @property
     def forced_language(self) -> str | None:

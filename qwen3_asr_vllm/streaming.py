@@ -88,7 +88,7 @@ class _Cuts:
     hard_end: int
 
     def next_end(
-        self, clip: np.ndarray, *, sent: int, is_finished: bool
+        self, clip: np.ndarray, *, sent: int, is_finished: bool, is_paused: bool
     ) -> tuple[int | None, bool]:
         """Return the last sample to decode (None: none yet), and whether the clip ends there."""
         if len(clip) >= self.soft_end:
@@ -100,6 +100,8 @@ class _Cuts:
         silence = clip[max(sent, len(clip) - round(SILENCE_S * SAMPLE_RATE)) :]
         if len(silence) >= SILENCE_S * SAMPLE_RATE and is_silent(silence):
             return len(clip), True
+        if is_paused:
+            return (len(clip), False) if len(clip) > sent else (None, False)
         end = (len(clip) - GUARD_SAMPLES) // self.step * self.step + GUARD_SAMPLES
         return (end, False) if end > max(sent, GUARD_SAMPLES) else (None, False)
 
@@ -142,7 +144,8 @@ class Stream:
     requests, and no audio is skipped. After ``clip_s`` seconds a clip ends at the next pause, after
     ``max_clip_s`` anywhere; the next clip has its last sentence as context. Silence below
     -66 dBFS alone causes no request. ``languages`` are the candidates for detection. With
-    ``wants_logprobs``, updates have the tokens that the engine gave to ``accept``. Without
+    ``wants_logprobs``, updates have the tokens that the engine gave to ``accept``. With
+    ``wants_completeness``, the attribute ``completeness`` follows the last output. Without
     ``skip_special_tokens`` the text has the checkpoint's special tokens.
 
     Raises ValueError for an unknown language or lengths that do not fit.
@@ -162,6 +165,7 @@ class Stream:
         languages: Sequence[str] = (),
         context: str = "",
         wants_logprobs: bool = False,
+        wants_completeness: bool = False,
         skip_special_tokens: bool = True,
         step_s: float = STEP_S,
         clip_s: float = CLIP_S,
@@ -175,12 +179,13 @@ class Stream:
         self._options = _options(
             protocol, language, languages, context, skip_special_tokens=skip_special_tokens
         )
-        self._wants_logprobs = wants_logprobs
+        self._wants_logprobs, self._wants_completeness = wants_logprobs, wants_completeness
         self._cuts = _Cuts(*(round(s * SAMPLE_RATE) for s in (step_s, clip_s, max_clip_s)))
         self._new_draft = lambda: Draft(tokenizer, self._options.language, self._options.protocol)
         self._new_clip = lambda samples: GrowingClip(samples, geometry, loudest)
         self._is_running = self._is_finished = self._is_closing = False
         self._is_outdated = False  # whether the draft is of other options, and nothing may be new
+        self.completeness = 0.0  # probability that the text is that of a complete utterance
         self.is_cut_off = False  # whether a clip ended in a loop or at its token limit
         self._unread = ""  # final text that is in no update yet
         self._unread_tokens: list[Token] = []
@@ -198,6 +203,7 @@ class Stream:
         languages: Sequence[str] = (),
         context: str = "",
         wants_logprobs: bool = False,
+        wants_completeness: bool = False,
         skip_special_tokens: bool = True,
         step_s: float = STEP_S,
     ) -> None:
@@ -211,7 +217,7 @@ class Stream:
         self._options = _options(
             protocol, language, languages, context, skip_special_tokens=skip_special_tokens
         )
-        self._wants_logprobs = wants_logprobs
+        self._wants_logprobs, self._wants_completeness = wants_logprobs, wants_completeness
         self._cuts = replace(self._cuts, step=round(step_s * SAMPLE_RATE))
         if before != self._options:
             self._restart(self._options.language)
@@ -236,15 +242,19 @@ class Stream:
         """End the audio. The remaining requests complete the text."""
         self._is_finished = True
 
-    def request(self) -> StreamRequest | None:
-        """Return the next request; None while one runs, or while there is too little audio."""
+    def request(self, *, is_paused: bool = False) -> StreamRequest | None:
+        """Return the next request; None while one runs, or while there is too little audio.
+
+        In a pause, it takes all audio so far at once, also within a step.
+        """
         while not self._is_running:
+            clip, sent, is_finished = self._clip.samples, self._sent, self._is_finished
             end, self._is_closing = self._cuts.next_end(
-                self._clip.samples, sent=self._sent, is_finished=self._is_finished
+                clip, sent=sent, is_finished=is_finished, is_paused=is_paused
             )
             if end is None:
                 return None
-            new = self._clip.samples[self._sent : end]
+            new = clip[sent:end]
             if not self._is_outdated and (not len(new) or is_silent(new)):
                 if not self._is_closing:
                     return None
@@ -271,8 +281,9 @@ class Stream:
             self._restart(likeliest_language(self._options.candidates, language_logprobs or {}))
             return
         self._decoded = self._sent
-        delta = self._draft.accept(output, is_cut_off=is_cut_off, tokens=tokens)
-        self._emit(delta)
+        own_tokens = tokens if self._wants_logprobs else ()
+        self._emit(self._draft.accept(output, is_cut_off=is_cut_off, tokens=own_tokens))
+        self.completeness = 0.0 if is_cut_off else self._draft.completeness(tokens)
         if self._is_closing:
             self.is_cut_off |= is_cut_off
             self._close(self._sent)
@@ -321,9 +332,8 @@ class Stream:
         if self._draft.text:
             self.languages = list(dict.fromkeys([*self.languages, *self._draft.languages]))
         sentences = split_sentences(self._draft.text)
-        last = sanitize_context(
-            sentences[-1] if sentences else "", self._options.protocol.control_tokens
-        )
+        control_tokens = self._options.protocol.control_tokens
+        last = sanitize_context(sentences[-1] if sentences else "", control_tokens)
         self._last_sentence = last.strip()[-_MAX_CARRIED:]
         self._begin(self._clip.samples[end:])
 
@@ -333,23 +343,21 @@ class Stream:
         windows = self._clip.windows(end)
         since = self._decoded if self._draft.prefix and not self._is_outdated else 0
         language, prefix = self._draft.forced_language, self._draft.prefix
-        context = "\n".join(filter(None, (self._options.context, self._last_sentence)))
+        options, protocol = self._options, self._options.protocol
+        context = "\n".join(filter(None, (options.context, self._last_sentence)))
         prompt = build_prompt(
-            context=context,
-            language=language,
-            num_windows=len(windows),
-            protocol=self._options.protocol,
+            context=context, language=language, num_windows=len(windows), protocol=protocol
         )
-        names = ("None", *self._options.candidates) if not language and not prefix else ()
+        names = ("None", *options.candidates) if not language and not prefix else ()
         self._sent, self._is_running, self._is_outdated = end, True, False
         return StreamRequest(
             prompt=prompt + prefix,
             windows=windows,
             decoding=Decoding(
                 max_new_tokens((end - since) / SAMPLE_RATE),
-                wants_logprobs=self._wants_logprobs,
-                scored_languages=names if self._options.candidates else (),
-                special_tokens=self._options.protocol.special_tokens,
+                wants_logprobs=self._wants_logprobs or self._wants_completeness,
+                scored_languages=names if options.candidates else (),
+                special_tokens=protocol.special_tokens,
             ),
         )
 

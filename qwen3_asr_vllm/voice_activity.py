@@ -29,20 +29,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Turn:
-    """The start or end of speech, in samples since the first."""
+    """The start or end of speech, in samples since the first.
+
+    In a pause, speech ends for now and may start again: the turn goes on.
+    """
 
     is_speech: bool
     sample: int
+    is_pause: bool = False
 
 
-def voice_activity(*, threshold: float = 0.5, silence_ms: int = 500) -> VoiceActivity:
+def voice_activity(
+    *, threshold: float = 0.5, silence_ms: int = 500, pause_ms: int | None = None
+) -> VoiceActivity:
     """Return a detector of turns: Silero's network, or by loudness where it is not installed.
 
     ``threshold`` is from 0 to 1: how sure the detector is that a frame is speech. ``silence_ms``
-    is how long a pause ends a turn.
+    is how long a pause ends a turn; pauses of ``pause_ms`` are reported before that.
     """
     kind = LoudnessActivity if _network() is None else NeuralActivity
-    return kind(threshold=threshold, silence_ms=silence_ms)
+    return kind(threshold=threshold, silence_ms=silence_ms, pause_ms=pause_ms)
 
 
 def speech_frames(waveform: np.ndarray, *, threshold: float = 0.5) -> np.ndarray | None:
@@ -65,11 +71,16 @@ class VoiceActivity(ABC):
     frame_length: ClassVar[int]  # samples
     num_onset_frames: ClassVar[int]  # frames of speech that start a turn
 
-    def __init__(self, *, silence_ms: int) -> None:
-        self.is_speech = False
-        self._silence = max(1, silence_ms * SAMPLE_RATE // 1000 // self.frame_length)  # frames
+    def __init__(self, *, silence_ms: int, pause_ms: int | None) -> None:
+        self.silence_ms = silence_ms  # of the pause that ends a turn; may change in a pause
+        self._pause = self._frames(pause_ms) if pause_ms else None
         self._rest = np.empty(0, np.float32)
         self._frame = 0
+        self.enter(is_speech=False)
+
+    def enter(self, *, is_speech: bool) -> None:
+        """Continue in a turn, or outside of one."""
+        self.is_speech, self._is_paused = is_speech, False
         self._run = 0  # consecutive frames that contradict the current state
 
     @property
@@ -85,8 +96,15 @@ class VoiceActivity(ABC):
         self._rest = samples[frames.size :]
         for is_speech in self._judge(frames):
             self._frame += 1
-            self._run = self._run + 1 if is_speech != self.is_speech else 0
-            if self._run >= (self._silence if self.is_speech else self.num_onset_frames):
+            if is_speech == self.is_speech:
+                yield from self._resume()
+                continue
+            self._run += 1
+            if self.is_speech and self._run == self._pause:
+                self._is_paused = True
+                yield Turn(False, self._frame * length, is_pause=True)
+            silence = self._frames(self.silence_ms)
+            if self._run >= (silence if self.is_speech else self.num_onset_frames):
                 yield self._turn()
 
     @abstractmethod
@@ -94,10 +112,17 @@ class VoiceActivity(ABC):
         """Yield whether each frame, of shape (frames, frame_length), is speech."""
 
     def _turn(self) -> Turn:
-        self.is_speech = not self.is_speech
-        back = self._run + 1 if self.is_speech else 0  # speech started before it was detected
-        self._run = 0
+        back = 0 if self.is_speech else self._run + 1  # speech started before it was detected
+        self.enter(is_speech=not self.is_speech)
         return Turn(self.is_speech, max(0, self._frame - back) * self.frame_length)
+
+    def _resume(self) -> Iterator[Turn]:
+        if self._is_paused:
+            yield Turn(True, (self._frame - 1) * self.frame_length, is_pause=True)
+        self._run, self._is_paused = 0, False
+
+    def _frames(self, milliseconds: int) -> int:
+        return max(1, milliseconds * SAMPLE_RATE // 1000 // self.frame_length)
 
 
 # ---- Silero VAD ----
@@ -116,8 +141,10 @@ class NeuralActivity(VoiceActivity):
 
     frame_length, num_onset_frames = FRAME, 2
 
-    def __init__(self, *, threshold: float = 0.5, silence_ms: int = 500) -> None:
-        super().__init__(silence_ms=silence_ms)
+    def __init__(
+        self, *, threshold: float = 0.5, silence_ms: int = 500, pause_ms: int | None = None
+    ) -> None:
+        super().__init__(silence_ms=silence_ms, pause_ms=pause_ms)
         self._network = SpeechNetwork()
         self._threshold = threshold
 
@@ -191,8 +218,10 @@ class LoudnessActivity(VoiceActivity):
     frame_length, num_onset_frames = HOP_LENGTH, 3
     _SMOOTH, _BLOCK, _HYSTERESIS_DB = 5, 10, 4.0  # frames, frames, dB
 
-    def __init__(self, *, threshold: float = 0.5, silence_ms: int = 500) -> None:
-        super().__init__(silence_ms=silence_ms)
+    def __init__(
+        self, *, threshold: float = 0.5, silence_ms: int = 500, pause_ms: int | None = None
+    ) -> None:
+        super().__init__(silence_ms=silence_ms, pause_ms=pause_ms)
         self._margin = 4 + 12 * threshold
         self._least = -60 + 10 * threshold
         self._powers: deque[float] = deque(maxlen=self._SMOOTH)

@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qwen3_asr_vllm.decoding import (
+    completeness,
     is_leak,
     is_loop,
     language_probability,
@@ -227,3 +228,32 @@ def test_any_words_of_a_text_have_probabilities(pieces, cuts):
     words = [text[a:b] for a, b in pairwise([0, *ends]) if text]
     for probability in word_probabilities(words, placed):
         assert probability == pytest.approx(math.exp(-0.5))
+
+
+# ---- complete or not ----
+
+
+def scored(*pieces):
+    return [Token(0, text, math.log(probability)) for text, probability in pieces]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "expected"),
+    [
+        ("I go.", scored(("I go", 0.9), (".", 0.8), ("<|im_end|>", 1.0)), 0.8),
+        ('He said "Go."', scored(('."', 0.7), ("<|im_end|>", 1.0)), 0.7),
+        ("你好吗？", scored(("？", 0.6), ("<|im_end|>", 0.9)), 0.6),
+        ("I go to", scored(("I go to", 0.9), ("<|im_end|>", 0.95)), 0.05),
+        ("I go, ", scored((",", 0.9), ("<|im_end|>", 0.9)), 0.1),
+        ("I go...", scored(("...", 0.9), ("<|im_end|>", 0.9)), 0.1),
+        ("I go.", [], 1.0),
+        ("I go", [], 0.0),
+        ("", scored(("<|im_end|>", 0.9)), 0.0),
+    ],
+)
+def test_a_full_stop_makes_a_text_complete(text, tokens, expected):
+    assert completeness(text.strip(), tokens, ["English"]) == pytest.approx(expected)
+
+
+def test_thai_texts_need_no_full_stop():
+    assert completeness("สวัสดีครับ", scored(("ครับ", 0.9), ("<|im_end|>", 0.9)), ["Thai"]) == 0.5

@@ -40,7 +40,9 @@ CORE_THAT_LOADS_A_MODEL = {"engine"}  # inside of a function
 UPWARD = {
     "transcript": {"formats"},  # a transcript writes itself: inside of a method
     # types of its fields only
-    "server.state": {f"server.{x}" for x in ("alignments", "page", "realtime", "transcriptions")},
+    "server.state": {
+        f"server.{x}" for x in ("alignments", "page", "realtime_serving", "transcriptions")
+    },
 }
 ROW = {module: row for row, modules in enumerate(CORE) for module in modules}
 EXPORTED = {*ROW, "corpus.client"}  # modules of the public names

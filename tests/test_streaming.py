@@ -21,6 +21,7 @@ from qwen3_asr_vllm.geometry import SAMPLE_RATE, Geometry, num_frames
 from qwen3_asr_vllm.pauses import is_silent
 from qwen3_asr_vllm.prompt import PUBLISHED, parse_output
 from qwen3_asr_vllm.streaming import Stream, Update
+from qwen3_asr_vllm.transcript import Token
 from qwen3_asr_vllm.windows import GrowingClip, Window
 
 GEOMETRY = Geometry()
@@ -446,6 +447,22 @@ def test_slow_engines_get_fewer_larger_steps():
         stream.accept(engine(request))
     assert stream.text.split() == [f"W{n}." for n in range(31)]
     assert len(engine.requests) == 1
+
+
+def test_a_pause_is_decoded_at_once():
+    stream, engine = stream_of(wants_completeness=True), Engine()
+    stream.push(said(range(3))[:-4_800])
+    stream.accept(engine(stream.request()))  # of the first 2 s
+    assert stream.request() is None
+    request = stream.request(is_paused=True)
+    assert request.decoding.wants_logprobs
+    stream.accept(engine(request), tokens=[Token(1, "W2.", math.log(0.9)), Token(2, "", 0.0)])
+    assert stream.update().tentative.endswith("W2.")
+    assert stream.completeness == pytest.approx(0.9)
+    assert stream.request(is_paused=True) is None
+    stream.finish()
+    assert stream.request() is None  # all is decoded
+    assert (stream.text, stream.is_done, stream.tokens) == ("W0. W1. W2.", True, [])
 
 
 def test_new_clips_carry_the_last_sentence():

@@ -59,6 +59,33 @@ def test_turns_do_not_depend_on_pieces(kind, size):
     assert turns(samples, size, kind=kind) == turns(samples, len(samples), kind=kind)
 
 
+@KINDS
+def test_pauses_are_reported_inside_turns(kind):
+    """A pause of 0.6 s, after which speech goes on, and one of 2 s, which ends the turn."""
+    word = speech()[8_000:20_000]
+    gaps = [np.zeros(round(s * RATE), "f4") for s in (1, 0.6, 2)]
+    samples = np.concatenate([gaps[0], word, gaps[1], word, gaps[2]])
+    activity = kind(silence_ms=1_500, pause_ms=200)
+    found = list(activity.push(samples))
+    assert [(t.is_speech, t.is_pause) for t in found] == [
+        *[(True, False), (False, True), (True, True)],
+        *[(False, True), (False, False)],
+    ]
+    paused, ended = found[3].sample / RATE, found[4].sample / RATE
+    assert ended - paused == pytest.approx(1.3, abs=0.04)
+
+
+@KINDS
+def test_a_pause_may_change_how_long_it_is(kind):
+    samples = np.concatenate([speech()[8_000:20_000], np.zeros(RATE, "f4")])
+    activity = kind(silence_ms=1_500, pause_ms=200)
+    found = []
+    for turn in activity.push(samples):
+        found.append((turn.is_speech, turn.is_pause))
+        activity.silence_ms = 400
+    assert found == [(True, False), (False, True), (False, False)]
+
+
 @pytest.mark.parametrize("name", sorted(set(NOISES) - {"babble"}))
 def test_noise_alone_is_no_speech(name):
     assert turns(0.05 * NOISES[name](20 * RATE)) == []

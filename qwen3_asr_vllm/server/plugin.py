@@ -25,7 +25,8 @@ from .connection import refuse_compression
 from .errors import ApiError, busy
 from .metrics import add_counted_route
 from .protocol import bound_heads
-from .realtime import Realtime, realtime
+from .realtime import realtime
+from .realtime_serving import Realtime
 from .serving import fail_pending_requests
 from .settings import check_settings
 from .state import ServerState

@@ -18,9 +18,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -31,7 +33,8 @@ from ..voice_activity import VoiceActivity, voice_activity
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
 STEP_BY_DELAY = {"minimal": 0.5, "low": 1.0, "medium": 2.0, "high": 3.0, "xhigh": 4.0}  # seconds
-SILENCE_BY_EAGERNESS = {"low": 2_000, "medium": 1_000, "auto": 1_000, "high": 500}  # ms
+PAUSE_MS = 160  # of a pause after which a semantic_vad judges the text
+PATIENCE_BY_EAGERNESS = {"low": 8_000, "medium": 4_000, "auto": 4_000, "high": 2_000}  # ms
 MAX_NAME = 512  # characters of a model's name
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 MAX_MESSAGE = 1_000  # characters of an error: it may quote what the client sent
@@ -156,30 +159,61 @@ class Transcription(_Strict):
 
 
 class TurnDetection(_Strict):
-    """OpenAI's server_vad; semantic_vad becomes one with the silence of its eagerness."""
+    """OpenAI's turn detection: a turn ends after a silence.
+
+    That of a server_vad has a fixed length. A semantic_vad waits the longer, the less complete
+    the text is.
+    """
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
     threshold: float = Field(default=0.5, ge=0, le=1)
     prefix_padding_ms: int = Field(default=300, ge=0, le=5_000)
-    silence_duration_ms: int = Field(default=500, ge=50, le=10_000)
-    eagerness: Literal["low", "medium", "high", "auto"] = Field(default="auto", exclude=True)
+    silence_duration_ms: int | None = Field(default=None, ge=50, le=10_000)
+    eagerness: Literal["low", "medium", "high", "auto"] | None = None
     create_response: _Flag = None
     interrupt_response: _Flag = None
     idle_timeout_ms: Annotated[int | None, AfterValidator(_as_none)] = None
 
     @model_validator(mode="after")
-    def _as_server_vad(self) -> TurnDetection:
-        if self.type == "semantic_vad":
-            self.type = "server_vad"
-            if "silence_duration_ms" not in self.model_fields_set:
-                self.silence_duration_ms = SILENCE_BY_EAGERNESS[self.eagerness]
-        elif "eagerness" in self.model_fields_set:
-            raise ValueError("eagerness belongs to semantic_vad; send silence_duration_ms.")
+    def _check_type(self) -> TurnDetection:
+        if self.is_semantic:
+            if self.silence_duration_ms is not None:
+                raise ValueError("silence_duration_ms belongs to server_vad; send eagerness.")
+            self.eagerness = self.eagerness or "auto"
+        else:
+            if self.eagerness is not None:
+                raise ValueError("eagerness belongs to semantic_vad; send silence_duration_ms.")
+            if self.silence_duration_ms is None:
+                self.silence_duration_ms = 500
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_fields_of_the_other(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        other = "silence_duration_ms" if self.is_semantic else "eagerness"
+        return {name: value for name, value in serialize(self).items() if name != other}
+
+    @property
+    def is_semantic(self) -> bool:
+        return self.type == "semantic_vad"
+
+    def silence_ms(self, completeness: float) -> int:
+        """Return how long a pause ends a turn whose text is complete with this probability.
+
+        It is ``PAUSE_MS`` for a complete text, the patience of its eagerness for one that is not,
+        and between them by equal factors for equal differences of the probability.
+        """
+        if self.silence_duration_ms is not None:
+            return self.silence_duration_ms
+        patience_ms = PATIENCE_BY_EAGERNESS[self.eagerness or "auto"]
+        return round(patience_ms * (PAUSE_MS / patience_ms) ** completeness)
 
     @property
     def activity(self) -> VoiceActivity:
-        return voice_activity(threshold=self.threshold, silence_ms=self.silence_duration_ms)
+        return voice_activity(
+            threshold=self.threshold,
+            silence_ms=self.silence_ms(0.0),
+            pause_ms=PAUSE_MS if self.is_semantic else None,
+        )
 
 
 class NoiseReduction(_Strict):
@@ -211,8 +245,9 @@ class Config(_Strict):
 
     @property
     def stream_options(self) -> dict[str, Any]:
-        transcription = self.audio.input.transcription
-        return transcription.stream_options(wants_logprobs=self.wants_logprobs)
+        turns = self.audio.input.turn_detection
+        options = self.audio.input.transcription.stream_options(wants_logprobs=self.wants_logprobs)
+        return {**options, "wants_completeness": bool(turns and turns.is_semantic)}
 
     def updated(self, changes: Any, known: Languages = LANGUAGES) -> Config:
         """Return the changed config; ``known`` are the languages of the checkpoint.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from .alignments import AlignerServing
     from .page import About
-    from .realtime import Realtime
+    from .realtime_serving import Realtime
     from .transcriptions import Transcriber
 
 

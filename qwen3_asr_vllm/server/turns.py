@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns of speech: the audio of a session becomes items, one for each utterance.
 
-    bytes -> Turns.decode -> samples -> Turns.push -> Started, Speech, Stopped        Item
+    bytes -> Turns.decode -> samples -> Turns.push -> Started, Speech, Paused, Stopped     Item
 
 ``Turns`` finds where speech starts and stops, or takes all audio as speech where the client
 commits by hand. An ``Item`` is one utterance, from its first sample to its commit; it has a
@@ -47,13 +47,20 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """Speech pauses at a sample of the session; the turn may go on."""
+
+    sample: int
+
+
+@dataclass(frozen=True)
 class Stopped:
     """Speech stops at a sample of the session."""
 
     sample: int
 
 
-Event: TypeAlias = Started | Speech | Stopped
+Event: TypeAlias = Started | Speech | Paused | Stopped
 
 
 class Turns:
@@ -61,12 +68,13 @@ class Turns:
 
     def __init__(self, wanted: Input) -> None:
         self.num_samples = 0  # samples of the whole session
-        self._recent = np.empty(0, np.float32)  # audio just before speech starts
+        self._recent = np.empty(0, np.float32)  # audio just before speech starts or goes on
+        self._is_paused = False
         self.configure(wanted, is_speaking=False)
 
     def configure(self, wanted: Input, *, is_speaking: bool) -> None:
         """Set the audio format and the turn detection from now on."""
-        turns = wanted.turn_detection
+        self._detection = turns = wanted.turn_detection
         self._pcm = wanted.format.pcm
         self._activity: VoiceActivity | None = turns.activity if turns else None
         self._padding_ms = 0
@@ -75,7 +83,7 @@ class Turns:
         self._since = self.num_samples
         self.is_speaking = self._activity is not None and is_speaking
         if self._activity:
-            self._activity.is_speech = self.is_speaking
+            self._activity.enter(is_speech=self.is_speaking)
         else:
             self._recent = np.empty(0, np.float32)
 
@@ -83,9 +91,20 @@ class Turns:
         """Decode the next bytes; returns samples, float32 at 16 kHz."""
         return self._pcm.push(data)
 
-    def flush(self) -> np.ndarray:
-        """Return the samples that the resampler still holds."""
-        return self._pcm.finish()
+    def flush(self) -> Iterator[Event]:
+        """Yield what the samples that the resampler still holds are, and the audio of a pause."""
+        yield from self.push(self._pcm.finish())
+        yield from self._resume()
+
+    @property
+    def patience_s(self) -> float:
+        """The longest pause of a turn in seconds."""
+        return self._detection.silence_ms(0.0) / 1000 if self._detection else 0.0
+
+    def judge(self, completeness: float) -> None:
+        """Set how long this pause has to be to end the turn."""
+        if self._activity and self._detection:
+            self._activity.silence_ms = self._detection.silence_ms(completeness)
 
     def push(self, samples: np.ndarray) -> Iterator[Event]:
         """Yield the turns in these samples, and the samples of utterances, in order."""
@@ -99,20 +118,32 @@ class Turns:
             cut = min(max(end - start, 0), len(samples))
             yield from self._between(samples[:cut])
             samples, start = samples[cut:], start + cut
-            if turn.is_speech and not self.is_speaking:
+            if turn.is_pause and turn.is_speech:
+                yield from self._resume()
+            elif turn.is_pause:
+                self._is_paused = True
+                yield Paused(end)
+            elif turn.is_speech and not self.is_speaking:
                 self.is_speaking = True
                 padding, self._recent = self._recent, np.empty(0, np.float32)
                 yield Started(max(0, start - len(padding)), padding)
             elif not turn.is_speech and self.is_speaking:
-                self.is_speaking = False
+                self.is_speaking = self._is_paused = False
                 yield Stopped(end)
         yield from self._between(samples)
 
     def end_turn(self) -> None:
         """End the turn: later speech starts another one."""
-        self.is_speaking = False
+        self.is_speaking = self._is_paused = False
         if self._activity:
-            self._activity.is_speech = False
+            self._activity.enter(is_speech=False)
+
+    def _resume(self) -> Iterator[Event]:
+        """Yield the audio of a pause, which is part of the utterance."""
+        if self._is_paused:
+            held, self._recent = self._recent, np.empty(0, np.float32)
+            self._is_paused = False
+            yield Speech(held)
 
     def clear(self) -> None:
         """Discard the audio that belongs to no item yet."""
@@ -121,12 +152,13 @@ class Turns:
         self.end_turn()
 
     def _between(self, samples: np.ndarray) -> Iterator[Event]:
-        """Yield speech; without speech, keep the latest samples as padding."""
-        if self.is_speaking:
+        """Yield speech; keep a pause, and the latest samples without speech as padding."""
+        if self.is_speaking and not self._is_paused:
             yield Speech(samples)
             return
         recent = np.concatenate([self._recent, samples])
-        self._recent = recent[max(0, len(recent) - self._padding_ms * SAMPLE_RATE // 1000) :]
+        padding = self._padding_ms * SAMPLE_RATE // 1000
+        self._recent = recent if self._is_paused else recent[max(0, len(recent) - padding) :]
 
 
 class Item:
@@ -143,6 +175,7 @@ class Item:
         self.task: asyncio.Task[None] | None = None  # the worker's task for this item
         self._waiting: list[np.ndarray] = []  # samples not yet in the stream
         self._wanted: dict[str, Any] | None = None  # options that the stream does not have yet
+        self._judged: asyncio.Future[float] | None = None  # the completeness that is waited for
         self._changed = asyncio.Event()
         self._on_taken = on_taken
 
@@ -171,12 +204,33 @@ class Item:
         """Drop pending and later samples: the item was cleared, or has failed."""
         self.is_dropped = True
         self._waiting.clear()
+        self._answer_judge(0.0)
 
     def cancel(self) -> None:
         """Stop transcribing: the client has cleared the item."""
         self.drop()
         if self.task:
             self.task.cancel()
+
+    async def completeness(self, patience_s: float) -> float:
+        """Decode all audio so far; returns the probability that it is a complete utterance.
+
+        It is 0 if the engine does not answer within ``patience_s`` seconds.
+        """
+        if self.is_dropped:
+            return 0.0
+        self._judged = asyncio.get_running_loop().create_future()
+        self._changed.set()
+        try:
+            return await asyncio.wait_for(self._judged, patience_s)
+        except asyncio.TimeoutError:
+            return 0.0
+        finally:
+            self._judged = None
+
+    def _answer_judge(self, completeness: float) -> None:
+        if self._judged and not self._judged.done():
+            self._judged.set_result(completeness)
 
     async def next_request(self) -> StreamRequest | None:
         """Return the next engine request once there is one; None once the text is complete."""
@@ -191,10 +245,13 @@ class Item:
             if self.is_committed:
                 self.stream.finish()
             # a thread: a spectrogram and a hash of new audio take some milliseconds
-            request = await asyncio.to_thread(self.stream.request)
+            is_paused = self._judged is not None
+            request = await asyncio.to_thread(self.stream.request, is_paused=is_paused)
             self._on_taken()
             if request:
                 return request
+            if is_paused:
+                self._answer_judge(self.stream.completeness)
             if self.stream.is_done:
                 return None
             await self._changed.wait()

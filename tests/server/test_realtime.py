@@ -76,7 +76,7 @@ def test_dropped_requests_are_resent_once(reasons):
     from vllm.exceptions import GenerationError
 
     from qwen3_asr_vllm.decoding import Decoding
-    from qwen3_asr_vllm.server.realtime import Realtime
+    from qwen3_asr_vllm.server.realtime_serving import Realtime
 
     async def nothing(*_):
         return None
@@ -103,7 +103,8 @@ def test_dropped_requests_are_resent_once(reasons):
 def app_with(allowed_origins=("*",), tokens=()):
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
-    from qwen3_asr_vllm.server.realtime import Realtime, realtime
+    from qwen3_asr_vllm.server.realtime import realtime
+    from qwen3_asr_vllm.server.realtime_serving import Realtime
     from qwen3_asr_vllm.server.state import ServerState
 
     app = Starlette(routes=[WebSocketRoute("/v1/realtime", realtime)])

@@ -6,106 +6,31 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import re
 import socket
 import time
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import soundfile
 import websockets
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from support.audio import HELDOUT
+from support.fake_sessions import PATH, app_of, made
 from support.servers import on_a_port
 
-from qwen3_asr_vllm.geometry import Geometry
 from qwen3_asr_vllm.prompt import PUBLISHED
 from qwen3_asr_vllm.server import connection
 from qwen3_asr_vllm.server.admission import Admission
 
-PATH = "/v1/realtime"
 MANUAL = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
 COMPLETED = "conversation.item.input_audio_transcription.completed"
 DELTA = "conversation.item.input_audio_transcription.delta"
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes."""
-
-    def encode(self, text, *, add_special_tokens):
-        return list(text.encode())
-
-    def decode(self, token_ids):
-        return bytes(token_ids).decode(errors="replace")
-
-
-def words(request, spoken="English"):
-    """Answer a clip with a word for each second, in the language of the prompt."""
-    _, _, prefix = request.prompt.rpartition("<|im_start|>assistant\n")
-    header, tag, text = prefix.rpartition("<asr_text>")
-    header = header + tag or f"language {spoken}<asr_text>"
-    said, language = text.split(), header.split()[1][:2]
-    seconds = sum(window.num_frames for window in request.windows) // 100
-    said += [f"{language}{number}" for number in range(len(said), seconds)]
-    return (header + " ".join(said))[len(prefix) :]
-
-
-def scored(text, decoding):
-    """vLLM's log-probabilities of an output, in tokens of two characters."""
-    pieces = re.findall("<asr_text>|..?", text)
-    pieces += ["<|im_end|>"]
-    return [{10: SimpleNamespace(decoded_token=piece, logprob=-0.25, rank=1)} for piece in pieces]
-
-
-def made(answer=words, **options):
-    """The state of sessions whose engine is ``answer``."""
-    from qwen3_asr_vllm.server.realtime import Realtime
-
-    class Fake(Realtime):
-        def __init__(self):
-            self.admission = Admission(max_recordings=1)
-            self.allowed_origins = ["*"]
-            self.max_clip_s, self.max_utterance_s, self.idle_s = 12.0, 20.0, 60.0
-            self.models = SimpleNamespace(model_name=lambda: "asr", lora_requests={})
-            self.model_config = SimpleNamespace(max_model_len=4_096)
-            self._tokenizer = Bytes()
-            self._language_token_ids = {"None": 0, "English": 1, "German": 2, "French": 3}
-            self._protocol, self._template_tokens = PUBLISHED, 16
-            self._parts = {
-                "tokenizer": self._tokenizer,
-                "geometry": Geometry(),
-                "loudest": lambda window: 0.0,
-            }
-            self.requests = []
-            vars(self).update(options)
-
-        def serves(self, model):
-            return model in (None, "asr", "other")
-
-        async def decode(self, request, model, headers):
-            self.requests.append((request, model))
-            text = answer(request)
-            scores = scored(text, request.decoding) if request.decoding.wants_logprobs else None
-            completion = SimpleNamespace(
-                text=text, finish_reason="stop", token_ids=[1, 2], logprobs=scores
-            )
-            return SimpleNamespace(outputs=[completion], prompt_token_ids=[1, 2, 3])
-
-    return Fake()
-
-
-def app_of(shared):
-    from qwen3_asr_vllm.server.realtime import realtime
-    from qwen3_asr_vllm.server.state import ServerState
-
-    app = FastAPI()
-    app.add_api_websocket_route(PATH, realtime)
-    connection.refuse_compression(app)
-    app.state.qwen3_asr = ServerState(realtime=shared)
-    return app
 
 
 def noise(seconds):
@@ -251,9 +176,9 @@ def test_a_session_without_room_for_audio_ends(monkeypatch):
 
 
 def test_a_silent_engine_fails_the_item(monkeypatch):
-    from qwen3_asr_vllm.server import realtime
+    from qwen3_asr_vllm.server import worker
 
-    monkeypatch.setattr(realtime, "DECODE_S", 0.1)
+    monkeypatch.setattr(worker, "DECODE_S", 0.1)
 
     async def never(*_):
         await asyncio.sleep(3600)
@@ -367,19 +292,32 @@ def reported(session, **audio_input):
     return event["session"]["audio"]["input"]
 
 
-@pytest.mark.parametrize(
-    ("eagerness", "silence_ms"),
-    [({}, 1_000), ({"eagerness": "auto"}, 1_000), ({"eagerness": "low"}, 2_000),
-     ({"eagerness": "medium"}, 1_000), ({"eagerness": "high"}, 500)],
-)  # fmt: skip
-def test_semantic_vad_is_a_silence_by_eagerness(eagerness, silence_ms):
+@pytest.mark.parametrize("eagerness", [None, "low", "medium", "high", "auto"])
+def test_semantic_vad_is_reported_as_given(eagerness):
+    from openai.types.realtime import RealtimeTranscriptionSessionAudioInputTurnDetection as Turns
+    from pydantic import TypeAdapter
+
     with open_session() as session:
-        turns = {"type": "semantic_vad", "create_response": True, **eagerness}
+        turns = {"type": "semantic_vad", "create_response": True, "interrupt_response": False}
+        turns |= {"eagerness": eagerness} if eagerness else {}
         done = reported(session, turn_detection=turns)["turn_detection"]
-        assert (done["type"], done["silence_duration_ms"]) == ("server_vad", silence_ms)
-        assert done["create_response"] is None
+        assert (done["type"], done["eagerness"]) == ("semantic_vad", eagerness or "auto")
+        assert done["create_response"] is done["interrupt_response"] is None
+        assert "silence_duration_ms" not in done
         again = reported(session, transcription={"language": "de"})["turn_detection"]
         assert again == done
+        assert TypeAdapter(Turns).validate_python(done).type == "semantic_vad"
+
+
+def test_pauses_end_turns_by_completeness():
+    from qwen3_asr_vllm.server.session_config import TurnDetection
+
+    for eagerness, patience_ms in {"low": 8_000, "medium": 4_000, "high": 2_000}.items():
+        turns = TurnDetection(type="semantic_vad", eagerness=eagerness)
+        silences = [turns.silence_ms(number / 10) for number in range(11)]
+        assert silences[0] == patience_ms and silences[-1] == 160
+        assert silences == sorted(silences, reverse=True)
+    assert TurnDetection(type="server_vad").silence_ms(0.0) == 500
 
 
 def test_fields_without_effect_are_null():
@@ -399,6 +337,12 @@ def test_fields_without_effect_are_null():
     ("path", "value", "said"),
     [
         ("audio.input.turn_detection.eagerness", "very", "low"),
+        ("audio.input.turn_detection", {"eagerness": "low"}, "belongs to semantic_vad"),
+        (
+            "audio.input.turn_detection",
+            {"type": "semantic_vad", "silence_duration_ms": 500},
+            "belongs to server_vad",
+        ),
         ("audio.input.turn_detection.type", "client_vad", "semantic_vad"),
         ("audio.input.turn_detection.create_response", "perhaps", "bool"),
         ("audio.input.noise_reduction.type", "all", "near_field"),
@@ -530,6 +474,88 @@ def test_a_header_of_several_languages_never_leaks():
         end = utterance(session)
         assert end["transcript"] == "hi"
         assert end["languages"] == [{"code": "en"}, {"code": "zh"}]
+
+
+# ---- turns by what was said ----
+
+
+def speech(silence_s):
+    """A sentence of 2.8 s, and silence after it."""
+    samples = soundfile.read(HELDOUT / "english_14.flac", dtype="int16")[0]
+    return np.concatenate([samples, np.zeros(round(16_000 * silence_s), np.int16)])
+
+
+def saying(text):
+    """An engine that writes the text, each token with a probability of 0.78."""
+    return made(lambda request: f"language English<asr_text>{text}")
+
+
+@contextmanager
+def semantic(shared, **turns):
+    with open_session(shared) as session:
+        detection = {"type": "semantic_vad"} | turns
+        session.configure(format=MANUAL["format"], turn_detection=detection)
+        yield session
+
+
+def stop_of(session):
+    """Seconds of audio after which speech stopped."""
+    return session.until("input_audio_buffer.speech_stopped")["audio_end_ms"] / 1000
+
+
+def test_complete_sentences_end_their_turn_early():
+    shared = saying("Go.")
+    with semantic(shared) as session:
+        session.socket.send_text(json.dumps(append(speech(silence_s=1.0))))
+        assert 2.6 < stop_of(session) < 3.4
+        end = session.until(COMPLETED)
+        assert end["transcript"] == "Go."
+        last, _ = shared.requests[-1]  # of the pause: nothing is decoded after it
+        decoded_s = sum(window.num_frames for window in last.windows) / 100
+        assert decoded_s == pytest.approx(end["usage"]["seconds"], abs=0.02)
+
+
+@pytest.mark.parametrize("eagerness", ["low", "auto"])
+def test_unfinished_sentences_go_on_after_pauses(eagerness):
+    with semantic(saying("I go to"), eagerness=eagerness) as session:
+        for _ in range(2):
+            session.socket.send_text(json.dumps(append(speech(silence_s=1.6))))
+        session.commit()
+        end = session.until(COMPLETED)
+        (start_ms,) = [e["audio_start_ms"] for e in session.events if "audio_start_ms" in e]
+        assert not any(event["type"].endswith("stopped") for event in session.events)
+        spoken_s = 2 * len(speech(silence_s=1.6)) / 16_000 - start_ms / 1000
+        assert end["usage"]["seconds"] == pytest.approx(spoken_s, abs=0.01)  # nothing is lost
+
+
+def test_eager_turns_end_in_unfinished_sentences():
+    with semantic(saying("I go to"), eagerness="high") as session:
+        session.socket.send_text(json.dumps(append(speech(silence_s=1.6))))
+        assert 3.4 < stop_of(session) < 4.4
+
+
+def test_slow_engines_delay_no_turn(monkeypatch):
+    from qwen3_asr_vllm.server import session_config
+
+    monkeypatch.setitem(session_config.PATIENCE_BY_EAGERNESS, "high", 600)
+
+    async def never(*_):
+        await asyncio.sleep(3600)
+
+    with semantic(made(decode=never), eagerness="high") as session:
+        session.socket.send_text(json.dumps(append(speech(silence_s=1.5))))
+        assert 3.0 < stop_of(session) < 3.8
+
+
+def test_a_failing_engine_judges_no_pause():
+    async def fails(*_):
+        raise RuntimeError("out of order")
+
+    with semantic(made(decode=fails), eagerness="high") as session:
+        session.socket.send_text(json.dumps(append(speech(silence_s=3.0))))
+        kinds = {session.next()["type"] for _ in range(5)}
+        assert "conversation.item.input_audio_transcription.failed" in kinds
+        assert "input_audio_buffer.speech_stopped" in kinds
 
 
 # ---- log-probabilities ----
