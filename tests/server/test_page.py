@@ -17,6 +17,10 @@ import srt
 from playwright.sync_api import expect, sync_playwright
 from support.audio import DATA
 from support.checkpoints import CHECKPOINT
+from support.fake_sessions import app_of, made
+from support.servers import on_a_port
+
+from qwen3_asr_vllm.server.page import About
 
 HELLO = DATA / "hello.flac"
 ATTACK = "<img src=x onerror='broken=1'><script>broken=1</script>"
@@ -201,6 +205,23 @@ def test_speech_is_written_while_it_is_spoken(visit):
         assert "<" not in text
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.get_by_role("button", name="Transcribe again")).to_be_hidden()
+
+
+def test_live_shows_speech_and_its_words(browser):
+    """An engine that writes a word each second; the microphone speaks, and pauses."""
+    about = About(("asr",), {"en": "English"}, ("wav",), (), 1, 3_600, 60, False, False, "greedy")
+    with on_a_port(app_of(made(), about=about)) as url:
+        page = browser.new_context().new_page()
+        page.goto(url)
+        page.get_by_role("button", name="Live").click()
+        expect(page.locator("#status")).to_have_text("Speech …")
+        expect(page.locator("body.recording.speaking #level")).to_be_visible()
+        expect(page.locator("#text")).to_contain_text("En0 En1")
+        expect(page.locator("#status")).to_have_text("Listening …")
+        expect(page.locator("body.speaking")).to_have_count(0)
+        page.get_by_role("button", name="Stop").click()
+        finished(page)
+        page.context.close()
 
 
 @pytest.mark.vllm
