@@ -26,8 +26,9 @@ _WATCH = "qwen3-asr-parent-watch"  # name of the thread
 
 
 def end_with_parent() -> None:
-    """Kill this child of ``multiprocessing`` once its parent has ended.
+    """Kill this child of ``multiprocessing``, and its own, once its parent has ended.
 
+    Its own children watch it too, but not before they have imported vLLM, which takes seconds.
     Raises RuntimeError in any other process.
     """
     parent, pid = multiprocessing.parent_process(), os.getppid()
@@ -38,6 +39,8 @@ def end_with_parent() -> None:
         # A forked sibling keeps the pipe open that `is_alive` looks at, so the pid counts, too.
         while parent.is_alive() and os.getppid() == pid:
             parent.join(POLL_S)
+        for child in multiprocessing.active_children():
+            child.kill()
         os.kill(os.getpid(), signal.SIGKILL)
 
     _start(watch)

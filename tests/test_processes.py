@@ -18,12 +18,17 @@ import pytest
 from qwen3_asr_vllm import processes
 
 ENGINE = """
-import os, time
+import multiprocessing, os, time
 from qwen3_asr_vllm.processes import end_engines_with_parents
+
+def work():
+    time.sleep(10)
+    os.write(1, b"It lives on.\\n")
 
 def run(method):
     if method != "fork":  # then it loads plugins; if it is forked, its parent has
         end_engines_with_parents()
+    multiprocessing.get_context("spawn").Process(target=work).start()  # watches none
     os.write(1, b"It lives.\\n")
     time.sleep(60)
     os.write(1, b"It lives on.\\n")
