@@ -8,15 +8,16 @@ imported at their first use, so that ``--help`` is fast.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
+from . import models
 from .align import align
 from .arguments import with_hyphens, without_booleans
 from .doctor import DECODERS, INSTALLATION
 from .evaluate import evaluate
 from .languages import resolve_languages
-from .models import set_defaults
 from .options import DEFAULT_MODEL, make_parser
 from .serve import serve
 from .stream import stream
@@ -60,9 +61,11 @@ def _run(argv: list[str] | None) -> int:
         except ValueError as error:
             parser.error(str(error))
         return WITH_ENGINE[args.command](args, rest)
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    set_defaults({"VLLM_LOGGING_STREAM": "ext://sys.stderr"})  # stdout is for the findings
+    if args.model:
+        return _doctor_model(args, rest)
+    if rest or args.aligner:
+        parser.error(f"unrecognized arguments: {' '.join(rest) or '--aligner'} (without --model)")
+    models.set_defaults({"VLLM_LOGGING_STREAM": "ext://sys.stderr"})  # stdout is for the findings
     if args.server:
         return _doctor_server(args.server, args.api_key)
     return _doctor(DECODERS if args.decoders else INSTALLATION | DECODERS)
@@ -80,6 +83,14 @@ def _doctor(checks: dict[str, Callable[[], str]]) -> int:
             if isinstance(error, ConnectionError):  # the other checks would fail alike
                 break
     return 1 if problems else 0
+
+
+def _doctor_model(args: argparse.Namespace, rest: list[str]) -> int:
+    from .checkup import model_checks
+
+    models.set_defaults(models.TRANSCRIBE_ENVIRONMENT)
+    options = models.engine_options(args.command, rest)
+    return _doctor(model_checks(args.model, aligner=args.aligner, options=options))
 
 
 def _doctor_server(url: str, api_key: str | None) -> int:

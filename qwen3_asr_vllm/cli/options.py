@@ -287,8 +287,8 @@ def _add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a model over HTTP",
-        usage="qwen3-asr serve MODEL [--aligner MODEL] [--extra-languages LIST] "
-        "[options of vllm serve]",
+        usage="qwen3-asr serve MODEL [--aligner MODEL] [--engines-per-gpu N] "
+        "[--extra-languages LIST] [options of vllm serve]",
         description="The OpenAI-compatible server of vLLM, with the audio routes of this package "
         "and limits for long recordings. All options of `vllm serve` work; --help=all lists them. "
         "On CUDA, unless you set them: --cudagraph-capture-sizes goes up to "
@@ -305,6 +305,11 @@ def _add_serve(commands: Any) -> None:
         help=f"forced aligner, such as {DEFAULT_ALIGNER}, in a second server on this machine",
     )
     serve.add_argument(
+        "--engines-per-gpu",
+        metavar="N",
+        help="engines that share each GPU behind one port, for a GPU that one does not fill",
+    )
+    serve.add_argument(
         "--extra-languages",
         metavar="LIST",
         help="languages that the checkpoint knows beyond its config: he=Hebrew,ur=Urdu",
@@ -318,12 +323,23 @@ def _add_serve(commands: Any) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    doctor = commands.add_parser("doctor", help="check the installation; needs no model")
+    doctor = commands.add_parser(
+        "doctor",
+        help="check the installation, a model or a server",
+        description="Check the installation. With --model, check what a checkpoint makes of "
+        "recordings that ship with this package; other options go to vLLM's engine.",
+    )
     doctor.add_argument(
         "--decoders", action="store_true", help="only check that audio formats decode; needs no GPU"
     )
     doctor.add_argument(
         "--server", metavar="URL", help="check a running server, such as http://localhost:8000"
+    )
+    doctor.add_argument(
+        "--model", metavar="MODEL", help=f"check a checkpoint, such as {DEFAULT_MODEL}"
+    )
+    doctor.add_argument(
+        "--aligner", metavar="MODEL", help=f"with --model: check {DEFAULT_ALIGNER} or another, too"
     )
     _add_api_key(doctor.add_argument)
 

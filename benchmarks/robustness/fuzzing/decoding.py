@@ -38,8 +38,8 @@ def load(number: int) -> Outcome:
     name, data = audio_case(number)
     start = time.perf_counter()
     cost = hostile.decode(data, max_duration_s=MAX_DURATION_S)
-    answer, broken = _judged(cost)
     growth = cost.peak_bytes - _idle_bytes()
+    answer, broken = _judged(cost, is_full=growth > 0.9 * Limits().memory_bytes)
     if growth > MAX_DECODER_GROWTH:
         broken = broken or f"{growth >> 20} MiB of memory"
     if cost.cpu_s > MAX_CPU_S:
@@ -53,10 +53,12 @@ def _idle_bytes() -> int:
     return hostile.decode(recording("m4a")).peak_bytes
 
 
-def _judged(cost: hostile.Cost) -> tuple[str, str]:
-    """The answer, and what is wrong with it."""
+def _judged(cost: hostile.Cost, *, is_full: bool) -> tuple[str, str]:
+    """The answer, and what is wrong with it. ``is_full``: its memory was at the limit."""
     if cost.exit_code == -signal.SIGPROF or cost.error.startswith("MemoryError"):
         return "limited: by CPU time or memory", ""
+    if cost.exit_code in (-signal.SIGSEGV, -signal.SIGABRT) and is_full:
+        return "limited: a library crashed when it got no memory", ""
     if cost.exit_code:
         return "none", f"crash: the decoder ended with {cost.exit_code}"
     if cost.error:
