@@ -179,7 +179,9 @@ class Plan:
             try:
                 return stack.enter_context(server(side, model, options))
             except RuntimeError as error:
-                self.write({"server": unique[command], "failed": str(error)[-2000:]})
+                log = self.out / f"{unique[command]}.log"
+                log.write_text(str(error))
+                self.write({"server": unique[command], "failed": f"{log} says why"})
                 return None
 
         with ThreadPoolExecutor() as pool:

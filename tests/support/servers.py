@@ -86,7 +86,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
             return
         except OSError:
             time.sleep(1)
-    raise RuntimeError(f"the server did not start:\n{log.read_text()[-5000:]}")
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-20_000:]}")
 
 
 # Every process of the server notes the addresses that it looks up or connects to.
