@@ -189,6 +189,11 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument(
         "--pred-text", action="store_true", help="score the manifest's pred_text; load no model"
     )
+    parser.add_argument(
+        "--open-asr",
+        action="store_true",
+        help="score English as the Open ASR Leaderboard does, with its RTFx, for each manifest",
+    )
     _add_model_options(parser)
     parser.set_defaults(formats=["txt"])
 

@@ -140,7 +140,7 @@ def pred_text_results(recordings: Iterable[Recording]) -> list[Result]:
         row = recording.row
         if "pred_text" not in row:
             raise ValueError(f"{recording}: its manifest has no pred_text. Leave --pred-text out.")
-        transcript = Transcript(str(row["pred_text"]), float(row.get("duration") or 0))
+        transcript = Transcript(str(row["pred_text"] or ""), float(row.get("duration") or 0))
         results.append(Result(index, recording, transcript=transcript))
     return results
 
