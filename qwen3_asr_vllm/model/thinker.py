@@ -8,7 +8,6 @@ Also here: loading weights of either checkpoint layout, and CUDA graphs of the e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -42,6 +41,7 @@ from vllm.v1.worker.encoder_cudagraph_defs import (
 from .. import __version__
 from ..prompt import AUDIO_PLACEHOLDER
 from .bounds import LIMIT, bounded
+from .checkpoint import check_dimensions, check_fused_parts, checked_tensors
 from .config import Qwen3ASRThinkerConfig
 from .encoder import GRAPH_BACKENDS, GRAPH_BUFFERS, AudioEncoder
 from .log_mel import widen
@@ -269,12 +269,13 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load either layout, or a part, as an update of weights has it.
 
-        Raises ValueError where a whole checkpoint lacks part of a fused matrix.
+        Raises ValueError for a tensor that does not fit the config, and where a whole checkpoint
+        lacks part of a fused matrix.
         """
         names: set[str] = set()
 
         def seen() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in weights:
+            for name, tensor in checked_tensors(weights, self.config):
                 names.add(name)
                 yield name, tensor
 
@@ -299,54 +300,6 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
 def _peaks(mm_kwargs: Mapping[str, Any]) -> torch.Tensor | None:
     """Return the loudest bin of each part's clip, (clips,) float32; None without parts."""
     return None if (peaks := mm_kwargs.get("audio_peaks")) is None else peaks.flatten()
-
-
-def check_dimensions(config: Qwen3ASRThinkerConfig) -> None:
-    """Refuse a config that encoder and decoder cannot be built from; names the field."""
-    audio, text = config.audio_config, config.text_config
-    audio.geometry  # noqa: B018  (refuses windows that do not hold whole chunks)
-    if audio.output_dim != text.hidden_size:
-        raise ValueError(
-            f"audio_config.output_dim is {audio.output_dim}, but text_config.hidden_size is "
-            f"{text.hidden_size}: audio tokens must have the decoder's size."
-        )
-    if audio.d_model % audio.encoder_attention_heads:
-        raise ValueError(
-            f"audio_config.d_model is {audio.d_model}; it must be a multiple of "
-            f"encoder_attention_heads = {audio.encoder_attention_heads}."
-        )
-    if text.num_attention_heads % text.num_key_value_heads:
-        raise ValueError(
-            f"text_config.num_attention_heads is {text.num_attention_heads}; it must be a "
-            f"multiple of num_key_value_heads = {text.num_key_value_heads}."
-        )
-    if text.hidden_act != "silu":
-        raise ValueError(
-            f"text_config.hidden_act is {text.hidden_act!r}; a Qwen3 decoder needs 'silu'."
-        )
-    if audio.d_model % 2:
-        raise ValueError(
-            f"audio_config.d_model is {audio.d_model}; sinusoidal positions need it even."
-        )
-    if audio.scale_embedding:
-        raise ValueError(
-            "audio_config.scale_embedding is true; no Qwen3-ASR encoder scales its input. "
-            "Set it to false."
-        )
-
-
-def check_fused_parts(names: set[str], packed: Mapping[str, list[str]]) -> None:
-    """Raise ValueError where the checkpoint lacks a part of a fused matrix (q, k, v; gate, up)."""
-    for parts in packed.values():
-        # a KV cache has scales for k and v alone, with names like k_proj.k_scale
-        pattern = re.compile(rf"\.(?:{'|'.join(parts)})\.(?=(?:weight|bias|qweight)(?:_packed)?$)")
-        groups = {pattern.sub(".{}.", name) for name in names if pattern.search(name)}
-        wanted = {group.replace("{}", part) for group in groups for part in parts}
-        if missing := sorted(wanted - names):
-            raise ValueError(
-                f"the checkpoint has no tensor {missing[0]} ({len(missing)} missing in all); "
-                "download it again."
-            )
 
 
 def graph_obstacle(encoder: AudioEncoder, vllm_config: VllmConfig) -> str | None:
