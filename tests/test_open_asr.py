@@ -141,7 +141,9 @@ def leaderboard_package(monkeypatch):
         {"id": f"clip {seconds:g}", "original_text": text, "audio": {"bytes": wav(seconds)}}
         for seconds, (text, _) in SENTENCES.items()
     ]
-    data_utils.load_data = lambda args: (args.dataset_path, args.dataset, args.split)
+    data_utils.load_data = lambda args: (
+        args.streaming or (args.dataset_path, args.dataset, args.split)
+    )
     data_utils.prepare_data = lambda source: calls.update(source=source) or FakeDataset(rows)
     data_utils.write_manifest = lambda *given, **named: (
         calls.update(given=given, **named) or "results/m.jsonl"
