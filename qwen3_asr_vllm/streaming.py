@@ -20,7 +20,7 @@ loudest bin of the clip, so a window carries it; when it rises, all windows of t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ class Update:
     delta: str
     tentative: str
     tokens: tuple[Token, ...] = ()  # of the delta, where they are wanted
+    language: str | None = field(default=None, compare=False)  # the last one named
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,8 @@ class Stream:
         delta, self._unread = self._unread, ""
         tokens, self._unread_tokens = self._unread_tokens, []
         tentative = self._draft.tentative
-        return Update(delta, self._seam(tentative) + tentative, tuple(tokens))
+        language = next(iter([*self._draft.languages, *self.languages[::-1]]), None)
+        return Update(delta, self._seam(tentative) + tentative, tuple(tokens), language)
 
     @property
     def codes(self) -> list[str]:

@@ -29,7 +29,7 @@ CORE = (
     ("subtitles", "alignment"),
     ("formats",),
     ("transcription", "drafts"),
-    ("streaming", "live_text"),
+    ("streaming", "live_text", "live_words"),
     ("engine",),
     ("batching", "beam_requests"),
     ("offline",),

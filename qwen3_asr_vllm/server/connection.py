@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebSocket of a session: its handshake and its timeouts.
+"""WebSocket of a session: its handshake, its timeouts, and how the client is spoken to.
 
 uvicorn buffers events that a client does not read, then blocks the sender without limit. A blocked
 session would keep its reservation, so every await here is bounded: a client takes an event within
@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, MutableMapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -20,7 +21,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from .dialects import Events, OpenAI
     from .errors import ApiError
+    from .session_config import Config
 
 SEND_S = 30.0  # seconds for a client to take an event
 PROTOCOL = "realtime"  # the subprotocol that OpenAI's clients offer
@@ -78,6 +81,19 @@ class Connection:
             scope = getattr(protocol, "scope", None) or {}
             if scope.get("state") is self.websocket.scope.get("state"):
                 protocol.transport.abort()
+
+
+@dataclass
+class Client:
+    """The client of a session: its connection, and its dialect and config as they are now."""
+
+    connection: Connection
+    dialect: OpenAI
+    config: Config
+
+    async def send(self, events: Events) -> None:
+        for event in events:
+            await self.connection.send(event)
 
 
 # the server ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from .session_config import Config, EventError
 
 if TYPE_CHECKING:
     from ..streaming import Update
-    from ..transcript import Token
+    from ..transcript import Token, Word
     from .turns import Item
 
 MAX_PARTS = 20_000  # values in one event: a prompt and its keywords have fewer
@@ -142,6 +142,13 @@ class OpenAI:
                 **_logprobs(stream.tokens, config),
             }
         ]
+
+    def words(self, item: Item, words: Iterable[Word], *, error: str = "") -> Events:
+        """Return this server's own event: words in seconds of the session, or an error."""
+        rows = [{"word": w.word, "start": round(w.start, 3), "end": round(w.end, 3)} for w in words]
+        event = {"type": f"{_TRANSCRIPTION}.words", "item_id": item.id, "content_index": 0}
+        failure = {"type": "server_error", "code": "words_failed", "message": error}
+        return [event | {"words": rows} | ({"error": failure} if error else {})]
 
     def failed(self, item: Item, message: str) -> Events:
         error = {"type": "server_error", "code": "transcription_failed", "message": message}

@@ -110,6 +110,7 @@ class EndpointPlugin:
             max_clip_s=max_clip_s,
             protocol=protocol,
             admission=transcriber.admission,
+            aligner=transcriber.aligner,
             allowed_origins=args.allowed_origins,
         )
         about = transcriber.about(args)

@@ -24,9 +24,10 @@ from starlette.websockets import WebSocketDisconnect
 from vllm.logger import init_logger
 
 from ..geometry import SAMPLE_RATE
+from ..live_words import LiveWords
 from .admission import Busy, Reservation
 from .backlog import Backlog, SessionEnd
-from .connection import Connection
+from .connection import Client, Connection
 from .dialects import VLLM, opened_with, read_audio, read_event
 from .errors import IS_ALIGNER, ApiError, busy
 from .metrics import SESSIONS
@@ -34,7 +35,8 @@ from .realtime_serving import Realtime
 from .session_config import Audio, Config, EventError, Input, Transcription
 from .state import server_state
 from .turns import Event, Item, Paused, Speech, Started, Stopped, Turns
-from .worker import Client, Worker
+from .word_timer import WordTimer
+from .worker import Worker
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
@@ -87,13 +89,16 @@ class Session:
         self.item: Item | None = None  # the open item, not committed yet
         self.last_id: str | None = None  # id of the last committed item
         self.backlog = Backlog(reservation)
-        self.worker = Worker(self.client, shared, self.backlog, websocket.headers)
+        headers = websocket.headers
+        self.word_timer = WordTimer(self.client, shared.aligner, headers)
+        self.worker = Worker(self.client, shared, self.backlog, self.word_timer, headers)
 
     async def run(self) -> None:
         """Serve until the client disconnects or stays idle, or the server stops."""
         client = self.client
         await client.send(client.dialect.created(self.id, client.config))
-        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self.worker.run())]
+        running = self._read(), self.worker.run(), self.word_timer.run()
+        tasks = list(map(asyncio.create_task, running))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -158,7 +163,7 @@ class Session:
             return
         client = self.client
         config = client.config.updated(changes, self.shared.languages)
-        self.shared.check(config.audio.input.transcription)
+        self.shared.check(config)
         old, client.config = client.config, config
         client.dialect = client.dialect.of_update(event["type"], event["session"])
         before, now = old.audio.input, config.audio.input
@@ -199,10 +204,10 @@ class Session:
         client = self.client
         for event in events:
             match event:
-                case Speech(samples=samples):
-                    await self._append_speech(samples)
+                case Speech(sample=sample, samples=samples):
+                    await self._append_speech(sample, samples)
                 case Started(sample=sample, padding=padding):
-                    item = self._open_item()
+                    item = self._open_item(sample)
                     await client.send(client.dialect.speech_started(item, sample))
                     item.append(padding)
                 case Paused() if self.item:
@@ -211,13 +216,14 @@ class Session:
                     await client.send(client.dialect.speech_stopped(self.item, sample))
                     await self._close_item()
 
-    async def _append_speech(self, samples: np.ndarray) -> None:
+    async def _append_speech(self, sample: int, samples: np.ndarray) -> None:
         """Append to the open item; at its maximum length it is committed and another opens."""
         limit = round(self.shared.max_utterance_s * SAMPLE_RATE)
         while len(samples):
-            item = self.item or self._open_item()
+            item = self.item or self._open_item(sample)
             part, samples = np.split(samples, [limit - item.num_samples])
             item.append(part)
+            sample += len(part)
             if item.num_samples >= limit:
                 await self._close_item()
 
@@ -228,7 +234,7 @@ class Session:
         await self._take(self.turns.flush())
         num_samples = self.item.num_samples if self.item else 0
         if self.item is None and self.client.dialect.announces_audio:
-            self._open_item()
+            self._open_item(self.turns.num_samples)
         elif num_samples < MIN_COMMIT_S * SAMPLE_RATE:
             raise EventError(
                 f"the buffer holds {num_samples / SAMPLE_RATE * 1000:.0f} ms of audio; a commit "
@@ -246,10 +252,16 @@ class Session:
             self.item = None
         await self.client.send(self.client.dialect.cleared())
 
-    def _open_item(self) -> Item:
-        stream = self.shared.stream(self.shared.stream_options(self.client.config))
-        model = self.client.config.audio.input.transcription.model
-        self.item = Item(stream, model=model, on_taken=self.backlog.make_room)
+    def _open_item(self, sample: int) -> Item:
+        """Open an item that starts at a sample of the session."""
+        config = self.client.config
+        self.item = Item(
+            self.shared.stream(self.shared.stream_options(config)),
+            start=sample,
+            model=config.audio.input.transcription.model,
+            words=LiveWords(sample) if config.wants_words else None,
+            on_taken=self.backlog.make_room,
+        )
         self.backlog.items.append(self.item)
         self.worker.items.put_nowait(self.item)
         return self.item

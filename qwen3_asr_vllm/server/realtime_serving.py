@@ -25,7 +25,7 @@ from ..streaming import Stream, StreamRequest
 from .admission import Admission
 from .errors import engine_dead_as_503
 from .serving import EngineServing
-from .session_config import Config, EventError, Transcription
+from .session_config import WORDS, Config, EventError, Transcription
 from .settings import setting
 
 if TYPE_CHECKING:
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
     from ..transcription import EngineOutput
+    from .aligner_client import RemoteAligner
 
+NO_WORDS = (
+    f"{WORDS}: words are timed by a forced aligner, and this server has none. Start it with: "
+    "qwen3-asr serve MODEL --aligner Qwen/Qwen3-ForcedAligner-0.6B; or set QWEN3_ASR_ALIGNER_URL "
+    "to the address of one."
+)
 TOKENS_PER_S = 26  # tokens per second of a clip: 13 of audio, about as many of text
 
 
@@ -48,9 +54,11 @@ class Realtime(EngineServing):
         max_clip_s: float,
         protocol: TextProtocol,
         admission: Admission,
+        aligner: RemoteAligner | None,
         allowed_origins: list[str],
     ) -> None:
         super().__init__(engine_client, models)
+        self.aligner = aligner
         self.admission = admission  # a session counts as one recording
         self.allowed_origins = allowed_origins
         self.max_clip_s = max_clip_s
@@ -89,7 +97,13 @@ class Realtime(EngineServing):
         context = sanitize_context(options["context"], self._protocol.control_tokens)
         return {**options, "context": context}
 
-    def check(self, transcription: Transcription) -> None:
+    def check(self, config: Config) -> None:
+        """Raise EventError for words without an aligner, and for an unfit transcription."""
+        if config.wants_words and self.aligner is None:
+            raise EventError(NO_WORDS, param="session.include")
+        self._check_transcription(config.audio.input.transcription)
+
+    def _check_transcription(self, transcription: Transcription) -> None:
         """Raise EventError for a model that is not served, or a context that does not fit."""
         self.check_model(transcription.model)
         param = "session.audio.input.transcription.prompt"

@@ -11,7 +11,7 @@ names the wrong field. Fields that are accepted without effect are reported as n
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,7 @@ from ..prompt import MAX_CONTEXT, join_context
 from ..voice_activity import VoiceActivity, voice_activity
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
+WORDS = "item.input_audio_transcription.words"  # this server's own
 STEP_BY_DELAY = {"minimal": 0.5, "low": 1.0, "medium": 2.0, "high": 3.0, "xhigh": 4.0}  # seconds
 PAUSE_MS = 160  # of a pause after which a semantic_vad judges the text
 PATIENCE_BY_EAGERNESS = {"low": 8_000, "medium": 4_000, "auto": 4_000, "high": 2_000}  # ms
@@ -232,16 +233,25 @@ class Audio(_Strict):
     input: Input = Input()
 
 
+Include: TypeAlias = Literal[
+    "item.input_audio_transcription.logprobs", "item.input_audio_transcription.words"
+]
+
+
 class Config(_Strict):
     """A transcription session, as OpenAI writes it."""
 
     type: Literal["transcription"] = "transcription"
     audio: Audio = Audio()
-    include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
+    include: list[Include] | None = None
 
     @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ())
+
+    @property
+    def wants_words(self) -> bool:
+        return WORDS in (self.include or ())
 
     @property
     def stream_options(self) -> dict[str, Any]:
@@ -285,7 +295,7 @@ class Config(_Strict):
 _INPUT = "session.audio.input"
 ADVICE = {
     "session.type": 'this server has "transcription" sessions only.',
-    "session.include.0": f"the only item is {LOGPROBS}.",
+    "session.include.0": f"the items are {LOGPROBS} and {WORDS}.",
     f"{_INPUT}.transcription": "transcription cannot be disabled; leave null out.",
     f"{_INPUT}.turn_detection.type": "use server_vad, semantic_vad, or null to commit by hand.",
 }

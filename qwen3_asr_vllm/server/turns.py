@@ -21,6 +21,7 @@ from uuid import uuid4
 import numpy as np
 
 from ..geometry import SAMPLE_RATE
+from ..live_words import LiveWords
 from ..streaming import Stream, StreamRequest, Update
 from ..voice_activity import VoiceActivity
 
@@ -41,8 +42,9 @@ class Started:
 
 @dataclass(frozen=True, eq=False)
 class Speech:
-    """Samples of the open utterance: float32, 16 kHz."""
+    """Samples of the open utterance, from a sample of the session: float32, 16 kHz."""
 
+    sample: int
     samples: np.ndarray
 
 
@@ -94,7 +96,7 @@ class Turns:
     def flush(self) -> Iterator[Event]:
         """Yield what the samples that the resampler still holds are, and the audio of a pause."""
         yield from self.push(self._pcm.finish())
-        yield from self._resume()
+        yield from self._resume(self.num_samples)
 
     @property
     def patience_s(self) -> float:
@@ -111,15 +113,15 @@ class Turns:
         start = self.num_samples
         self.num_samples += len(samples)
         if self._activity is None:
-            yield Speech(samples)
+            yield Speech(start, samples)
             return
         for turn in self._activity.push(samples):
             end = self._since + turn.sample
             cut = min(max(end - start, 0), len(samples))
-            yield from self._between(samples[:cut])
+            yield from self._between(start, samples[:cut])
             samples, start = samples[cut:], start + cut
             if turn.is_pause and turn.is_speech:
-                yield from self._resume()
+                yield from self._resume(start)
             elif turn.is_pause:
                 self._is_paused = True
                 yield Paused(end)
@@ -130,7 +132,7 @@ class Turns:
             elif not turn.is_speech and self.is_speaking:
                 self.is_speaking = self._is_paused = False
                 yield Stopped(end)
-        yield from self._between(samples)
+        yield from self._between(start, samples)
 
     def end_turn(self) -> None:
         """End the turn: later speech starts another one."""
@@ -138,12 +140,12 @@ class Turns:
         if self._activity:
             self._activity.enter(is_speech=False)
 
-    def _resume(self) -> Iterator[Event]:
-        """Yield the audio of a pause, which is part of the utterance."""
+    def _resume(self, start: int) -> Iterator[Event]:
+        """Yield the audio of a pause, which is part of the utterance and ends at ``start``."""
         if self._is_paused:
             held, self._recent = self._recent, np.empty(0, np.float32)
             self._is_paused = False
-            yield Speech(held)
+            yield Speech(start - len(held), held)
 
     def clear(self) -> None:
         """Discard the audio that belongs to no item yet."""
@@ -151,10 +153,10 @@ class Turns:
         self._recent = np.empty(0, np.float32)
         self.end_turn()
 
-    def _between(self, samples: np.ndarray) -> Iterator[Event]:
+    def _between(self, start: int, samples: np.ndarray) -> Iterator[Event]:
         """Yield speech; keep a pause, and the latest samples without speech as padding."""
         if self.is_speaking and not self._is_paused:
-            yield Speech(samples)
+            yield Speech(start, samples)
             return
         recent = np.concatenate([self._recent, samples])
         padding = self._padding_ms * SAMPLE_RATE // 1000
@@ -164,10 +166,20 @@ class Turns:
 class Item:
     """One utterance: the reader appends samples, the worker transcribes them."""
 
-    def __init__(self, stream: Stream, *, model: str | None, on_taken: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        start: int,
+        model: str | None,
+        words: LiveWords | None,
+        on_taken: Callable[[], None],
+    ) -> None:
         self.id = f"item_{uuid4().hex[:24]}"
         self.stream = stream
+        self.start = start  # sample of the session
         self.model = model
+        self.words = words
         self.num_samples = 0
         self.prompt_tokens = self.output_tokens = 0
         self.is_committed = self.is_dropped = self.is_decoding = False
@@ -187,6 +199,8 @@ class Item:
     def append(self, samples: np.ndarray) -> None:
         self.num_samples += len(samples)
         if not self.is_dropped:
+            if self.words:
+                self.words.push(samples)
             self._waiting.append(samples)
             self._changed.set()
 
@@ -204,6 +218,7 @@ class Item:
         """Drop pending and later samples: the item was cleared, or has failed."""
         self.is_dropped = True
         self._waiting.clear()
+        self._changed.set()
         self._answer_judge(0.0)
 
     def cancel(self) -> None:
@@ -233,8 +248,12 @@ class Item:
             self._judged.set_result(completeness)
 
     async def next_request(self) -> StreamRequest | None:
-        """Return the next engine request once there is one; None once the text is complete."""
-        while True:
+        """Return the next engine request once there is one.
+
+        None once the text is complete, or the item is dropped: ``asyncio.wait_for`` of Python 3.11
+        loses a cancellation that comes together with the engine's output.
+        """
+        while not self.is_dropped:
             self._changed.clear()
             waiting, self._waiting = self._waiting, []
             if waiting:
@@ -255,6 +274,7 @@ class Item:
             if self.stream.is_done:
                 return None
             await self._changed.wait()
+        return None
 
     def count(self, output: RequestOutput) -> None:
         """Add the tokens of an engine output to those of the item."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocketDisconnect
@@ -18,40 +17,32 @@ from .metrics import count_utterance
 if TYPE_CHECKING:
     from ..streaming import StreamRequest, Update
     from .backlog import Backlog
-    from .connection import Connection
-    from .dialects import Events, OpenAI
+    from .connection import Client
     from .realtime_serving import Realtime
-    from .session_config import Config
     from .turns import Item
+    from .word_timer import WordTimer
 
 logger = init_logger(f"vllm.{__name__}")  # a child of vLLM's, whose handler prints
 
 DECODE_S = 600.0  # seconds for the engine to answer one request
 
 
-@dataclass
-class Client:
-    """The client of a session: its connection, and its dialect and config as they are now."""
-
-    connection: Connection
-    dialect: OpenAI
-    config: Config
-
-    async def send(self, events: Events) -> None:
-        for event in events:
-            await self.connection.send(event)
-
-
 class Worker:
     """Transcribes the items of a session, in the order of their audio."""
 
     def __init__(
-        self, client: Client, shared: Realtime, backlog: Backlog, headers: Mapping[str, str]
+        self,
+        client: Client,
+        shared: Realtime,
+        backlog: Backlog,
+        word_timer: WordTimer,
+        headers: Mapping[str, str],
     ) -> None:
         self.items: asyncio.Queue[Item] = asyncio.Queue()
         self._client = client
         self._shared = shared
         self._backlog = backlog
+        self._word_timer = word_timer
         self._headers = headers
 
     async def run(self) -> None:
@@ -82,6 +73,8 @@ class Worker:
             item.drop()
             await client.send(client.dialect.failed(item, str(error)))
             return
+        if item.is_dropped:
+            return
         await self._send_delta(item, item.stream.update())
         await client.send(client.dialect.completed(item, client.config))
         delay_s = time.perf_counter() - item.committed_at
@@ -104,4 +97,5 @@ class Worker:
 
     async def _send_delta(self, item: Item, update: Update) -> None:
         if update.delta:
+            self._word_timer.push(item, update)
             await self._client.send(self._client.dialect.delta(item, update, self._client.config))

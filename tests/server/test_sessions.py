@@ -7,10 +7,12 @@ import asyncio
 import base64
 import json
 import socket
+import threading
 import time
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -24,6 +26,7 @@ from support.audio import HELDOUT
 from support.fake_sessions import PATH, app_of, made
 from support.servers import on_a_port
 
+from qwen3_asr_vllm.alignment import AlignmentOutput
 from qwen3_asr_vllm.prompt import PUBLISHED
 from qwen3_asr_vllm.server import connection
 from qwen3_asr_vllm.server.admission import Admission
@@ -432,6 +435,16 @@ def test_final_text_survives_an_update():
         assert [word[2:] for word in end["transcript"].split()] == list(map(str, range(11)))
 
 
+def test_clearing_never_blocks_later_items():
+    """Each is cleared about when the engine answers."""
+    with open_session() as session:
+        session.configure(**MANUAL)
+        for _ in range(5):
+            session.append(3)
+            session.send("input_audio_buffer.clear")
+        assert utterance(session)["transcript"] == "En0 En1"
+
+
 def test_a_committed_item_keeps_its_config():
     with open_session() as session:
         session.configure(**MANUAL)
@@ -596,6 +609,90 @@ def test_logprobs_come_only_where_they_are_wanted():
         session.configure(**MANUAL)
         assert "logprobs" not in utterance(session)
         assert not any("logprobs" in event for event in session.events)
+
+
+# ---- words ----
+
+WORDS = "item.input_audio_transcription.words"
+TIMED = f"conversation.{WORDS}"
+
+
+class Aligner:
+    """Spreads the units of a request evenly over its audio, once ``gate`` is open."""
+
+    def __init__(self, error=""):
+        self.error, self.gate = error, threading.Event()
+        self.gate.set()
+
+    async def answer(self, request, headers):
+        await asyncio.to_thread(self.gate.wait)
+        edges = np.linspace(0, len(request.waveform) / 16, len(request.units) + 1).tolist()
+        times = [time for pair in pairwise(edges) for time in pair]
+        return AlignmentOutput(() if self.error else times, error=self.error)
+
+
+@contextmanager
+def timed_session(aligner, **audio_input):
+    with open_session(made(aligner=aligner)) as session:
+        done = session.update(include=[WORDS], audio={"input": MANUAL | audio_input})
+        assert done["session"]["include"] == [WORDS]
+        yield session
+
+
+def timed(session, text):
+    """The words that came, and those to come until they are as long as the text."""
+    words = [word for e in session.events if e["type"] == TIMED for word in e["words"]]
+    while len("".join(word["word"] for word in words)) < len(text):
+        event = session.next()
+        words += event["words"] if event["type"] == TIMED else []
+    assert "".join(word["word"] for word in words) == text
+    return words
+
+
+def test_final_words_come_with_their_times():
+    with timed_session(Aligner()) as session:
+        session.append(3)
+        session.send("input_audio_buffer.clear")  # its audio counts, as in audio_start_ms
+        end = utterance(session, 15)  # two clips
+        words = timed(session, end["transcript"])
+        assert len(words) >= 14
+        for number, word in enumerate(words):
+            assert word["start"] == pytest.approx(3 + number, abs=1)
+            assert 0.5 < word["end"] - word["start"] < 1.5
+        starts = [word["start"] for word in words]
+        assert starts == sorted(starts)
+        assert [event["type"] for event in session.events].count(TIMED) > 1
+
+
+def test_text_never_waits_for_words():
+    aligner = Aligner()
+    aligner.gate.clear()
+    with timed_session(aligner) as session:
+        ends = [utterance(session, 4) for _ in range(2)]
+        assert not any(event["type"] == TIMED for event in session.events)
+        aligner.gate.set()
+        words = timed(session, "".join(end["transcript"] for end in ends))
+        assert words[4]["start"] == pytest.approx(4, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("aligner", "language", "reason"),
+    [(Aligner(error="it is down"), None, "it is down"), (Aligner(), "th", "does not know Thai")],
+)
+def test_untimed_words_are_reported_once(aligner, language, reason):
+    with timed_session(aligner, transcription={"language": language}) as session:
+        end = utterance(session, 9)
+        assert end["transcript"]
+        came = [event for event in session.events if event["type"] == TIMED]
+        (event,) = came or [session.until(TIMED)]
+        assert event["words"] == [] and reason in event["error"]["message"]
+        assert event["item_id"] == end["item_id"]
+
+
+def test_words_need_an_aligner():
+    with open_session() as session:
+        error = session.update(include=[WORDS])["error"]
+        assert error["param"] == "session.include" and "--aligner" in error["message"]
 
 
 # ---- dialects ----

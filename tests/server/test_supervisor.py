@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import re
 import secrets
@@ -38,6 +40,7 @@ from support.checkpoints import ALIGNER, CHECKPOINT
 from support.checks import assert_timed, eventually
 from support.clients import speak
 from support.servers import reserved_port, serving
+from websockets.sync.client import connect
 
 from qwen3_asr_vllm.formats import rounded, word_row
 from qwen3_asr_vllm.server import serving as serving_state
@@ -350,6 +353,30 @@ def ask_words(server, file=HELLO, **fields):
 
 def aligner_url(server):
     return re.search(r"aligner is ready at (\S+);", server.log.read_text())[1]
+
+
+@pytest.mark.vllm
+def test_sessions_time_words_as_spoken(pair):
+    """Its times are espeak-ng's own, after a second of silence; the server finds the turn."""
+    row = json.loads((DATA / "timed" / "manifest.jsonl").read_text().splitlines()[0])
+    samples = soundfile.read(DATA / "timed" / row["audio_filepath"], dtype="float32")[0]
+    audio = {"format": {"type": "audio/pcm", "rate": 16_000}}
+    include = ["item.input_audio_transcription.words"]
+    pcm = (32_767 * np.pad(samples, (16_000, 16_000))).astype("<i2").tobytes()
+    words, text = [], None
+    with connect(pair.url.replace("http", "ws") + "/v1/realtime", open_timeout=300) as socket:
+        for event in (
+            {"type": "session.update", "session": {"audio": {"input": audio}, "include": include}},
+            {"type": "input_audio_buffer.append", "audio": base64.b64encode(pcm).decode()},
+        ):
+            socket.send(json.dumps(event))
+        while text is None or "".join(word["word"] for word in words) != text:
+            event = json.loads(socket.recv(120))
+            words += event.get("words", [])
+            text = event.get("transcript", text)
+    assert text == row["text"]
+    for word, (_, start, end) in zip(words, row["words"], strict=True):
+        assert (word["start"], word["end"]) == pytest.approx((1 + start, 1 + end), abs=0.2)
 
 
 @pytest.mark.vllm

@@ -54,6 +54,7 @@ def made(answer: Callable[[Any], str] = words, **options: Any) -> Any:
         def __init__(self) -> None:
             self.admission = Admission(max_recordings=1)
             self.allowed_origins = ["*"]
+            self.aligner = None
             self.max_clip_s, self.max_utterance_s, self.idle_s = 12.0, 20.0, 60.0
             self.models = SimpleNamespace(model_name=lambda: "asr", lora_requests={})
             self.model_config = SimpleNamespace(max_model_len=4_096)
