@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import counting
+import end_of_turn
 import gpu
 import offline
 import pytest
@@ -134,3 +135,14 @@ def test_a_plan_for_a_gpu_is_whole():
     assert plan["deadline_s"] <= 480
     for step in plan["steps"]:
         gpu.check_step(step)
+
+
+def test_waits_are_judged_against_equal_false_cuts():
+    """Ten whole sentences, one cut at a pause inside, and ten cut ones, one judged complete."""
+    whole = [end_of_turn.Outcome(True, wait_s, 0.3, "Go.") for wait_s in [0.2] * 9 + [-0.5]]
+    cut = [end_of_turn.Outcome(False, wait_s, 4.1, "Go") for wait_s in [4.0] * 9 + [0.2]]
+    row = end_of_turn.row("semantic_vad", whole + cut, whole)
+    assert row["F1"] == pytest.approx(2 * 9 / (2 * 9 + 2))
+    assert (row["whole but cut"], row["mean s"]) == (1, pytest.approx(0.2))
+    assert end_of_turn.false_cuts([row["fixed s"]]) == pytest.approx(row["false cuts %"] / 100)
+    assert end_of_turn.false_cuts([0.5]) == pytest.approx(0.5)
