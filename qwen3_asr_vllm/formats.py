@@ -22,6 +22,10 @@ from .languages import resolve_language
 from .subtitles import Cue, cues, one_line
 from .transcript import Segment, Token, Transcript, Word
 
+# Fields of segments that verbose_json has only where they were measured.
+_WHERE_MEASURED = ("language_probability", "other_languages", "speaker", "other_speakers")
+UNKNOWN_SPEAKER = "unknown"  # in diarized_json, whose type has a speaker in every segment
+
 
 def _txt(transcript: Transcript) -> str:
     return transcript.text + "\n"
@@ -105,12 +109,21 @@ def _read_segment(row: dict[str, Any], language: str | None, document: dict[str,
         language_probability=row.get("language_probability"),
         words=tuple(words) or None,
         other_languages=tuple(row.get("other_languages") or ()) or None,
+        speaker=row.get("speaker"),
+        other_speakers=tuple(row.get("other_speakers") or ()) or None,
         **measured,
     )
 
 
 def _read_word(row: dict[str, Any]) -> Word:
-    return Word(row["word"], row["start"], row["end"], row.get("probability"))
+    return Word(
+        word=row["word"],
+        start=row["start"],
+        end=row["end"],
+        probability=row.get("probability"),
+        speaker=row.get("speaker"),
+        other_speakers=tuple(row.get("other_speakers") or ()) or None,
+    )
 
 
 def _with_words(segments: Sequence[Segment], rows: Iterable[dict[str, Any]]) -> Iterator[Segment]:
@@ -140,8 +153,13 @@ def rounded(transcript: Transcript) -> Transcript:
 
 def _rounded_segment(segment: Segment) -> Segment:
     numbers = {name: _rounded(x) for name, x in vars(segment).items() if isinstance(x, float)}
-    words = segment.words and tuple(Word(**_rounded(vars(word))) for word in segment.words)
+    words = segment.words and tuple(map(_rounded_word, segment.words))
     return replace(segment, **numbers, words=words, tokens=None)
+
+
+def _rounded_word(word: Word) -> Word:
+    numbers = {name: _rounded(x) for name, x in vars(word).items() if isinstance(x, float)}
+    return replace(word, **numbers)
 
 
 def _verbose_segment(index: int, segment: Segment, temperature: float) -> dict[str, Any]:
@@ -158,9 +176,7 @@ def _verbose_segment(index: int, segment: Segment, temperature: float) -> dict[s
         "avg_logprob": segment.avg_logprob or 0.0,
         "compression_ratio": len(text) / len(zlib.compress(text)),
         "no_speech_prob": segment.no_speech_prob or 0.0,
-        **_measured(
-            [(name, getattr(segment, name)) for name in ("language_probability", "other_languages")]
-        ),
+        **_measured([(name, getattr(segment, name)) for name in _WHERE_MEASURED]),
         **({"words": list(map(word_row, segment.words))} if segment.words else {}),
     }
 
@@ -177,21 +193,27 @@ def diarized_json(transcript: Transcript) -> str:
             "task": "transcribe",
             "duration": transcript.duration,
             "text": transcript.text,
-            "segments": [
-                {
-                    "type": "transcript.text.segment",
-                    "id": f"seg_{index}",
-                    "start": segment.start,
-                    "end": segment.end,
-                    "speaker": segment.speaker,
-                    "text": segment.text,
-                    "language": segment.language,
-                }
-                for index, segment in enumerate(transcript.segments)
-            ],
+            "segments": diarized_segments(transcript),
             "usage": {"type": "duration", "seconds": transcript.duration},
         }
     )
+
+
+def diarized_segments(transcript: Transcript) -> list[dict[str, Any]]:
+    """Return the segments of diarized_json, each of which is also an event of a stream."""
+    return [
+        {
+            "type": "transcript.text.segment",
+            "id": f"seg_{index}",
+            "start": segment.start,
+            "end": segment.end,
+            "speaker": UNKNOWN_SPEAKER if segment.speaker is None else segment.speaker,
+            "text": segment.text,
+            "language": segment.language,
+            **_measured([("other_speakers", segment.other_speakers)]),
+        }
+        for index, segment in enumerate(transcript.segments)
+    ]
 
 
 def logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
@@ -207,18 +229,31 @@ def logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
 
 
 def _srt(transcript: Transcript, **layout: Any) -> str:
-    """Write SubRip. It has no escapes, so ``-->``, which parsers look for, becomes an arrow."""
-    return "\n".join(
-        f"{number}\n{_span(cue, ',')}\n{_lines(cue, lambda text: text.replace('-->', '→'))}\n"
-        for number, cue in enumerate(cues(transcript, **layout), 1)
-    )
+    """Write SubRip, with speakers as "[Ada]: ".
+
+    It has no escapes, so ``-->``, which parsers look for, becomes an arrow.
+    """
+    numbered = enumerate(cues(transcript, label="[{}]: ".format, **layout), 1)
+    return "\n".join(f"{number}\n{_span(cue, ',')}\n{_srt_text(cue)}\n" for number, cue in numbered)
+
+
+def _srt_text(cue: Cue) -> str:
+    def escape(text: str) -> str:
+        return text.replace("-->", "→")
+
+    return escape(cue.label) + _lines(cue, escape)
 
 
 def _vtt(transcript: Transcript, **layout: Any) -> str:
-    """Write WebVTT, with &, < and > escaped."""
-    escape = partial(html.escape, quote=False)
-    blocks = (f"{_span(cue, '.')}\n{_lines(cue, escape)}\n" for cue in cues(transcript, **layout))
+    """Write WebVTT, with &, < and > escaped, and speakers as voices: <v Ada>."""
+    blocks = (f"{_span(cue, '.')}\n{_vtt_text(cue)}\n" for cue in cues(transcript, **layout))
     return "\n".join(["WEBVTT\n", *blocks])
+
+
+def _vtt_text(cue: Cue) -> str:
+    escape = partial(html.escape, quote=False)
+    voice = "" if cue.speaker is None else f"<v {escape(one_line(cue.speaker))}>"
+    return voice + _lines(cue, escape)
 
 
 def _tsv(transcript: Transcript) -> str:

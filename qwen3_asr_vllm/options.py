@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_number, check_string, check_strings, check_whole
 from .geometry import MAX_CLIP_S
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .pauses import Pauses
 
 MAX_BEAMS = 16  # vLLM returns 20 log-probabilities at each token: one per beam and end token
 NUM_BEAMS = 4  # where neither the user nor the checkpoint says how many
 MAX_LENGTH_PENALTY = 10.0
+MAX_SPEAKERS = 64  # of a recording, that a request may ask for
+SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")  # fields of options
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,25 @@ class TranscribeOptions:
     A warning names each language that the aligner does not know.
     """
 
+    diarize: bool = False
+    """Whether a diarizer finds the speakers; segments and words then have a ``speaker``.
+
+    Segments are cut where the speaker changes. Voices are named A, B, C in the order of their
+    first words, unless the diarizer names them.
+    """
+
+    num_speakers: int | None = None
+    """Number of speakers; None: the diarizer counts them."""
+
+    min_speakers: int | None = None
+    """Least number of speakers; None: 1."""
+
+    max_speakers: int | None = None
+    """Largest number of speakers; None: as many as the diarizer finds."""
+
+    known_speakers: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
+    """Names of speakers, each with a waveform of a few seconds of the voice alone."""
+
     skip_special_tokens: bool = True
     """Whether special tokens of the checkpoint, such as those of speakers, stay out of the text."""
 
@@ -95,6 +118,21 @@ class TranscribeOptions:
         if self.length_penalty is not None:
             limit = MAX_LENGTH_PENALTY
             check_number("length_penalty", self.length_penalty, -limit, limit)
+        self._check_speakers()
+
+    def _check_speakers(self) -> None:
+        given = {name: getattr(self, name) for name in SPEAKER_COUNTS}
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            check_whole(name, value, 1, MAX_SPEAKERS)
+        if (given or self.known_speakers) and not self.diarize:
+            name = next(iter(given), "known_speakers")
+            raise ValueError(f"{name} is given; set diarize=True (--diarize) too.")
+        least, most = given.get("min_speakers", 1), given.get("max_speakers", MAX_SPEAKERS)
+        number = given.get("num_speakers", least)
+        if not least <= number <= most:
+            counts = ", ".join(f"{name} is {value}" for name, value in given.items())
+            raise ValueError(f"{counts}: no number of speakers fits.")
 
     @property
     def full_context(self) -> str:

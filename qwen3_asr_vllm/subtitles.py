@@ -7,7 +7,7 @@ Width is measured in columns: a full-width character, such as a Chinese one, tak
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TypeAlias
@@ -42,6 +42,7 @@ class _Block:
     spans: list[_Span]
     marks: list[_Mark]
     lines: list[str] | None = None  # of the user's text; None: laid out to fit
+    speaker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Cue:
     end_ms: int
     lines: list[str]
     mark: _Mark | None = None  # the underlined word
+    speaker: str | None = None
+    label: str = ""  # of the speaker, shown before the first line
 
 
 def cues(
@@ -60,6 +63,7 @@ def cues(
     max_line_width: int = MAX_LINE_WIDTH,
     max_line_count: int = MAX_LINE_COUNT,
     highlight_words: bool = False,
+    label: Callable[[str], str] | None = None,
 ) -> Iterator[Cue]:
     """Lay the segments out as cues: in order, never overlapping, each of at least 1 ms.
 
@@ -68,27 +72,36 @@ def cues(
     time is shared by width. A cue is shown for a second if the next cue allows it, and for 7 s at
     most. A segment with ``lines`` is one cue of these. With ``highlight_words``, each word of a
     cue gets a cue of its own with the word underlined, and gaps between words get the plain cue.
+    ``label`` returns the text before a cue of a speaker, for which each line is that much shorter.
 
     Raises ValueError for a width under two columns, or no lines.
     """
     if max_line_width < 2 or max_line_count < 1:
         raise ValueError(f"no text fits {max_line_count} line(s) of {max_line_width} column(s).")
-    blocks = [
-        block
-        for segment in transcript.segments
-        for block in _segment_blocks(segment, max_line_width, max_line_count)
+    labels = [
+        label(one_line(s.speaker)) if label and s.speaker else "" for s in transcript.segments
     ]
-    limits = [*(block.spans[0][0] for block in blocks[1:]), transcript.duration]
+    blocks = [
+        (block, text)
+        for segment, text in zip(transcript.segments, labels, strict=True)
+        for block in _segment_blocks(segment, _beside(text, max_line_width), max_line_count)
+    ]
+    limits = [*(block.spans[0][0] for block, _ in blocks[1:]), transcript.duration]
     shown_until = 0
-    for block, limit in zip(blocks, limits, strict=False):
+    for (block, text), limit in zip(blocks, limits, strict=False):
         start, end = block.spans[0][0], block.spans[-1][1]
         longest = math.inf if block.lines else MAX_CUE_S
         end = min(max(end, min(start + MIN_CUE_S, limit)), start + longest)
         start_ms = max(round(1000 * start), shown_until)
         shown_until = max(round(1000 * end), start_ms + 1)
-        lines = block.lines or _balanced_lines(block.atoms, max_line_width)
-        cue = Cue(start_ms, shown_until, lines)
+        lines = block.lines or _balanced_lines(block.atoms, _beside(text, max_line_width))
+        cue = Cue(start_ms, shown_until, lines, speaker=block.speaker, label=text)
         yield from _highlighted(cue, block.marks) if highlight_words else [cue]
+
+
+def _beside(label: str, width: int) -> int:
+    """Return the columns that a label leaves of a line, of which half are for the text."""
+    return max(width - display_width(label), width // 2, 2)
 
 
 def _segment_blocks(segment: Segment, width: int, count: int) -> Iterator[_Block]:
@@ -105,12 +118,12 @@ def _highlighted(cue: Cue, marks: Iterable[_Mark]) -> Iterator[Cue]:
     for mark in marks:
         start, end = (min(max(round(1000 * t), shown_until), cue.end_ms) for t in mark.span)
         if shown_until < start:
-            yield Cue(shown_until, start, cue.lines)
+            yield replace(cue, start_ms=shown_until, end_ms=start)
         if start < end:
-            yield Cue(start, end, cue.lines, mark)
+            yield replace(cue, start_ms=start, end_ms=end, mark=mark)
         shown_until = end
     if shown_until < cue.end_ms:
-        yield Cue(shown_until, cue.end_ms, cue.lines)
+        yield replace(cue, start_ms=shown_until)
 
 
 def _atoms(text: str, width: int) -> list[str]:
@@ -156,14 +169,14 @@ def _block(atoms: list[str], segment: Segment) -> _Block:
         widths = [0, *accumulate(max(1, display_width(atom)) for atom in atoms)]
         length = (segment.end - segment.start) / widths[-1]
         times = [segment.start + length * width for width in widths]
-        return _Block(atoms, list(pairwise(times)), [])
+        return _Block(atoms, list(pairwise(times)), [], speaker=segment.speaker)
     marks = [
         _Mark(first, end, (word.start, word.end))
         for word, (first, end) in zip(words, pairwise(word_edges), strict=True)
     ]
     chars = [span for mark in marks for span in _shares(mark)]
     spans = [(chars[first][0], chars[end - 1][1]) for first, end in pairwise(edges)]
-    return _Block(atoms, spans, marks)
+    return _Block(atoms, spans, marks, speaker=segment.speaker)
 
 
 def _shares(mark: _Mark) -> Iterator[_Span]:
@@ -198,8 +211,8 @@ def _halves(block: _Block, cut: int) -> tuple[_Block, _Block]:
         if m.end > middle
     ]
     return (
-        _Block(block.atoms[:cut], block.spans[:cut], left),
-        _Block(block.atoms[cut:], block.spans[cut:], right),
+        _Block(block.atoms[:cut], block.spans[:cut], left, speaker=block.speaker),
+        _Block(block.atoms[cut:], block.spans[cut:], right, speaker=block.speaker),
     )
 
 

@@ -20,12 +20,15 @@ class Word:
     """An aligned unit: a word, or one character of Chinese or Japanese.
 
     ``probability`` is the geometric mean of those of its tokens, where confidences are requested.
+    ``other_speakers`` speak at the same time as ``speaker``.
     """
 
     word: str
     start: float
     end: float
     probability: float | None = None
+    speaker: str | None = None
+    other_speakers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Segment:
     tokens: tuple[Token, ...] | None = None
     speaker: str | None = None
     other_languages: tuple[str, ...] | None = None  # that the model named for the same clip
+    other_speakers: tuple[str, ...] | None = None  # who speak at the same time, for a word or more
     lines: tuple[str, ...] | None = None
 
 
@@ -82,6 +86,11 @@ class Transcript:
     def words(self) -> tuple[Word, ...]:
         """The words of all segments."""
         return tuple(word for segment in self.segments for word in segment.words or ())
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Names of the speakers, in order of their first segments."""
+        return tuple(dict.fromkeys(s.speaker for s in self.segments if s.speaker is not None))
 
     @property
     def languages(self) -> tuple[str, ...]:

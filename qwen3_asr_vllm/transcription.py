@@ -11,12 +11,15 @@ clip whose output loops, or is in no candidate language, is decoded again in the
 
 The times of sentences are estimated from their share of the text and the pauses of the clip. For
 word times, a last round consists of the requests and outputs of ``alignment.py``, for the
-aligner's engine.
+aligner's engine. For speakers, the first round has a request of ``speakers.py`` with the whole
+recording, so a diarizer runs while the engine decodes.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +58,7 @@ from .prompt import (
 )
 from .rounds import Rounds, Transcription, run_rounds
 from .segments import sentence_spans, split_sentences, timed_segments, with_leading_space
+from .speakers import DiarizationRequest, Speakers, cut_at_speakers
 from .transcript import Segment, Token, Transcript, Word
 from .units import AlignmentError, cut_warnings
 
@@ -66,6 +70,7 @@ OTHER_LANGUAGE = "the language is none of the candidates."
 NO_SPEECH = "the audio is not silent, but the model found no speech in it."
 LEAK = "the output only repeated the context and was discarded."
 LOOP = "a repetition loop was stopped; the repeated text is given three times."
+NO_SPEAKERS = "speakers are unknown: {}."
 CUT_OFF = "decoding stopped at the token limit; the text of this clip may be cut off or repeated."
 
 
@@ -136,14 +141,32 @@ def transcribe(
         beams=options.beams,
         protocol=replace(protocol, keeps_special_tokens=not options.skip_special_tokens),
     )
-    decoded = yield from run_rounds(
-        [_decode_clip(ask, index, span) for index, span in enumerate(_clips(waveform, options))]
-    )
+    rounds: list[Rounds[Any]] = [_diarize(waveform, options)]
+    rounds += [_decode_clip(ask, *clip) for clip in enumerate(_clips(waveform, options))]
+    (speakers, faults), *decoded = yield from run_rounds(rounds)
     cut = [_cut_context(context, kept) if kept else NO_CONTEXT] if kept != context else []
     parts = [part for parts in decoded for part in parts]
     if options.word_timestamps:
         parts = yield from run_rounds(list(map(_time_words, parts)))
-    return _join(parts, waveform, cut, protocol.languages)
+    return _join(parts, waveform, [*cut, *faults], protocol.languages, speakers)
+
+
+def _diarize(
+    waveform: np.ndarray, options: TranscribeOptions
+) -> Rounds[tuple[Speakers, Sequence[str]]]:
+    """Ask the diarizer for the speakers of a recording; returns them, and warnings."""
+    if not options.diarize or is_silent(waveform):
+        return Speakers(), ()
+    request = DiarizationRequest(
+        waveform=waveform,
+        num_speakers=options.num_speakers,
+        min_speakers=options.min_speakers,
+        max_speakers=options.max_speakers,
+        known_speakers=options.known_speakers,
+    )
+    (output,) = yield [request]
+    fault = output.error or ("" if output.turns else "the diarizer found no speech")
+    return Speakers(output.turns), (NO_SPEAKERS.format(fault),) if fault else ()
 
 
 def _clips(waveform: np.ndarray, options: TranscribeOptions) -> list[tuple[int, int]]:
@@ -397,13 +420,17 @@ def _cut_context(context: str, kept: str) -> str:
 
 
 def _join(
-    parts: Sequence[_Part], waveform: np.ndarray, warnings: Sequence[str], known: Languages
+    parts: Sequence[_Part],
+    waveform: np.ndarray,
+    warnings: Sequence[str],
+    known: Languages,
+    speakers: Speakers,
 ) -> Transcript:
     text = ""
     segments: list[Segment] = []
     for part in parts:
         seam = separator(text, part.parsed.text)
-        segments += _segments(part, seam)
+        segments += _segments(part, seam, speakers)
         text += seam + part.parsed.text
     warnings = (*warnings, *(warning for part in parts for warning in part.warnings))
     if not (text or warnings or is_silent(waveform)):
@@ -418,10 +445,11 @@ def _join(
     )
 
 
-def _segments(part: _Part, seam: str) -> Iterator[Segment]:
-    """Yield the sentences of a clip; ``seam`` separates it from the text before."""
+def _segments(part: _Part, seam: str, speakers: Speakers) -> Iterator[Segment]:
+    """Yield the sentences of a clip, cut where the speaker changes; ``seam`` comes before it."""
     at = 0
-    for segment in _timed_segments(part):
+    sentences = (cut_at_speakers(sentence, speakers) for sentence in _timed_segments(part))
+    for segment in chain.from_iterable(sentences):
         place = range(at, end := at + len(segment.text))
         tokens = tuple(token for begin, token in part.tokens or () if begin in place)
         yield replace(

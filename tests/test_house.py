@@ -23,8 +23,8 @@ CORE = (
     ("pauses",),
     ("media",),  # a folder: containers, damage, decoders
     ("audio", "windows", "prompt"),
-    ("recordings", "units", "segments", "options", "rounds", "chat_template"),
-    ("decoding",),
+    ("recordings", "units", "segments", "speakers", "options", "rounds", "chat_template"),
+    ("decoding", "diarizers"),
     ("texts", "beams"),
     ("subtitles", "alignment"),
     ("formats",),

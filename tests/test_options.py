@@ -28,8 +28,9 @@ def test_unknown_options_list_the_known_ones():
         merge_options(None, {"lang": "de"})
     assert str(error.value) == (
         "unknown option 'lang'; the options are language, languages, context, keywords, "
-        "max_clip_s, pauses, confidences, word_timestamps, skip_special_tokens, audio_track, "
-        "use_beam_search, n, length_penalty."
+        "max_clip_s, pauses, confidences, word_timestamps, diarize, num_speakers, min_speakers, "
+        "max_speakers, known_speakers, skip_special_tokens, audio_track, use_beam_search, n, "
+        "length_penalty."
     )
     with pytest.raises(TypeError, match="options is 'de'; pass TranscribeOptions"):
         merge_options("de", {})
@@ -158,4 +159,23 @@ def test_beam_options_need_a_beam_search(fields):
 @pytest.mark.parametrize("fields", [{"n": 0}, {"n": 17}, {"length_penalty": float("nan")}])
 def test_beam_options_out_of_range_raise(fields):
     with pytest.raises(ValueError, match="it must be"):
+        TranscribeOptions(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_speakers": 2}, r"num_speakers is given; set diarize=True \(--diarize\) too"),
+        ({"known_speakers": {"Ada": []}}, "known_speakers is given; set diarize=True"),
+        ({"diarize": True, "num_speakers": 0}, "num_speakers is 0; it must be 1 to 64"),
+        ({"diarize": True, "max_speakers": 65}, "max_speakers is 65; it must be 1 to 64"),
+        (
+            {"diarize": True, "min_speakers": 3, "max_speakers": 2},
+            "min_speakers is 3, max_speakers is 2: no number of speakers fits",
+        ),
+        ({"diarize": True, "num_speakers": 4, "max_speakers": 3}, "no number of speakers fits"),
+    ],
+)
+def test_numbers_of_speakers_are_checked(fields, message):
+    with pytest.raises(ValueError, match=message):
         TranscribeOptions(**fields)

@@ -13,9 +13,13 @@ import srt
 import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai.types.audio import TranscriptionVerbose
+from openai.types.audio import (
+    TranscriptionDiarized,
+    TranscriptionTextSegmentEvent,
+    TranscriptionVerbose,
+)
 
-from qwen3_asr_vllm.formats import FORMATS, SUBTITLES, read_verbose_json
+from qwen3_asr_vllm.formats import FORMATS, RESPONSE_FORMATS, SUBTITLES, read_verbose_json
 from qwen3_asr_vllm.segments import split_sentences
 from qwen3_asr_vllm.transcript import Segment, Transcript, Word
 
@@ -442,3 +446,73 @@ def test_unknown_formats_get_the_list(tmp_path):
     transcript = Transcript("Hello.", 1.0)
     with pytest.raises(ValueError, match=r"'.doc'; use one of txt, json, srt"):
         transcript.write(tmp_path / "a.doc")
+
+
+# ---- speakers ----
+
+TALK = Transcript(
+    "Hi, all. Hello! Who?",
+    9.0,
+    (
+        Segment(0.0, 2.0, "Hi, all.", words=(Word("Hi,", 0, 1, speaker="A"),), speaker="A"),
+        Segment(2.0, 4.0, " Hello!", speaker="R&D -->", other_speakers=("A",)),
+        Segment(5.0, 6.0, " Who?"),
+    ),
+)
+
+
+def test_subtitles_name_their_speakers():
+    assert "\n[A]: Hi, all.\n" in FORMATS["srt"](TALK)
+    assert "\n[R&D →]: Hello!\n" in FORMATS["srt"](TALK) and "\nWho?\n" in FORMATS["srt"](TALK)
+    assert "\n<v A>Hi, all.\n" in FORMATS["vtt"](TALK)
+    assert "\n<v R&amp;D --&gt;>Hello!\n" in FORMATS["vtt"](TALK)
+
+
+def test_parsers_read_named_subtitles():
+    assert [cue.content for cue in srt.parse(FORMATS["srt"](TALK))][0] == "[A]: Hi, all."
+    cues = webvtt.from_string(FORMATS["vtt"](TALK))
+    assert [(cue.voice, cue.text) for cue in cues][0] == ("A", "Hi, all.")
+
+
+def test_lines_leave_room_for_speakers():
+    text = " ".join(["word"] * 12)
+    transcript = Transcript(text, 9.0, (Segment(0.0, 6.0, text, speaker="Ada"),))
+    for width in (20, 42):
+        lines = FORMATS["srt"](transcript, max_line_width=width).splitlines()
+        shown = [line for line in lines if "word" in line]
+        assert max(map(len, shown)) <= width and any(x.startswith("[Ada]: ") for x in shown)
+
+
+def test_every_cue_of_a_segment_is_named():
+    words = tuple(Word(f" w{i}", i, i + 1) for i in range(20))
+    text = "".join(word.word for word in words)
+    transcript = Transcript(text, 20.0, (Segment(0, 20, text, words=words, speaker="B"),))
+    for highlight in (False, True):
+        cues = FORMATS["srt"](transcript, highlight_words=highlight).split("\n\n")
+        assert len(cues) > 2 and all("\n[B]: " in cue for cue in cues)
+
+
+def test_speakers_survive_verbose_json():
+    document = json.loads(FORMATS["verbose_json"](TALK))
+    assert [s.get("speaker") for s in document["segments"]] == ["A", "R&D -->", None]
+    assert document["words"][0]["speaker"] == "A"
+    read = read_verbose_json(document).segments
+    assert [(s.speaker, s.other_speakers) for s in read] == [
+        ("A", None),
+        ("R&D -->", ("A",)),
+        (None, None),
+    ]
+
+
+def test_json_has_the_speakers():
+    first, second, third = json.loads(FORMATS["json"](TALK))["segments"]
+    assert (first["speaker"], first["words"][0]["speaker"]) == ("A", "A")
+    assert second["other_speakers"] == ["A"] and "speaker" not in third
+
+
+def test_diarized_json_is_openai_s():
+    document = json.loads(RESPONSE_FORMATS["diarized_json"](TALK))
+    read = TranscriptionDiarized.model_validate(document)
+    assert [s.speaker for s in read.segments] == ["A", "R&D -->", "unknown"]
+    for segment in document["segments"]:
+        TranscriptionTextSegmentEvent.model_validate(segment)

@@ -17,6 +17,7 @@ from qwen3_asr_vllm.live_text import LiveText
 from qwen3_asr_vllm.options import TranscribeOptions
 from qwen3_asr_vllm.prompt import AUDIO_PLACEHOLDER, PUBLISHED, build_prompt
 from qwen3_asr_vllm.rounds import Steps, run_together
+from qwen3_asr_vllm.speakers import DiarizationOutput, SpeakerTurn
 from qwen3_asr_vllm.transcript import Token, Transcript
 from qwen3_asr_vllm.transcription import EngineOutput, transcribe
 
@@ -574,3 +575,82 @@ def test_no_recordings_ask_nothing():
     assert run_together([], engine) == []
     assert run_together([transcribe(recording(-3))], engine)[0].text == ""
     assert engine.batches == []
+
+
+# ---- speakers ----
+
+
+def speakers_of(*turns, text="language English<asr_text>One two three four.", **fields):
+    """Transcribe 8 s with these turns; the transcript, and the first round of requests."""
+    waveform, words = recording(8), fields.pop("words", None)
+    options = TranscribeOptions(diarize=True, word_timestamps=words is not None, **fields)
+    steps = Steps(transcribe(waveform, options))
+    first = steps.requests
+    found = DiarizationOutput(tuple(SpeakerTurn(*turn) for turn in turns))
+    steps.send([found, EngineOutput(text, "stop")])
+    if words is not None:
+        steps.send([AlignmentOutput(words)])
+    return steps.result, first
+
+
+def test_diarization_runs_beside_the_clips():
+    transcript, first = speakers_of((0, 4, 1), (4, 8, 0), num_speakers=2)
+    diarization, clip = first
+    assert len(diarization.waveform) == len(clip.waveform) == 8 * 16_000
+    assert (diarization.num_speakers, diarization.bounds) == (2, {})
+    assert [(s.speaker, s.text) for s in transcript.segments] == [
+        ("A", "One two"),
+        ("B", " three four."),
+    ]
+    assert transcript.speakers == ("A", "B") and transcript.warnings == ()
+
+
+def test_words_get_speakers_in_the_same_rounds():
+    words = [0, 1000, 1000, 2000, 3000, 5000, 5000, 7000]
+    transcript, _ = speakers_of((0, 2.5, "Ada"), (2.5, 8, "Bea"), words=words)
+    assert [(w.word, w.speaker) for w in transcript.words] == [
+        ("One", "Ada"),
+        (" two", "Ada"),
+        (" three", "Bea"),
+        (" four.", "Bea"),
+    ]
+    assert [(s.start, s.end) for s in transcript.segments] == [(0, 2), (3, 7)]
+    assert transcript.text == "One two three four."
+
+
+def test_speakers_keep_their_names_across_clips():
+    waveform, text = recording(7, -1, 7), "language English<asr_text>One. Two."
+    options = TranscribeOptions(diarize=True, max_clip_s=10)
+    steps = Steps(transcribe(waveform, options))
+    turns = (SpeakerTurn(0, 3.5, 4), SpeakerTurn(3.5, 11.5, 2), SpeakerTurn(11.5, 15, 4))
+    steps.send([DiarizationOutput(turns), *[EngineOutput(text, "stop")] * 2])
+    assert [s.speaker for s in steps.result.segments] == ["A", "B", "B", "A"]
+    assert "".join(s.text for s in steps.result.segments) == steps.result.text
+
+
+def test_tokens_follow_their_cut_segments():
+    tokens = [Token(i, text, -0.5) for i, text in enumerate(["One", " two", " three", " four."])]
+    head = [Token(9, text, -0.1) for text in ("language", " English", "<asr_text>")]
+    waveform = recording(8)
+    steps = Steps(transcribe(waveform, TranscribeOptions(diarize=True, confidences=True)))
+    turns = (SpeakerTurn(0, 4, 1), SpeakerTurn(4, 8, 0))
+    text = "language English<asr_text>One two three four."
+    output = EngineOutput(text, "stop", tokens=(*head, *tokens))
+    steps.send([DiarizationOutput(turns), output])
+    assert ["".join(t.text for t in s.tokens) for s in steps.result.segments] == [
+        "One two",
+        " three four.",
+    ]
+
+
+def test_without_speakers_the_transcript_stays():
+    steps = Steps(transcribe(recording(8), TranscribeOptions(diarize=True)))
+    text = "language English<asr_text>One."
+    steps.send([DiarizationOutput(error="it failed"), EngineOutput(text, "stop")])
+    assert steps.result.text == "One." and steps.result.speakers == ()
+    assert steps.result.warnings == ("speakers are unknown: it failed.",)
+    assert speakers_of()[0].warnings == ("speakers are unknown: the diarizer found no speech.",)
+
+
+def test_silence_is_not_diarized():
+    assert Steps(transcribe(recording(-3), TranscribeOptions(diarize=True))).requests == []
