@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .audio import load_audio
     from .corpus.client import Client
+    from .diarizers import load_diarizer
     from .formats import FORMATS
     from .languages import LANGUAGES
     from .offline import ForcedAligner, Qwen3ASR
@@ -35,6 +36,7 @@ __all__ = [
     "Transcript",
     "Word",
     "load_audio",
+    "load_diarizer",
     "register",
 ]
 
@@ -99,6 +101,7 @@ _MODULES = {  # of the public names, which are imported when they are first used
     "Transcript": "transcript",
     "Word": "transcript",
     "load_audio": "audio",
+    "load_diarizer": "diarizers",
 }
 
 

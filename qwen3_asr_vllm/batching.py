@@ -23,6 +23,7 @@ import numpy as np
 from .geometry import SAMPLE_RATE
 from .recordings import Progress, Result, SourceReader
 from .rounds import Steps, Transcription, with_warnings
+from .speakers import DiarizationRequest
 from .transcript import Transcript
 from .transcription import EngineOutput, EngineRequest
 
@@ -61,6 +62,7 @@ class _Job:
     request_ids: set[str] = field(default_factory=set)  # requests in the engine
     seconds_done: float = 0.0
     is_first_round: bool = True
+    is_ahead: bool = True  # whether its seconds count as loaded ahead of the engine
 
 
 class Batcher:
@@ -193,9 +195,14 @@ class Batcher:
         # A later round goes first: its recording leaves memory after it.
         heappush(self._waiting, (int(job.is_first_round), -job.seconds, job.index, job))
 
-    def _end(self, job: _Job, **outcome: Any) -> None:
-        if job.is_first_round:
+    def _leave_queue(self, job: _Job) -> None:
+        """Make room for another recording to be loaded."""
+        if job.is_ahead and job.index in self._jobs:
+            job.is_ahead = False
             self._waiting_s -= job.seconds
+
+    def _end(self, job: _Job, **outcome: Any) -> None:
+        self._leave_queue(job)
         self._seconds_done += job.seconds - job.seconds_done
         del self._jobs[job.index]
         self._finish(Result(job.index, job.source, **outcome))
@@ -216,9 +223,10 @@ class Batcher:
                 self._send(job, job.unsent.popleft())
             if not job.unsent:
                 heappop(self._waiting)
-                if job.is_first_round and job.index in self._jobs:
-                    job.is_first_round = False
-                    self._waiting_s -= job.seconds
+                job.is_first_round = False
+                # A slow diarizer holds recordings, which must not fill the memory.
+                if not any(isinstance(r, DiarizationRequest) for r in job.steps.requests):
+                    self._leave_queue(job)
 
     def _send(self, job: _Job, place: int) -> None:
         request = job.steps.requests[place]
@@ -246,9 +254,11 @@ class Batcher:
     def _take_output(self, job: _Job, place: int, output: EngineOutput) -> None:
         requests = job.steps.requests
         job.outputs[place] = output
-        self._count(job, len(requests[place].waveform) / SAMPLE_RATE)
+        if not isinstance(requests[place], DiarizationRequest):  # the clips count
+            self._count(job, len(requests[place].waveform) / SAMPLE_RATE)
         if len(job.outputs) < len(requests):
             return
+        self._leave_queue(job)
         try:
             job.steps.send([job.outputs[i] for i in range(len(requests))])
         except Exception as error:

@@ -4,49 +4,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
-from itertools import count
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from .alignment import AlignmentOutput, AlignmentRequest, align
 from .audio import AudioSource, load_audio
+from .batch_engine import BatchEngine
 from .batching import Batcher
 from .chat_template import load_protocol
 from .checks import check_number, check_string
+from .diarizers import Diarizer, check_diarizer, load_diarizer
 from .engine import (
     ALIGNER_KV_CACHE_BYTES,
     UTILIZATION,
-    OutputCollector,
     class_ms,
-    default_params,
     engine_prompt,
     gpu_bytes,
-    language_token_ids,
     load_engine,
     raising_engine_died,
     read_times,
-    sampling_params,
     split_memory,
     stream_parts,
 )
 from .generation import generation_defaults
 from .geometry import MAX_CLIP_S, SAMPLE_RATE
 from .languages import Languages, checkpoint_languages
-from .options import TranscribeOptions, merge_options
+from .options import SPEAKER_COUNTS, TranscribeOptions, merge_options
 from .prompt import sanitize_context
 from .recordings import Loader, Progress, Recording, Result, is_one, only
 from .rounds import Steps, Transcription, run_together, with_warnings
-from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, StreamRequest, Update
+from .streaming import CLIP_S, MIN_STEP_S, STEP_S, Stream, Update
 from .transcript import Transcript
-from .transcription import EngineOutput, EngineRequest, transcribe
+from .transcription import transcribe
 
 if TYPE_CHECKING:
-    from vllm.outputs import RequestOutput
-    from vllm.sampling_params import SamplingParams
-
-    from .beam_requests import BeamSearcher
+    pass
 
 SHARED = ("dtype", "enforce_eager", "seed")  # engine options that the aligner inherits
 
@@ -69,11 +63,15 @@ class Qwen3ASR:
     ``aligner`` times words: a ``ForcedAligner``, or the name of a checkpoint such as
     Qwen/Qwen3-ForcedAligner-0.6B, which then shares the GPU's memory with the model.
 
+    ``diarizer`` finds speakers, in a thread beside the engine: a function, or what
+    ``load_diarizer`` loads, such as pyannote/speaker-diarization-community-1.
+
     ``languages`` declares those that a fine-tune knows beyond the published 30 and beyond its
     config: ``{"he": "Hebrew"}``, or "he=Hebrew,ur=Urdu" as in QWEN3_ASR_LANGUAGES. The attribute
     ``languages`` has all.
 
-    Raises ImportError if vLLM is not installed, ValueError for invalid languages.
+    Raises ImportError if vLLM or the diarizer's library is not installed, OSError for a diarizer
+    that cannot be loaded, ValueError for invalid languages.
     """
 
     def __init__(
@@ -81,10 +79,12 @@ class Qwen3ASR:
         model: str,
         *,
         aligner: str | ForcedAligner | None = None,
+        diarizer: str | Diarizer | None = None,
         languages: str | Mapping[str, str] = "",
         **engine_options: Any,
     ) -> None:
         checkpoint_languages(declared=languages)  # raises before an engine is loaded
+        self.diarizer = load_diarizer(diarizer) if isinstance(diarizer, str) else diarizer
         if isinstance(
             aligner, str
         ):  # before the model: each engine allocates its memory when it starts
@@ -101,7 +101,7 @@ class Qwen3ASR:
         self._protocol = load_protocol(
             self.llm.model_config, self.llm.get_tokenizer(), self.llm.chat_template, languages
         )
-        self._engine = _Engines(self.llm, aligner, self.languages)
+        self._engine = BatchEngine(self.llm, aligner, self.languages, self.diarizer)
 
     @property
     def languages(self) -> Languages:
@@ -163,13 +163,15 @@ class Qwen3ASR:
         of a file that could not be read.
 
         Raises at once TypeError for an unknown option and ValueError for an unknown language, a
-        ``max_clip_s`` out of range, or word times without an aligner. For one recording, raises
-        its ValueError or OSError, which names the file.
+        ``max_clip_s`` out of range, word times without an aligner, or speakers without a diarizer.
+        For one recording, raises its ValueError or OSError, which names the file.
         """
         options = merge_options(options, fields).with_defaults(self._defaults)
         options = options.sanitized(self._protocol.control_tokens)
         if options.word_timestamps:
             self._require_aligner()
+        if options.diarize:
+            self._check_diarizer(options)
         begin = partial(transcribe, options=options, protocol=self._protocol)
         Steps(begin(np.zeros(SAMPLE_RATE, np.float32)))  # silence: raises for bad options only
         results = Batcher(
@@ -250,6 +252,15 @@ class Qwen3ASR:
         """Time the words of a text, with the arguments and result of ``ForcedAligner.align``."""
         return self._require_aligner().align(audio, text, **options)
 
+    def _check_diarizer(self, options: TranscribeOptions) -> None:
+        if self.diarizer is None:
+            raise ValueError(
+                "speakers need a diarizer, and this model has none; create it with "
+                "diarizer='pyannote/speaker-diarization-community-1', or with a function."
+            )
+        counts = {name: getattr(options, name) for name in SPEAKER_COUNTS}
+        check_diarizer(self.diarizer, counts, has_known=bool(options.known_speakers))
+
     def _require_aligner(self) -> ForcedAligner:
         if self.aligner is None:
             raise ValueError(
@@ -257,126 +268,6 @@ class Qwen3ASR:
                 "aligner='Qwen/Qwen3-ForcedAligner-0.6B'."
             )
         return self.aligner
-
-
-class _Engines:
-    """The engine of a ``Batcher``: a ``vllm.LLM`` and its aligner. Batchers may share it."""
-
-    def __init__(self, llm: Any, aligner: ForcedAligner | None, languages: Languages) -> None:
-        self._llm, self._aligner = llm, aligner
-        self.capacity: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        self._language_token_ids = language_token_ids(llm.get_tokenizer(), languages)
-        self._params = default_params(llm.model_config)
-        # By request id, to call with the output of vLLM.
-        self._waiting: dict[str, Callable[[RequestOutput], None]] = {}
-        self._to_align: dict[str, tuple[AlignmentRequest, Callable[[AlignmentOutput], None]]] = {}
-        self._numbers = count()
-
-    def submit(
-        self, request: EngineRequest | AlignmentRequest, deliver: Callable[[Any], None]
-    ) -> str:
-        from vllm.exceptions import VLLMValidationError
-
-        if isinstance(request, AlignmentRequest):
-            request_id = f"align-{next(self._numbers)}"
-            self._to_align[request_id] = request, deliver
-            return request_id
-        collector = OutputCollector(request.decoding, self._language_token_ids)
-
-        def finish(output: RequestOutput) -> None:
-            collector.push(output.outputs[0])
-            deliver(collector.output())
-
-        try:
-            if request.decoding.beams:
-                return self._search(request, finish)
-            params = self._params_of(request)
-            (internal_id,) = self._llm.enqueue(engine_prompt(request), params, use_tqdm=False)
-        except VLLMValidationError as error:  # such as a clip that is longer than max_model_len
-            raise ValueError(str(error)) from error
-        request_id = internal_id.partition("-")[0]  # the id in the outputs of vLLM
-        self._waiting[request_id] = finish
-        return request_id
-
-    def answer(self, request: StreamRequest) -> EngineOutput:
-        """Return the output of one request of a stream, while no recordings are transcribed."""
-        params = self._params_of(request)
-        with raising_engine_died():
-            (output,) = self._llm.generate(request.engine_prompt, params, use_tqdm=False)
-        collector = OutputCollector(request.decoding, self._language_token_ids)
-        collector.push(output.outputs[0])
-        return collector.output()
-
-    def _params_of(self, request: EngineRequest | StreamRequest) -> SamplingParams:
-        return sampling_params(request.decoding, self._language_token_ids, self._params)
-
-    def _search(self, request: EngineRequest, finish: Callable[[RequestOutput], None]) -> str:
-        """Start a beam search; the ids of its requests start with the id that is returned."""
-        prompt = self._render(engine_prompt(request))
-        steps = Steps(self._searcher.search(prompt, request.decoding))
-        search_id = f"beams{next(self._numbers)}"
-        outputs: dict[int, RequestOutput] = {}
-
-        def start() -> None:
-            outputs.clear()
-            for index, (continued, params) in enumerate(steps.requests):
-                request_id = f"{search_id}-{next(self._numbers)}"
-                lora = self._llm._resolve_mm_lora(continued, None)  # as LLM does
-                self._llm.llm_engine.add_request(request_id, continued, params, lora_request=lora)
-                self._waiting[request_id] = partial(take, index)
-
-        def take(index: int, output: RequestOutput) -> None:
-            outputs[index] = output
-            if len(outputs) < len(steps.requests):
-                return
-            steps.send([outputs[i] for i in range(len(outputs))])
-            if steps.requests:
-                start()
-            else:
-                finish(steps.result)
-
-        start()
-        return search_id
-
-    def _render(self, prompt: dict[str, Any]) -> Any:
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-        parsed = parse_model_prompt(self._llm.model_config, prompt)
-        return self._llm.renderer.render_cmpl([parsed])[0]
-
-    @cached_property
-    def _searcher(self) -> BeamSearcher:
-        from .beam_requests import BeamSearcher
-
-        tokenizer = self._llm.get_tokenizer()
-        return BeamSearcher.of(self._llm.model_config, tokenizer, self._language_token_ids)
-
-    def step(self) -> None:
-        if self._to_align:  # all pending ones; the other engine runs on in its process
-            self._align()
-            return
-        with raising_engine_died():
-            outputs = self._llm.llm_engine.step()
-        for output in outputs:
-            if output.finished and (finish := self._waiting.pop(output.request_id, None)):
-                finish(output)
-
-    def _align(self) -> None:
-        assert self._aligner is not None  # checked by transcribe()
-        request_ids = list(self._to_align)
-        requests = [request for request, _ in self._to_align.values()]
-        outputs = self._aligner.time_units(requests)
-        for request_id, output in zip(request_ids, outputs, strict=True):
-            if waiting := self._to_align.pop(request_id, None):  # None: aborted
-                waiting[1](output)
-
-    def abort(self, request_ids: list[str]) -> None:
-        to_abort = [i for i in request_ids if self._to_align.pop(i, None) is None]
-        # of a beam search, all requests
-        to_abort = [i for i in self._waiting if i.partition("-")[0] in to_abort]
-        for request_id in to_abort:
-            del self._waiting[request_id]
-        self._llm.llm_engine.abort_request(to_abort)
 
 
 class ForcedAligner:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from qwen3_asr_vllm.batching import Batcher
 from qwen3_asr_vllm.options import TranscribeOptions
+from qwen3_asr_vllm.speakers import DiarizationOutput, DiarizationRequest, SpeakerTurn
 from qwen3_asr_vllm.transcription import EngineOutput, transcribe
 
 RATE = 16_000
@@ -252,3 +253,33 @@ def test_loader_warnings_reach_the_transcript():
     results = Batcher([1.0, 2.0], engine, load=load, begin=transcribe).results()
     warnings = [result.transcript.warnings[0] for result in results]
     assert warnings == ["1.0 s are missing.", "2.0 s are missing."]
+
+
+def test_a_slow_diarizer_bounds_what_is_loaded():
+    """Clips that are decoded make no room while their recordings wait for the diarizer."""
+
+    class Slow(CountingEngine):
+        def __init__(self):
+            super().__init__(capacity=100)
+            self.diarizing, self.most_diarizing = deque(), 0
+
+        def submit(self, request, deliver):
+            if not isinstance(request, DiarizationRequest):
+                return super().submit(request, deliver)
+            self.diarizing.append(deliver)
+            self.most_diarizing = max(self.most_diarizing, len(self.diarizing))
+            return str(id(deliver))
+
+        def step(self):
+            if self.queue:
+                return super().step()
+            self.diarizing.popleft()(DiarizationOutput((SpeakerTurn(0, 1, 0),)))
+
+    engine, seen = Slow(), []
+    begin = partial(transcribe, options=TranscribeOptions(diarize=True))
+    options = {"look_ahead_s": 30, "num_workers": 1, "progress": seen.append}
+    results = list(Batcher([10] * 20, engine, load=load, begin=begin, **options).results())
+    assert [outcome(result) for result in results] == ["10"] * 20
+    assert engine.most_diarizing <= 5
+    assert [p.seconds_done for p in seen] == sorted(p.seconds_done for p in seen)
+    assert seen[-1].seconds_done == 200

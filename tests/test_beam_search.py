@@ -15,9 +15,9 @@ from support.fake_engine import ScoringEngine, rendered, tokenizer
 
 from qwen3_asr_vllm import beam_requests
 from qwen3_asr_vllm.audio import load_audio
+from qwen3_asr_vllm.batch_engine import BatchEngine
 from qwen3_asr_vllm.decoding import Decoding
 from qwen3_asr_vllm.languages import LANGUAGES
-from qwen3_asr_vllm.offline import _Engines
 from qwen3_asr_vllm.options import Beams
 from qwen3_asr_vllm.prompt import build_prompt, parse_output
 from qwen3_asr_vllm.transcription import EngineRequest
@@ -94,7 +94,7 @@ def begin_searches(engines, outputs):
 
 def test_searches_run_side_by_side():
     llm, outputs = ScoringLLM("language English<asr_text>Good morning."), []
-    engines = _Engines(llm, None, LANGUAGES)
+    engines = BatchEngine(llm, None, LANGUAGES)
     begin_searches(engines, outputs)
     while llm.waiting:
         engines.step()
@@ -106,7 +106,7 @@ def test_searches_score_declared_languages_after_special_tokens():
     special = next(token for token in tokenizer().all_special_tokens if "audio" in token)
     text = f"{special}language English<asr_text>Good morning."
     outputs, languages = [], ("None", "English", "Hebrew")
-    engines = _Engines(ScoringLLM(text), None, LANGUAGES.extended({"he": "Hebrew"}))
+    engines = BatchEngine(ScoringLLM(text), None, LANGUAGES.extended({"he": "Hebrew"}))
     decoding = Decoding(99, beams=Beams(4), scored_languages=languages, special_tokens=(special,))
     engines.submit(EngineRequest(np.zeros(16_000, np.float32), 0, 0.0, decoding), outputs.append)
     while not outputs:
@@ -130,7 +130,7 @@ def test_unused_defaults_of_a_checkpoint_are_named(monkeypatch):
 
 def test_aborting_a_search_aborts_its_requests():
     llm, outputs = ScoringLLM("language English<asr_text>Good morning."), []
-    engines = _Engines(llm, None, LANGUAGES)
+    engines = BatchEngine(llm, None, LANGUAGES)
     ids = begin_searches(engines, outputs)
     for _ in range(3):
         engines.step()

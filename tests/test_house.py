@@ -32,6 +32,7 @@ CORE = (
     ("streaming", "live_text", "live_words"),
     ("engine",),
     ("batching", "beam_requests"),
+    ("batch_engine",),
     ("offline",),
 )
 # A wing imports the core and never another wing, but for the command line.

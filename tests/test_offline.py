@@ -27,7 +27,7 @@ from support.checkpoints import CHECKPOINT, published_model
 from support.checks import MOST_ERRORS, MOST_TIMING_ERROR_S, assert_timed, error_rate, eventually
 from support.engines import engine
 
-from qwen3_asr_vllm import offline
+from qwen3_asr_vllm import batch_engine
 from qwen3_asr_vllm.alignment import AlignmentRequest
 from qwen3_asr_vllm.chat_template import load_protocol
 from qwen3_asr_vllm.cli import entry as cli
@@ -652,9 +652,9 @@ def test_dead_engines_raise_errors_with_advice(monkeypatch, capsys, dead):
     made, aligner = Qwen3ASR.__new__(Qwen3ASR), ForcedAligner.__new__(ForcedAligner)
     aligner.llm = SimpleNamespace(encode=die)
     made.aligner, made._protocol, made._defaults = aligner, PUBLISHED, {}
-    monkeypatch.setattr(offline, "default_params", lambda _: None)
+    monkeypatch.setattr(batch_engine, "default_params", lambda _: None)
     llm.model_config = None
-    made._engine = offline._Engines(llm, made.aligner, LANGUAGES)
+    made._engine = batch_engine.BatchEngine(llm, made.aligner, LANGUAGES)
     if dead == "engine":
         monkeypatch.setattr(models, "load_model", lambda *_: made)
         assert main(["transcribe", str(HELLO)]) == 1

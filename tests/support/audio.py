@@ -74,3 +74,25 @@ def poisoned(values: Any, value: float) -> Any:
     flat = copy.reshape(-1)
     flat[len(flat) // 2] = value
     return copy
+
+
+# Eight sentences of four voices that training never had: two each.
+DIALOGUE = ("25", "10", "28", "19", "12", "29", "23", "22")
+
+
+@cache
+def dialogue() -> tuple[np.ndarray, tuple[tuple[float, float, str, str], ...]]:
+    """A mono dialogue of four voices: a waveform, and (start, end, voice, text) of each turn."""
+    import soundfile
+
+    rows = {row["audio_filepath"]: row for row in heldout()}
+    pause = np.zeros(round(0.3 * SAMPLE_RATE), np.float32)
+    parts, turns, seconds = [], [], 0.0
+    for number in DIALOGUE:
+        row = rows[f"english_{number}.flac"]
+        samples = soundfile.read(HELDOUT / row["audio_filepath"], dtype="float32")[0]
+        parts += [samples, pause]
+        end = seconds + len(samples) / SAMPLE_RATE
+        turns.append((seconds, end, row["voice"].rpartition("+")[2], row["text"]))
+        seconds = end + len(pause) / SAMPLE_RATE
+    return np.concatenate(parts), tuple(turns)
