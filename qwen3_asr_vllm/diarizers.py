@@ -27,13 +27,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .geometry import SAMPLE_RATE
-from .options import MAX_SPEAKERS
+from .options import DEFAULT_DIARIZER, MAX_SPEAKERS
 from .speakers import DiarizationOutput, DiarizationRequest, Label, SpeakerTurn, read_turns
 
 Diarizer: TypeAlias = Callable[..., Iterable[tuple[float, float, Label]]]
 Deliver: TypeAlias = Callable[[DiarizationOutput], None]
 
-DEFAULT_DIARIZER = "pyannote/speaker-diarization-community-1"
 MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0  # seconds of a voice that are compared
 SAME_VOICE = 0.5  # least cosine of two vectors of one voice, unless the diarizer has its own
 

@@ -367,7 +367,9 @@ _ROWS = (
 FORMATS = {row.name: row for row in _ROWS}
 # By OpenAI's names. diarized_json needs speakers, which only a route tells apart.
 RESPONSE_FORMATS = {row.response_format: row for row in _ROWS if row.response_format} | {
-    "diarized_json": Format("diarized_json", diarized_json, _JSON, "diarized_json")
+    "diarized_json": Format(
+        "diarized_json", diarized_json, _JSON, "diarized_json", is_streamed=True
+    )
 }
 SUBTITLES = tuple(row.name for row in _ROWS if row.has_lines)
 KARAOKE = tuple(row.name for row in _ROWS if row.is_karaoke)

@@ -19,6 +19,7 @@ MAX_BEAMS = 16  # vLLM returns 20 log-probabilities at each token: one per beam 
 NUM_BEAMS = 4  # where neither the user nor the checkpoint says how many
 MAX_LENGTH_PENALTY = 10.0
 MAX_SPEAKERS = 64  # of a recording, that a request may ask for
+DEFAULT_DIARIZER = "pyannote/speaker-diarization-community-1"
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")  # fields of options
 
 

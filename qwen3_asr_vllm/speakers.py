@@ -292,23 +292,15 @@ def _majority(runs: Sequence[_Run]) -> Label | None:
 
 
 def _shortest_stray(runs: Sequence[_Run]) -> int | None:
-    """Return the index of the shortest run that is too short and beside a known speaker."""
-    strays = [
-        i
-        for i, run in enumerate(runs)
-        if run.seconds < MIN_TURN_S and any(x.label is not None for x in _beside(runs, i))
-    ]
-    return min(strays, key=lambda i: runs[i].seconds, default=None)
-
-
-def _beside(runs: Sequence[_Run], index: int) -> Sequence[_Run]:
-    return [*runs[max(0, index - 1) : index], *runs[index + 1 : index + 2]]
+    """Return the index of the shortest run that is too short for a cut; None if all are long."""
+    strays = [i for i, run in enumerate(runs) if run.seconds < MIN_TURN_S]
+    return min(strays, key=lambda i: runs[i].seconds) if strays and len(runs) > 1 else None
 
 
 def _absorbed(runs: Sequence[_Run], index: int, words: Sequence[Word]) -> list[_Run]:
-    """Give a run to the longer of the known speakers beside it, and merge what is then one."""
-    known = (run for run in _beside(runs, index) if run.label is not None)
-    label = max(known, key=lambda run: run.seconds).label
+    """Give a run to the longer of the runs beside it, a known speaker's first; merge them."""
+    beside = [*runs[max(0, index - 1) : index], *runs[index + 1 : index + 2]]
+    label = max(beside, key=lambda run: (run.label is not None, run.seconds)).label
     labels: list[Label | None] = []
     for i, run in enumerate(runs):
         labels += [label if i == index else run.label] * (run.end - run.first)

@@ -22,17 +22,18 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
-from support.audio import DATA, heldout
+from support.audio import DATA, dialogue, heldout
 from support.checkpoints import CHECKPOINT, published_model
 from support.checks import MOST_ERRORS, MOST_TIMING_ERROR_S, assert_timed, error_rate, eventually
 from support.engines import engine
 
-from qwen3_asr_vllm import batch_engine
+from qwen3_asr_vllm import batch_engine, offline
 from qwen3_asr_vllm.alignment import AlignmentRequest
 from qwen3_asr_vllm.chat_template import load_protocol
 from qwen3_asr_vllm.cli import entry as cli
 from qwen3_asr_vllm.cli import main, models
 from qwen3_asr_vllm.decoding import Decoding, max_new_tokens, settled_length
+from qwen3_asr_vllm.diarizers import DiarizerThread
 from qwen3_asr_vllm.engine import sampling_params
 from qwen3_asr_vllm.formats import FORMATS
 from qwen3_asr_vllm.geometry import SAMPLE_RATE
@@ -628,6 +629,74 @@ def test_words_are_timed_like_the_synthesizer(model, language):
             place += len(word.word)
     assert len(errors) >= 2 * 0.9 * sum(len(row["words"]) for row in rows)
     assert np.mean(errors) < MOST_TIMING_ERROR_S
+
+
+# ---- speakers ----
+
+
+@pytest.fixture
+def diarized_by(model, monkeypatch):
+    """Give the model another diarizer for one test."""
+
+    def use(diarizer):
+        monkeypatch.setattr(model, "diarizer", diarizer)
+        monkeypatch.setattr(model._engine, "_diarizations", DiarizerThread(diarizer))
+
+    return use
+
+
+def sentences(transcript):
+    return [(segment.speaker, segment.text.strip()) for segment in transcript.segments]
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_four_speakers_say_their_sentences(model, diarized_by, words):
+    waveform, turns = dialogue()
+    diarized_by(lambda waveform, num_speakers: [turn[:3] for turn in turns])
+    found = model.transcribe(waveform, diarize=True, word_timestamps=words)
+    assert sentences(found) == [(voice, text) for _, _, voice, text in turns]
+    assert {word.speaker for word in found.words} == (
+        {turn[2] for turn in turns} if words else set()
+    )
+    assert found.text == model.transcribe(waveform).text
+
+
+def test_a_library_finds_four_voices(model, diarized_by):
+    pytest.importorskip("resemblyzer", reason="the weights of Resemblyzer are in its package")
+    from support.voices import diarize
+
+    diarized_by(diarize)
+    waveform, turns = dialogue()
+    letters = dict(zip(dict.fromkeys(turn[2] for turn in turns), "ABCD", strict=True))
+    found = model.transcribe(waveform, diarize=True, word_timestamps=True, num_speakers=4)
+    assert sentences(found) == [(letters[voice], text) for _, _, voice, text in turns]
+
+
+def test_recordings_and_their_speakers_stay_together(model, diarized_by):
+    diarized_by(lambda waveform: [(0, 99, f"of {len(waveform)}")])
+    waveform, _ = dialogue()
+    sources = [waveform[: 16_000 * seconds] for seconds in (3, 6, 26)]
+    results = list(model.transcribe(sources, diarize=True, max_clip_s=10))
+    assert [r.transcript.speakers for r in results] == [(f"of {len(s)}",) for s in sources]
+
+
+def test_a_failing_diarizer_loses_no_text(model, diarized_by):
+    def fail(waveform):
+        raise RuntimeError("out of memory")
+
+    diarized_by(fail)
+    found = model.transcribe(HELLO, diarize=True)
+    assert found.text == model.transcribe(HELLO).text and found.speakers == ()
+    assert "speakers are unknown: the diarizer failed" in found.warnings[0]
+
+
+def test_speakers_need_a_diarizer(model, diarized_by):
+    diarized_by(None)
+    with pytest.raises(ValueError, match="speakers need a diarizer"):
+        model.transcribe(HELLO, diarize=True)
+    diarized_by(lambda waveform: [])
+    with pytest.raises(ValueError, match="num_speakers: this diarizer does not take it"):
+        model.transcribe(HELLO, diarize=True, num_speakers=2)
 
 
 def test_words_need_an_aligner(model, monkeypatch):

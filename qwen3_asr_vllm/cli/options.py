@@ -14,7 +14,7 @@ from .. import __version__
 from ..formats import FORMATS, KARAOKE, SUBTITLES
 from ..geometry import DEFAULT_CLIP_S, MAX_CLIP_S
 from ..languages import ALIGNER_LANGUAGES
-from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY
+from ..options import DEFAULT_DIARIZER, MAX_BEAMS, MAX_LENGTH_PENALTY, SPEAKER_COUNTS
 from ..subtitles import MAX_LINE_COUNT, MAX_LINE_WIDTH
 from .arguments import (
     ListLanguages,
@@ -109,7 +109,26 @@ def _add_transcribe(commands: Any) -> None:
     )
     names = ("--aligner", "--align-model")
     add(*names, metavar="MODEL", help=f"forced aligner; default: {DEFAULT_ALIGNER}")
+    _add_speaker_options(parser)
     _add_ray_options(parser)
+
+
+def _add_speaker_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("speakers").add_argument
+    add(
+        "--diarize",
+        action="store_true",
+        help="find who speaks: speakers in json, srt and vtt; more exact with --word-timestamps",
+    )
+    add(
+        *("--diarizer", "--diarize-model"),
+        metavar="SPEC",
+        help=f"checkpoint or function that finds them; default: {DEFAULT_DIARIZER}",
+    )
+    for name in SPEAKER_COUNTS:
+        option, how = f"--{name.replace('_', '-')}", name.partition("_")[0]
+        meaning = {"num": "number", "min": "least number", "max": "largest number"}[how]
+        add(option, type=at_least(1), metavar="N", help=f"{meaning} of speakers; default: any")
 
 
 def _add_ray_options(parser: argparse.ArgumentParser) -> None:
@@ -292,7 +311,7 @@ def _add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a model over HTTP",
-        usage="qwen3-asr serve MODEL [--aligner MODEL] [--engines-per-gpu N] "
+        usage="qwen3-asr serve MODEL [--aligner MODEL] [--diarizer SPEC] [--engines-per-gpu N] "
         "[--extra-languages LIST] [options of vllm serve]",
         description="The OpenAI-compatible server of vLLM, with the audio routes of this package "
         "and limits for long recordings. All options of `vllm serve` work; --help=all lists them. "
@@ -313,6 +332,11 @@ def _add_serve(commands: Any) -> None:
         "--engines-per-gpu",
         metavar="N",
         help="engines that share each GPU behind one port, for a GPU that one does not fill",
+    )
+    serve.add_argument(
+        "--diarizer",
+        metavar="SPEC",
+        help=f"finds speakers, such as {DEFAULT_DIARIZER}, in a process on this machine",
     )
     serve.add_argument(
         "--extra-languages",

@@ -7,10 +7,11 @@ import argparse
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from typing import Any
 
 from ..corpus.locks import OutputInUseError
 from ..corpus.run import Corpus, Transcribe, open_corpus
-from ..options import TranscribeOptions
+from ..options import DEFAULT_DIARIZER, SPEAKER_COUNTS, TranscribeOptions
 from ..recordings import Recording, Result
 from . import models
 from .options import DEFAULT_ALIGNER, DEFAULT_MODEL, writer, wrong_layout
@@ -80,7 +81,9 @@ def _transcribe_on_ray(args: argparse.Namespace, rest: list[str]) -> int:
         )
     if args.word_timestamps or args.aligner:
         return usage_error("--ray has no word times; remove --word-timestamps and --aligner")
-    if message := wrong_layout(args):
+    if args.diarize:
+        return usage_error("--ray finds no speakers; remove --diarize")
+    if message := wrong_layout(args) or _wrong_speakers(args):
         return usage_error(message)
     from ..corpus.ray_data import transcribe_on_ray
 
@@ -120,7 +123,25 @@ def _wrong_outputs(args: argparse.Namespace) -> str | None:
         return "--aligner needs --word-timestamps; give both, or neither"
     if args.highlight_words and not args.word_timestamps:
         return "--highlight-words needs word times; add --word-timestamps"
-    return wrong_layout(args)
+    return wrong_layout(args) or _wrong_speakers(args)
+
+
+def _wrong_speakers(args: argparse.Namespace) -> str | None:
+    """Return an error for options of speakers; None if there are none."""
+    if args.diarizer and not args.diarize:
+        return "--diarizer needs --diarize; give both, or neither"
+    if args.diarize and set(args.formats) <= {"txt", "tsv", "lrc"}:
+        return f"--diarize: {', '.join(args.formats)} has no speakers; add -f json, srt or vtt"
+    try:
+        TranscribeOptions(**_speakers(args))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _speakers(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of speakers; ``eval`` has none."""
+    return {name: getattr(args, name) for name in ("diarize", *SPEAKER_COUNTS) if name in args}
 
 
 def wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
@@ -129,6 +150,8 @@ def wrong_for_a_server(args: argparse.Namespace, rest: list[str]) -> str | None:
         return "--max-clip-s: the server cuts clips; set QWEN3_ASR_MAX_CLIP_S there"
     if args.server and getattr(args, "aligner", None):
         return "--aligner: the server has its own; set QWEN3_ASR_ALIGNER_URL there"
+    if args.server and getattr(args, "diarizer", None):
+        return "--diarizer: the server has its own; set QWEN3_ASR_DIARIZER_URL there"
     if args.server and args.extra_languages:
         return "--extra-languages: the server declares them; set QWEN3_ASR_LANGUAGES there"
     if args.server and rest:
@@ -145,6 +168,8 @@ def transcriber(args: argparse.Namespace, rest: list[str]) -> Transcribe:
         engine = models.model_options(args, rest)
         if getattr(args, "word_timestamps", False):
             engine["aligner"] = args.aligner or DEFAULT_ALIGNER
+        if getattr(args, "diarize", False):
+            engine["diarizer"] = args.diarizer or DEFAULT_DIARIZER
         model = models.load_model(args.model or DEFAULT_MODEL, engine)
     options = _options(args)
 
@@ -156,7 +181,7 @@ def transcriber(args: argparse.Namespace, rest: list[str]) -> Transcribe:
 
 
 def _options(args: argparse.Namespace) -> TranscribeOptions:
-    """Return the options of a command line; ``eval`` has no word times."""
+    """Return the options of a command line; ``eval`` has no word times and no speakers."""
     return TranscribeOptions(
         language=args.language,
         languages=args.languages,
@@ -170,4 +195,5 @@ def _options(args: argparse.Namespace) -> TranscribeOptions:
         use_beam_search=None if args.beams is None else args.beams > 1,
         n=args.beams,
         length_penalty=args.length_penalty,
+        **_speakers(args),
     )

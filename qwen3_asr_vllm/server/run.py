@@ -23,6 +23,7 @@ from ..engine import OutputCollector
 from ..languages import separator
 from ..live_text import LiveText
 from ..rounds import Steps
+from ..speakers import DiarizationOutput, DiarizationRequest
 from ..transcript import Token, Transcript
 from ..transcription import CUT_OFF, EngineOutput, EngineRequest
 
@@ -105,6 +106,7 @@ class Run:
     steps: Steps[Transcript]
     generate: Callable[..., AsyncIterator[RequestOutput]]
     align: Callable[[AlignmentRequest], Awaitable[AlignmentOutput]]
+    diarize: Callable[[DiarizationRequest], Awaitable[DiarizationOutput]]
     language_token_ids: Mapping[str, int]
     in_pool: Callable[..., Awaitable[Any]]  # runs a function in the decoding threads
     parallel_clips: asyncio.Semaphore  # acquired by a clip while the engine decodes it
@@ -124,13 +126,13 @@ class Run:
         text = ""
         num_clips = num_tokens = 0
         is_live = self.is_live
-        is_one_clip = len(self.steps.requests) == 1
+        is_one_clip = sum(isinstance(r, EngineRequest) for r in self.steps.requests) == 1
         while requests := self.steps.requests:
-            to_align = [r for r in requests if isinstance(r, AlignmentRequest)]
-            to_decode = [r for r in requests if not isinstance(r, AlignmentRequest)]
+            beside = [r for r in requests if not isinstance(r, EngineRequest)]
+            to_decode = [r for r in requests if isinstance(r, EngineRequest)]
             clips = [ClipOutput(request, self.language_token_ids) for request in to_decode]
             tasks = list(map(asyncio.create_task, map(self._decode, to_decode, clips)))
-            timing = list(map(asyncio.create_task, map(self._align, to_align)))
+            waiting = list(map(asyncio.create_task, map(self._ask_beside, beside)))
             try:
                 for clip in clips:
                     if not is_live:
@@ -141,14 +143,12 @@ class Run:
                         num_tokens += len(delta.tokens)
                         yield delta
                     is_live = clip.is_settled
-                timed = iter(await asyncio.gather(*timing))
+                answers = iter(await asyncio.gather(*waiting))
             finally:
-                for task in tasks + timing:
+                for task in (*tasks, *waiting):
                     task.cancel()
             decoded = (clip.output for clip in clips)
-            outputs = [
-                next(timed if isinstance(r, AlignmentRequest) else decoded) for r in requests
-            ]
+            outputs = [next(decoded if isinstance(r, EngineRequest) else answers) for r in requests]
             if is_one_clip:  # cheaper than switching to a thread and back
                 self.steps.send(outputs)
             else:
@@ -159,7 +159,12 @@ class Run:
         if rest := self.steps.result.text[len(text) :]:
             yield Delta(rest, written_tokens(self.steps.result)[num_tokens:])
 
-    async def _align(self, request: AlignmentRequest) -> AlignmentOutput:
+    async def _ask_beside(
+        self, request: AlignmentRequest | DiarizationRequest
+    ) -> AlignmentOutput | DiarizationOutput:
+        """Ask the aligner or the diarizer; the diarizer runs beside all clips."""
+        if isinstance(request, DiarizationRequest):
+            return await self.diarize(request)
         async with self.parallel_clips:
             return await self.align(request)
 

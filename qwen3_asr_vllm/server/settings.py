@@ -90,6 +90,7 @@ SETTINGS = {
         (VARIABLE, None, None, None, "languages that the checkpoint knows beyond its config"),
         ("QWEN3_ASR_ALIGNER_URL", None, None, None, "address of the aligner's server"),
         ("QWEN3_ASR_ALIGNER_API_KEY", None, None, None, "its API key"),
+        ("QWEN3_ASR_DIARIZER_URL", None, None, None, "address of the diarizer's server"),
         ("QWEN3_ASR_KOREAN_DICT", None, None, None, "file of Korean words, one per line"),
     )
 }

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``qwen3-asr serve ASR [--aligner ALIGNER]``: servers as child processes that always end.
+"""``qwen3-asr serve ASR [--aligner ALIGNER] [--diarizer DIARIZER]``: child processes that end.
 
-    supervisor -- starts, watches --> aligner, if any, on a port of 127.0.0.1
-               -- starts, waits for --> transcriber, which gets the aligner's address
+    supervisor -- starts, watches --> aligner and diarizer, if any, on ports of 127.0.0.1
+               -- starts, waits for --> transcriber, which gets their addresses
 
-Each server is ``vllm serve`` in a process group of its own. vLLM ignores SIGTERM while its engine
-starts, and SIGHUP or SIGKILL leaves its engine behind. So the supervisor takes the signals, asks
-the servers to end, and kills what is left of their groups in time. A server whose supervisor is
-killed kills its own group.
+Each server is ``vllm serve``, or a diarizer without vLLM, in a process group of its own. vLLM
+ignores SIGTERM while its engine starts, and SIGHUP or SIGKILL leaves its engine behind. So the
+supervisor takes the signals, asks the servers to end, and kills what is left of their groups in
+time. A server whose supervisor is killed kills its own group.
 
-The aligner starts first: both servers size their memory at the start. An aligner that dies is
-restarted; until then, requests for words get a 503. A transcriber with several engines
+Aligner and diarizer start first: the transcriber sizes its memory at the start. One that dies is
+restarted; until then, requests for words or speakers get a 503. A transcriber with several engines
 (``--engines-per-gpu``) ends when one of them dies, and is restarted too, if it has been ready.
 """
 
@@ -27,7 +27,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -39,19 +40,22 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5  # seconds between two checks of the servers
 GRACE_S = 8.0  # seconds beyond vLLM's --shutdown-timeout until servers are killed
 GROUP_S = 2.0  # seconds for engines to end and the resource tracker to free memory
-MAX_PAUSE_S = 30.0  # upper bound of seconds before an aligner is restarted
+MAX_PAUSE_S = 30.0  # upper bound of seconds before a server is restarted
 DEFAULT_PORT = 8000  # of vLLM
+DIARIZER_BYTES = 4 << 30  # of a GPU that a diarizer may take
 STEADY_S = 60.0  # seconds of uptime that reset this pause
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a terminal closes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Servers to start: the arguments of ``vllm serve`` for each, and the aligner's URL."""
+    """Servers to start: the arguments for each, and the URLs of aligner and diarizer."""
 
     transcriber: list[str]
     aligner: list[str] | None = None
     url: str = ""
+    diarizer: list[str] | None = None
+    diarizer_url: str = ""
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -60,43 +64,75 @@ def serve(argv: Sequence[str]) -> int:
     That is 0 after a signal, else the transcriber's; 128 + n if signal n ended the transcriber.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s")
-    if all(arg.partition("=")[0] != "--aligner" for arg in argv):
+    if not {"--aligner", "--diarizer"} & {arg.partition("=")[0] for arg in argv}:
         return Supervisor(Plan(list(argv))).run()
     from ..engine import gpu_bytes
 
+    with _held_port() as port, _held_port() as diarizer_port:
+        made = plan(argv, gpu_bytes=gpu_bytes(), port=port, diarizer_port=diarizer_port)
+        return Supervisor(made).run()
+
+
+@contextmanager
+def _held_port() -> Iterator[int]:
+    """Hold a free port of 127.0.0.1, which only a process that is given its number binds."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
-        if sys.platform != "linux":  # only Linux lets the aligner bind a port that is held
+        port: int = holder.getsockname()[1]
+        if sys.platform != "linux":  # only Linux lets a server bind a port that is held
             holder.close()
-        return Supervisor(plan(argv, gpu_bytes=gpu_bytes(), port=port)).run()
+        yield port
 
 
-def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int) -> Plan:
-    """Split one command line in two. ``gpu_bytes``: memory of one GPU; None without one.
+def plan(argv: Sequence[str], *, gpu_bytes: int | None, port: int, diarizer_port: int = 0) -> Plan:
+    """Split one command line. ``gpu_bytes``: memory of one GPU; None without one.
 
-    ``--aligner-options`` is for the aligner; all else but ``--aligner`` is for the transcriber.
-    Both share the memory that ``--gpu-memory-utilization`` grants. Exits 2 for wrong options.
+    ``--aligner-options`` is for the aligner; all else but ``--aligner`` and ``--diarizer`` is for
+    the transcriber. All share the memory that ``--gpu-memory-utilization`` grants. Exits 2 for
+    wrong options.
     """
-    from ..engine import ALIGNER_KV_CACHE_BYTES, UTILIZATION, split_memory
+    from ..engine import UTILIZATION
 
     parser = argparse.ArgumentParser(prog="qwen3-asr serve", allow_abbrev=False)
-    parser.add_argument("--aligner", required=True)
+    parser.add_argument("--aligner")
     parser.add_argument("--aligner-options", "--aligner_options", type=shlex.split, default=[])
+    parser.add_argument("--diarizer")
     parser.add_argument("--gpu-memory-utilization", "--gpu_memory_utilization", type=float)
     args, rest = parser.parse_known_args(list(argv))
+    share = args.gpu_memory_utilization
+    if gpu_bytes is not None:
+        diarizer_share = DIARIZER_BYTES / gpu_bytes if args.diarizer else 0.0
+        share = (share or UTILIZATION) - diarizer_share
+    diarizer = ["--diarizer", args.diarizer, "--port", str(diarizer_port)]
+    aligner, share = _aligner(args, port, gpu_bytes, share)
+    if share is not None:
+        rest += ["--gpu-memory-utilization", f"{share:.3f}" if gpu_bytes else str(share)]
+    return Plan(
+        transcriber=rest,
+        aligner=aligner,
+        url=f"http://127.0.0.1:{port}",
+        diarizer=diarizer if args.diarizer else None,
+        diarizer_url=f"http://127.0.0.1:{diarizer_port}",
+    )
+
+
+def _aligner(
+    args: argparse.Namespace, port: int, gpu_bytes: int | None, share: float | None
+) -> tuple[list[str] | None, float | None]:
+    """Return the arguments of the aligner, and the share of a GPU that the transcriber has."""
+    from ..engine import ALIGNER_KV_CACHE_BYTES, split_memory
+
+    if args.aligner is None:
+        return None, share
     aligner = [args.aligner, "--host", "127.0.0.1", "--port", str(port)]
     aligner += ["--mm-processor-cache-gb", "0"]  # no clip is sent twice
-    if gpu_bytes is None:
+    if gpu_bytes is None or share is None:
         aligner += ["--kv-cache-memory-bytes", str(ALIGNER_KV_CACHE_BYTES)]
-        if args.gpu_memory_utilization is not None:
-            rest += ["--gpu-memory-utilization", str(args.gpu_memory_utilization)]
     else:
-        shares = split_memory(gpu_bytes, args.gpu_memory_utilization or UTILIZATION)
-        for command, share in zip((aligner, rest), shares, strict=True):
-            command += ["--gpu-memory-utilization", f"{share:.3f}"]
-    return Plan(rest, aligner + args.aligner_options, f"http://127.0.0.1:{port}")
+        its_share, share = split_memory(gpu_bytes, share)
+        aligner += ["--gpu-memory-utilization", f"{its_share:.3f}"]
+    return aligner + args.aligner_options, share
 
 
 def option(argv: Sequence[str], name: str) -> str | None:
@@ -175,12 +211,16 @@ class Supervisor:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         environment = dict(os.environ)
-        self._aligner: Server | None = None
-        if plan.aligner is not None:
-            # The aligner listens on 127.0.0.1 only, and the transcriber sends it no key.
-            keyless = {name: v for name, v in environment.items() if name != "VLLM_API_KEY"}
-            self._aligner = Server(plan.aligner, keyless, name="The aligner")
-            environment["QWEN3_ASR_ALIGNER_URL"] = plan.url
+        # Those beside the transcriber listen on 127.0.0.1 only, and it sends them no key.
+        keyless = {name: v for name, v in environment.items() if name != "VLLM_API_KEY"}
+        self._beside: dict[Server, str] = {}  # URLs
+        for name, argv, url in (
+            ("aligner", plan.aligner, plan.url),
+            ("diarizer", plan.diarizer, plan.diarizer_url),
+        ):
+            if argv is not None:
+                self._beside[Server(argv, keyless, name=f"The {name}")] = url
+                environment[f"QWEN3_ASR_{name.upper()}_URL"] = url
         self._transcriber = Server(plan.transcriber, environment, name="The server")
         self._has_several_engines = has_several_engines(plan.transcriber)
         self._is_kept = False  # whether the transcriber is started again when it ends
@@ -195,16 +235,17 @@ class Supervisor:
             code = self._run()
         finally:
             until = time.monotonic() + patience_s
-            for server in filter(None, (self._transcriber, self._aligner)):
+            for server in (self._transcriber, *self._beside):
                 server.end(until)
         return 128 - code if code < 0 else code
 
     def _run(self) -> int:
-        if self._aligner is not None:
-            self._aligner.start()
-            if (code := self._wait_for_aligner(self._aligner)) is not None:
+        for server in self._beside:
+            server.start()
+        for server, url in self._beside.items():
+            if (code := self._wait_for(server, url)) is not None:
                 return code
-            logger.info("The aligner is ready at %s; starting the transcriber.", self._plan.url)
+            logger.info("%s is ready at %s; the transcriber waits for it.", server.name, url)
         self._transcriber.start()
         while not self._is_stopping:
             if (code := self._watch()) is not None:
@@ -217,7 +258,7 @@ class Supervisor:
         """Start again what has ended; returns the exit code of a transcriber that is not."""
         if self._has_several_engines and not self._is_kept:
             self._is_kept = _accepts(self._plan.transcriber)
-        for server in filter(None, (self._transcriber, self._aligner)):
+        for server in (self._transcriber, *self._beside):
             if (code := server.exit_code()) is not None:
                 if server is self._transcriber and not self._is_kept:
                     return code
@@ -225,13 +266,13 @@ class Supervisor:
             server.start_if_due()
         return None
 
-    def _wait_for_aligner(self, aligner: Server) -> int | None:
+    def _wait_for(self, server: Server, url: str) -> int | None:
         """Return None once it is ready, else the exit code of this process."""
         while not self._is_stopping:
-            if _is_healthy(self._plan.url):
+            if _is_healthy(url):
                 return None
-            if (code := aligner.exit_code()) is not None:
-                logger.error("The aligner ended before it was ready (exit code %d).", code)
+            if (code := server.exit_code()) is not None:
+                logger.error("%s ended before it was ready (exit code %d).", server.name, code)
                 return code or 1
             time.sleep(POLL_S)
         return 0

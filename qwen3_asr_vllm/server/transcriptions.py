@@ -23,7 +23,6 @@ from importlib.metadata import entry_points
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from fastapi import Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from vllm import envs
@@ -43,18 +42,18 @@ from ..beam_requests import BeamSearcher
 from ..decoding import Decoding
 from ..engine import engine_prompt, language_token_ids, sampling_params
 from ..generation import describe, generation_defaults
-from ..media.blocks import ChannelError
 from ..options import TranscribeOptions
-from ..pauses import SILENT_PEAK
 from ..prompt import ASR_TEXT, TextProtocol
 from ..rounds import Steps, with_warnings
+from ..speakers import DiarizationOutput, DiarizationRequest
 from ..transcript import Transcript
 from ..transcription import EngineRequest, transcribe, transcribe_channels
-from . import page
+from . import diarization, page
 from .admission import RETRY_AFTER_S
 from .aligner_client import remote_aligner
+from .diarizer_client import remote_diarizer
 from .errors import ApiError, engine_dead_as_503
-from .form import Form, read_form
+from .form import SPEAKERS, Form, read_form
 from .metrics import count_transcript, observe_decoding
 from .responses import events, respond
 from .run import Run
@@ -103,6 +102,7 @@ class Transcriber(AudioServing):
             self.renderer.get_tokenizer(), protocol.languages
         )
         self.aligner = remote_aligner()
+        self.diarizer = remote_diarizer()
         self.has_priorities = scheduler.policy == "priority"
         # Only logits processors that an operator installed read vllm_xargs.
         self.reads_xargs = bool(
@@ -126,6 +126,7 @@ class Transcriber(AudioServing):
             max_clip_s=self.max_clip_s,
             needs_key=any(args.api_key or [envs.VLLM_API_KEY]),
             words=self.aligner is not None,
+            speakers=self.diarizer is not None,
             decoding=describe(self.defaults),
         )
 
@@ -135,6 +136,8 @@ class Transcriber(AudioServing):
         self._drop_unread(form, raw_request)
         options = self._options(form)
         times_words = await self._times_words(form)
+        if form.wants_speakers and self.diarizer is not None:
+            await diarization.check_is_up(self.diarizer)
         request_id = f"transcribe-{self._base_request_id(raw_request)}"
         raw_request.state.request_metadata = RequestResponseMetadata(request_id=request_id)
         trace_headers = await self._get_trace_headers(raw_request.headers)
@@ -151,7 +154,7 @@ class Transcriber(AudioServing):
         )
         started = time.perf_counter()
         options = replace(options, word_timestamps=times_words)
-        steps = await self.in_pool(self._steps, form, options)
+        steps, is_in_order = await self.in_pool(self._steps, form, options)
         observe_decoding(time.perf_counter() - started, model := self.models.model_name())
         return Run(
             request_id=request_id,
@@ -159,11 +162,12 @@ class Transcriber(AudioServing):
             steps=steps,
             generate=generate,
             align=partial(self._align, is_needed=form.needs_words, headers=trace_headers),
+            diarize=self._diarize,
             language_token_ids=self.language_token_ids,
             in_pool=self.in_pool,
             parallel_clips=asyncio.Semaphore(self.max_parallel_clips),
             on_end=partial(count_transcript, model=model, started=started, request_id=request_id),
-            is_live=form.stream and not options.beams,
+            is_live=form.stream and not options.beams and is_in_order,
         )
 
     def _drop_unread(self, form: Form, raw_request: Request) -> None:
@@ -276,37 +280,49 @@ class Transcriber(AudioServing):
             raise ApiError(400, str(error), param=param) from error
         return options.sanitized(self.protocol.control_tokens)
 
-    def _steps(self, form: Form, options: TranscribeOptions) -> Steps[Transcript]:
-        """Decode the recording and split it into clips. Runs in the pool."""
+    async def _diarize(self, request: DiarizationRequest) -> DiarizationOutput:
+        assert self.diarizer is not None  # checked by load_speakers
+        return await diarization.ask(self.diarizer, request)
+
+    def _steps(self, form: Form, options: TranscribeOptions) -> tuple[Steps[Transcript], bool]:
+        """Decode the recording and split it into clips. Runs in the pool.
+
+        Also returns whether the clips are in the order of the text.
+        """
         warnings = [SEARCHED_WHOLE] if form.stream and options.beams else []
-        if form.speakers:
-            channels = self._load(form, warnings, self.decoders.load_channels, len(form.speakers))
-            _check_channels(channels)
-            transcription = transcribe_channels(channels, form.speakers, options, self.protocol)
+        load = partial(self._load, form, warnings)
+        if not form.wants_speakers:
+            loaded = load(self.decoders.load_audio)
         else:
-            waveform = self._load(form, warnings, self.decoders.load_audio)
-            transcription = transcribe(waveform, options, self.protocol)
-        return Steps(with_warnings(transcription, warnings))
+            has_diarizer = self.diarizer is not None
+            loaded = diarization.load_speakers(form, load, self.decoders, has_diarizer=has_diarizer)
+        if is_call := isinstance(loaded, list):
+            names = form.known_speaker_names or SPEAKERS
+            transcription = transcribe_channels(loaded, names, options, self.protocol)
+        else:
+            options = self._with_speakers(form, options)
+            transcription = transcribe(loaded, options, self.protocol)
+        return Steps(with_warnings(transcription, warnings)), not is_call
+
+    def _with_speakers(self, form: Form, options: TranscribeOptions) -> TranscribeOptions:
+        """Return the options with the form's speakers, whose voices are decoded."""
+        known = diarization.known_speakers(form, self.decoders)
+        counts: dict[str, Any] = form.speaker_counts
+        return replace(options, diarize=form.wants_speakers, known_speakers=known, **counts)
 
     def _load(
         self, form: Form, warnings: list[str], load: Callable[..., Any], *options: Any
     ) -> Any:
         """Decode the file with ``load``. Raises ApiError if that fails."""
-        longest_s = self.admission.max_audio_s
-        try:
-            return load_posted(
-                form.file,
-                form._reservation,
-                longest_s=longest_s,
-                load=load,
-                options=options,
-                audio_track=form.audio_track,
-                on_warning=warnings.append,
-            )
-        except ApiError as error:
-            if isinstance(error.__cause__, ChannelError):
-                raise ApiError(400, f"{error} {_BY_CHANNEL}", param="response_format") from error
-            raise
+        return load_posted(
+            form.file,
+            form._reservation,
+            longest_s=self.admission.max_audio_s,
+            load=load,
+            options=options,
+            audio_track=form.audio_track,
+            on_warning=warnings.append,
+        )
 
 
 _SEGMENT_TIMES = "Timestamps of segments need no aligner."
@@ -326,20 +342,6 @@ def _no_words(reason: str) -> ApiError:
         code="aligner_unavailable",
         retry_after_s=RETRY_AFTER_S,
     )
-
-
-_BY_CHANNEL = (
-    "diarized_json separates speakers by channel, one each; verbose_json has timed segments of "
-    "any recording."
-)
-
-
-def _check_channels(channels: list[np.ndarray]) -> None:
-    """Raise ApiError if both channels are the same: each holds all speakers."""
-    left, right = channels
-    if np.abs(left - right).max() < SILENT_PEAK:
-        message = f"both channels hold the same audio. {_BY_CHANNEL}"
-        raise ApiError(400, message, param="response_format")
 
 
 # the response -------------------------------------------------------------------------------

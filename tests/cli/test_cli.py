@@ -811,6 +811,15 @@ def test_doctor_finds_our_model_without_a_checkpoint():
         ("transcribe a.wav -o out -f txt,lrc --max_line_count 1", "--max-line-count: txt, lrc"),
         ("transcribe a.wav -o out --ray 1 --max_line_count 1", "--max-line-count: txt"),
         ("transcribe a.wav --server u --word-timestamps --aligner x", "QWEN3_ASR_ALIGNER_URL"),
+        ("transcribe a.wav --diarizer x -f srt", "--diarizer needs --diarize"),
+        ("transcribe a.wav --diarize", "--diarize: txt has no speakers; add -f json, srt or vtt"),
+        ("transcribe a.wav -f srt --max_speakers 2", "max_speakers is given; set diarize=True"),
+        (
+            "transcribe a.wav -f srt --diarize --min_speakers 3 --max-speakers=2",
+            "min_speakers is 3, max_speakers is 2: no number",
+        ),
+        ("transcribe a.wav --server u --diarize -f srt --diarizer x", "QWEN3_ASR_DIARIZER_URL"),
+        ("transcribe a.wav -o out --ray 1 --diarize", "--ray finds no speakers"),
         ("align a.wav missing.txt", "missing.txt"),
         ("align a.wav a.txt -f srt,vtt", "one format"),
         ("align a.wav a.txt --highlight_words", "json does not highlight words"),
@@ -836,6 +845,18 @@ def test_word_timestamps_load_an_aligner(model, files, monkeypatch, capsys):
     assert given == {"aligner": "Qwen/Qwen3-ForcedAligner-0.6B"}
     assert cli.main(["transcribe", files[0], "--word_timestamps", "--align_model", "mine"]) == 0
     assert given == {"aligner": "mine"}
+
+
+def test_diarize_loads_a_diarizer(model, files, monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr(models, "load_model", lambda name, options: given.update(options) or model)
+    line = ["transcribe", files[0], "-f", "srt", "--diarize"]
+    assert cli.main([*line, "--min_speakers", "2", "--max_speakers", "3"]) == 0
+    assert (model.options.diarize, model.options.num_speakers) == (True, None)
+    assert (model.options.min_speakers, model.options.max_speakers) == (2, 3)
+    assert given == {"diarizer": "pyannote/speaker-diarization-community-1"}
+    assert cli.main([*line, "--diarize_model", "mine:function", "--num_speakers", "2"]) == 0
+    assert given == {"diarizer": "mine:function"} and model.options.num_speakers == 2
 
 
 def test_align_writes_the_times_of_the_aligner(files, tmp_path, capsys, monkeypatch):

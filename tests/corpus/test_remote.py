@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import email
 import http.server
 import io
@@ -127,6 +128,18 @@ def test_every_option_becomes_a_field(echo):
         ("chunking_strategy[prefix_padding_ms]", "100"),
         ("audio_track", "2"),
     ]
+
+
+def test_speakers_become_fields(echo):
+    voice = np.full(16_000, 0.1, np.float32)
+    options = {"diarize": True, "max_speakers": 3, "known_speakers": {"Ada, née Bea": voice}}
+    assert Client(echo.url).transcribe(b"y", **options) == TRANSCRIPT
+    ((_, form),) = echo.forms
+    fields = {name: str(value).strip() for name, value in form if name != "file"}
+    assert fields["diarize"] == "true" and fields["max_speakers"] == "3"
+    assert json.loads(fields["known_speaker_names[]"]) == ["Ada, née Bea"]
+    sent = base64.b64decode(fields["known_speaker_references[]"])
+    np.testing.assert_array_equal(soundfile.read(io.BytesIO(sent), dtype="float32")[0], voice)
 
 
 def test_bad_options_raise_before_any_request(echo):

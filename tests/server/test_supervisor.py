@@ -18,6 +18,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from fuzzing.outcomes import at_once
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.applications import Starlette
 from starlette.responses import Response
-from support.audio import DATA, heldout, noise
+from support.audio import DATA, dialogue, heldout, noise, wav, wav_bytes
 from support.checkpoints import ALIGNER, CHECKPOINT
 from support.checks import assert_timed, eventually
 from support.clients import speak
@@ -48,6 +49,8 @@ from qwen3_asr_vllm.server import supervisor
 from qwen3_asr_vllm.server.supervisor import plan
 
 HELLO = DATA / "hello.flac"
+HAS_VOICES = find_spec("resemblyzer") is not None
+DIARIZER = "support.voices:diarize" if HAS_VOICES else "support.audio:dialogue_turns"
 BOTH = ["asr", "--aligner", "aligner", "--port", "8000"]
 
 
@@ -61,6 +64,30 @@ def test_two_command_lines_are_made_of_one():
     assert made.aligner[:5] == ["aligner", *host]
     assert made.aligner[-2:] == ["--dtype", "float32"]
     assert made.url == "http://127.0.0.1:81"
+
+
+def test_a_diarizer_is_a_third_server():
+    made = plan([*BOTH, "--diarizer", "of:me"], gpu_bytes=None, port=81, diarizer_port=82)
+    assert made.transcriber == ["asr", "--port", "8000"]
+    assert made.diarizer == ["--diarizer", "of:me", "--port", "82"]
+    assert made.diarizer_url == "http://127.0.0.1:82"
+    alone = plan(["asr", "--diarizer=of:me"], gpu_bytes=80 << 30, port=81, diarizer_port=82)
+    assert alone.aligner is None
+    assert alone.transcriber == ["asr", "--gpu-memory-utilization", f"{0.9 - 4 / 80:.3f}"]
+
+
+def test_a_diarizer_that_cannot_start_ends_all(monkeypatch, signals):
+    monkeypatch.setattr(supervisor, "POLL_S", 0.01)
+    made = plan(["asr", "--diarizer", "no:such"], gpu_bytes=None, port=1, diarizer_port=2)
+    start, started = supervisor._start, []
+
+    def note(argv, environment):
+        started.append(argv)
+        return start(argv, environment)
+
+    monkeypatch.setattr(supervisor, "_start", note)
+    assert supervisor.Supervisor(made).run() == 1
+    assert started == [made.diarizer]
 
 
 @pytest.mark.parametrize(("given", "both"), [([], 0.9), (["--gpu-memory-utilization=0.5"], 0.5)])
@@ -317,10 +344,66 @@ def pair(tmp_path_factory, spans):
     traces = f"--otlp-traces-endpoint http://127.0.0.1:{spans.port}/v1/traces"
     aligner = f"--aligner-options=--dtype float32 --enforce-eager {traces}"
     env = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    options = ["--aligner", str(ALIGNER), aligner, *traces.split()]
+    options = ["--aligner", str(ALIGNER), aligner, "--diarizer", DIARIZER, *traces.split()]
+    env["PYTHONPATH"] = str(DATA.parent)  # of the diarizer
     folder = tmp_path_factory.mktemp("pair")
     with serving(folder, *options, **env) as made:
         yield made
+
+
+def say_in_turn(url, **fields):
+    """The dialogue of four voices from a server; each sentence with the name of its voice."""
+    waveform, turns = dialogue()
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    found = client.audio.transcriptions.create(
+        model=str(CHECKPOINT), file=wav(waveform), response_format="diarized_json", **fields
+    )
+    return found, turns
+
+
+@pytest.mark.vllm
+def test_four_voices_of_one_channel(pair):
+    found, turns = say_in_turn(pair.url, extra_body={"num_speakers": 4})
+    names = {}
+    for segment, (_, _, voice, text) in zip(found.segments, turns, strict=True):
+        assert segment.text.strip() == text
+        assert names.setdefault(voice, segment.speaker) == segment.speaker
+    assert len(set(names.values())) == 4
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not HAS_VOICES, reason="the weights of Resemblyzer are in its package")
+def test_known_voices_of_a_real_library(pair):
+    waveform, turns = dialogue()
+    voices = {voice: (start, end) for start, end, voice, _ in turns[:4]}
+    references = [
+        "data:audio/wav;base64,"
+        + base64.b64encode(wav_bytes(waveform[int(16e3 * a) : int(16e3 * b)])).decode()
+        for a, b in voices.values()
+    ]
+    known = {"known_speaker_names": list(voices), "known_speaker_references": references}
+    events = say_in_turn(pair.url, stream=True, **known)[0]
+    segments = [event for event in events if event.type == "transcript.text.segment"]
+    assert [(s.speaker, s.text.strip()) for s in segments] == [turn[2:] for turn in turns]
+
+
+@pytest.mark.vllm
+def test_a_killed_diarizer_is_started_again(pair):
+    url = re.search(r"diarizer is ready at (\S+);", pair.log.read_text())[1]
+    port = int(url.rpartition(":")[2])
+    (diarizer,) = (
+        process
+        for process in psutil.Process(pair.process.pid).children(recursive=True)
+        if ["--diarizer", DIARIZER, "--port", str(port)] == process.cmdline()[-4:]
+    )
+    diarizer.kill()
+    psutil.wait_procs([diarizer])
+    with pytest.raises(openai.InternalServerError, match="diarizer at .* does not answer"):
+        say_in_turn(pair.url, extra_body={"num_speakers": 4}, timeout=60)
+    assert httpx.post(
+        f"{pair.url}/v1/audio/transcriptions", files={"file": HELLO.read_bytes()}, timeout=60
+    ).json()["text"]
+    eventually(lambda: supervisor._is_healthy(url))
 
 
 @pytest.fixture(scope="module")
