@@ -130,12 +130,14 @@ def wait_until(page, condition):
         page.wait_for_timeout(50)
 
 
-def answer(page, *, words=(), text="Good morning."):
+def answer(page, *, words=(), text="Good morning.", speakers=()):
     """Answer the page with this instead of the server's response."""
     segments = [
         {"start": float(i), "end": i + 1.0, "text": piece, "language": "English"}
         for i, piece in enumerate(re.split(r"(?<=\.)", text)[:-1] or [text])
     ]
+    for segment, speaker in zip(segments, speakers, strict=False):
+        segment["speaker"] = speaker
     done = {"type": "transcript.text.done", "text": text, "languages": [{"code": "en"}]}
     done |= {"duration": 9.0, "segments": segments, "words": words, "srt": "", "vtt": ""}
     events = [{"type": "transcript.text.delta", "delta": text}, done | {"warnings": [text]}]
@@ -244,6 +246,21 @@ def test_options_and_key_are_sent(visit):
     assert ("language", "de") in fields and ("prompt", "A lecture.") in fields
     assert ("keywords", "Ada, Grace Hopper") in fields
     assert ("timestamp_granularities[]", "word") in fields
+
+
+@pytest.mark.vllm
+def test_speakers_are_shown_on_request(visit):
+    page = visit()
+    assert page.get_by_label("Show who speaks").is_hidden()
+    about = page.evaluate("fetch('about').then((answer) => answer.json())")
+    page.route("**/about", lambda route: route.fulfill(json=about | {"speakers": True}))
+    page.reload()
+    asked = answer(page, text="One. Two. Three.", speakers=["Ada", "Ada", "<b>"])
+    page.get_by_label("Show who speaks").check()
+    page.set_input_files("#file", HELLO)
+    finished(page)
+    assert b'name="diarize"\r\n\r\ntrue' in asked[0].post_data_buffer
+    assert page.locator("#text .speaker").all_inner_texts() == ["Ada", "<b>"]
 
 
 NOTE_PROTOCOLS = """

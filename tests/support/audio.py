@@ -98,6 +98,12 @@ def dialogue() -> tuple[np.ndarray, tuple[tuple[float, float, str, str], ...]]:
     return np.concatenate(parts), tuple(turns)
 
 
+def voice_at(seconds: float) -> str:
+    """The voice of ``dialogue`` that speaks at a time, or that is nearest to it in a pause."""
+    turns = dialogue()[1]
+    return min(turns, key=lambda turn: max(turn[0] - seconds, seconds - turn[1], 0.0))[2]
+
+
 def dialogue_turns(waveform: np.ndarray, num_speakers: int | None = None) -> list[Any]:
     """A diarizer of ``dialogue`` alone, with the names of its voices: a plain function."""
     return [turn[:3] for turn in dialogue()[1]]
