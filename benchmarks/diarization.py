@@ -6,14 +6,16 @@
 Two to four voices of the synthesizer talk in turns that are known: sentences, single words, and
 sentences that overlap. espeak-ng must be installed. For each dialogue the table shows
 
-* wrong, timed: percent of the words with another speaker than the synthesizer's, with word times;
-* wrong, cut: the same without an aligner;
-* exact turns: the same with word times and the synthesizer's own turns, which the package adds;
-* DER: the diarization error rate of the library's turns, and of the turns that the transcript has
-  in its words, where pyannote.metrics is installed. No collar; overlaps count.
+* wrong: percent of the synthesizer's words that get another speaker than their own. Their texts
+  and times are exact, so these are the errors of the library and of this package;
+* exact turns: the same with the synthesizer's own turns: the errors of this package alone;
+* DER: the diarization error rate of the library's turns, and of those that the words then have,
+  where pyannote.metrics is installed. No collar; overlaps count;
+* RTF: seconds of the diarizer per second of audio.
 
-A word of the transcript is compared with the voice that speaks in its middle. The last line is
-one JSON object.
+With ``--model``, the engine transcribes each dialogue. A word of the transcript is compared with
+the voice that speaks in its middle: with word times (timed), and without an aligner (cut).
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from qwen3_asr_vllm.speakers import Speakers, cut_at_speakers, read_turns
+from qwen3_asr_vllm.transcript import Segment, Transcript, Word
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "checkpoints")]
@@ -43,11 +48,12 @@ PAUSE_S = 0.35  # between turns
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A recording, and its turns: (start, end, voice)."""
+    """A recording, its turns (start, end, voice), and the sentences of the turns, with words."""
 
     name: str
     waveform: np.ndarray
     turns: list[tuple[float, float, str]]
+    sentences: list[Segment]
 
 
 def dialogue(
@@ -61,12 +67,14 @@ def dialogue(
     voices = VOICES[:num_voices]
     samples = np.zeros(round((seconds + 20) * RATE), np.float32)
     turns: list[tuple[float, float, str]] = []
+    sentences: list[Segment] = []
     at, voice = 0.2, voices[-1]
     while at < seconds:
         voice = rng.choice([other for other in voices if other != voice])
         is_word = rng.random() < words
         text = rng.choice(WORDS) if is_word else grammar.sentence("English", rng)
-        spoken = speech.espeak()(text, voice, rate=165, pitch=50)[0].astype(np.float32) / 32_768
+        samples16, _, words_at = speech.espeak()(text, voice, rate=165, pitch=50)
+        spoken = samples16.astype(np.float32) / 32_768
         loud = np.flatnonzero(np.abs(spoken) > 0.01)
         spoken = spoken[loud[0] : loud[-1] + 1]
         if turns and not is_word and rng.random() < overlap:
@@ -75,9 +83,34 @@ def dialogue(
         samples[start : start + len(spoken)] += spoken
         end = at + len(spoken) / RATE
         turns.append((at, end, voice))
+        sentences.append(sentence(text, words_at, at - loud[0] / RATE, end))
         at = max(end, turns[-1][1]) + PAUSE_S
     length = round((max(end for _, end, _ in turns) + 0.3) * RATE)
-    return Dialogue(name, np.clip(samples[:length], -1, 1), turns)
+    return Dialogue(name, np.clip(samples[:length], -1, 1), turns, sentences)
+
+
+def sentence(
+    text: str, words_at: Sequence[tuple[int, float]], offset_s: float, end: float
+) -> Segment:
+    """A segment of the synthesizer's words: the first character and start of each."""
+    firsts = [first for first, _ in words_at[1:]]
+    texts = [text[a:b] for a, b in pairwise([0, *firsts, len(text)])]
+    times = [min(start + offset_s, end) for _, start in words_at] + [end]
+    words = tuple(Word(t, *span) for t, span in zip(texts, pairwise(times), strict=True))
+    return Segment(words[0].start, end, text, words=words)
+
+
+def attributed(spoken: Dialogue, turns: Sequence[Any]) -> Transcript:
+    """The synthesizer's words with the speakers of these turns, as a transcript has them."""
+    speakers = Speakers(read_turns(turns, len(spoken.waveform) / RATE))
+    cut = [part for each in spoken.sentences for part in cut_at_speakers(each, speakers)]
+    return Transcript("", len(spoken.waveform) / RATE, tuple(cut))
+
+
+def own_voices(spoken: Dialogue) -> list[set[str]]:
+    """The voice of each word of the synthesizer."""
+    pairs = zip(spoken.sentences, spoken.turns, strict=True)
+    return [{voice} for each, (_, _, voice) in pairs for _ in each.words or ()]
 
 
 def voice_at(turns: Sequence[tuple[float, float, str]], time_s: float) -> set[str]:
@@ -87,17 +120,19 @@ def voice_at(turns: Sequence[tuple[float, float, str]], time_s: float) -> set[st
     return speaking or {nearest[2]}
 
 
-def share_wrong(transcript: Any, turns: Sequence[tuple[float, float, str]]) -> float:
-    """Percent of words that have another speaker than the best matching of names allows."""
-    found = [(speaker, voice_at(turns, middle)) for speaker, middle in words_of(transcript)]
-    names = sorted({name for name, _ in found if name is not None})
-    voices = sorted({voice for _, _, voice in turns})
-    padded = voices + [""] * max(0, len(names) - len(voices))
+def share_wrong(speakers: Sequence[str | None], voices: Sequence[set[str]]) -> float:
+    """Percent of words whose speaker is not their voice, with the best matching of names."""
+    names = sorted({name for name in speakers if name is not None})
+    known = sorted(set().union(*voices))
+    padded = known + [""] * max(0, len(names) - len(known))
     right = max(
-        sum(dict(zip(names, order, strict=True)).get(name) in spoken for name, spoken in found)
+        sum(
+            dict(zip(names, order, strict=True)).get(name) in spoken
+            for name, spoken in zip(speakers, voices, strict=True)
+        )
         for order in permutations(padded, len(names))
     )
-    return 100 * (1 - right / max(1, len(found)))
+    return 100 * (1 - right / max(1, len(voices)))
 
 
 def words_of(transcript: Any) -> list[tuple[str | None, float]]:
@@ -144,34 +179,42 @@ def spoken_turns(transcript: Any) -> list[tuple[float, float, str]]:
     return turns
 
 
-def measure(model: Any, diarizer: Any, spoken: Dialogue) -> dict[str, Any]:
-    """Diarize and transcribe one dialogue in three ways."""
+def measure(diarizer: Any, spoken: Dialogue) -> tuple[dict[str, Any], list[Any]]:
+    """Diarize a dialogue; returns its row, and the turns."""
     seconds = len(spoken.waveform) / RATE
     number = len({voice for *_, voice in spoken.turns})
     started = time.perf_counter()
     turns = list(diarizer(spoken.waveform, number))
-    diarized_s = time.perf_counter() - started
+    took_s = time.perf_counter() - started
+    voices = own_voices(spoken)
 
-    def transcript(found: Sequence[Any], *, words: bool) -> Any:
-        use(model, lambda waveform: found)
-        return model.transcribe(spoken.waveform, diarize=True, word_timestamps=words, max_clip_s=12)
+    def wrong(found: Sequence[Any]) -> float:
+        return share_wrong([word.speaker for word in attributed(spoken, found).words], voices)
 
-    started = time.perf_counter()
-    timed = transcript(turns, words=True)
-    decoded_s = time.perf_counter() - started
-    return {
+    row = {
         "dialogue": spoken.name,
         "seconds": round(seconds),
         "turns": len(spoken.turns),
-        "words": len(timed.words),
-        "wrong, timed": share_wrong(timed, spoken.turns),
-        "wrong, cut": share_wrong(transcript(turns, words=False), spoken.turns),
-        "exact turns": share_wrong(transcript(spoken.turns, words=True), spoken.turns),
+        "words": len(voices),
+        "wrong": wrong(turns),
+        "exact turns": wrong(spoken.turns),
         "DER library": error_rate(spoken.turns, turns),
-        "DER transcript": error_rate(spoken.turns, spoken_turns(timed)),
-        "diarizer RTF": diarized_s / seconds,
-        "decoding RTF": decoded_s / seconds,
+        "DER words": error_rate(spoken.turns, spoken_turns(attributed(spoken, turns))),
+        "RTF": took_s / seconds,
     }
+    return row, turns
+
+
+def transcribed(model: Any, spoken: Dialogue, turns: Sequence[Any]) -> dict[str, float]:
+    """Percent of the transcript's words with a wrong speaker, with and without word times."""
+    use(model, lambda waveform: turns)
+    wrong = {}
+    for name, words in (("timed", True), ("cut", False)):
+        options = {"diarize": True, "word_timestamps": words, "max_clip_s": 12}
+        found = words_of(model.transcribe(spoken.waveform, **options))
+        voices = [voice_at(spoken.turns, middle) for _, middle in found]
+        wrong[name] = share_wrong([speaker for speaker, _ in found], voices)
+    return wrong
 
 
 def use(model: Any, diarizer: Any) -> None:
@@ -194,10 +237,10 @@ def dialogues(minutes: float) -> list[Dialogue]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(ROOT / "tests/checkpoints/asr"))
+    parser.add_argument("--model", help="checkpoint that transcribes; default: none")
     parser.add_argument("--aligner", default=str(ROOT / "tests/checkpoints/aligner"))
     parser.add_argument("--diarizer", default="support.voices:diarize")
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, default=10, help="of the longest dialogue")
     args = parser.parse_args()
     spoken = dialogues(args.minutes)
     from qwen3_asr_vllm import Qwen3ASR, load_diarizer
@@ -205,9 +248,13 @@ def main() -> None:
     diarizer = load_diarizer(args.diarizer)
     diarizer(spoken[0].waveform[: 4 * RATE], 1)  # warm
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 16}
-    model = Qwen3ASR(args.model, aligner=args.aligner, diarizer=diarizer, **options)
-    rows = [measure(model, diarizer, each) for each in spoken]
+    results = [measure(diarizer, each) for each in spoken]
+    if args.model:
+        options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048}
+        model = Qwen3ASR(args.model, aligner=args.aligner, diarizer=diarizer, **options)
+        for (row, turns), each in zip(results, spoken, strict=True):
+            row |= transcribed(model, each, turns)
+    rows = [row for row, _ in results]
     print(" | ".join(rows[0]))
     for row in rows:
         print(" | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
