@@ -637,6 +637,7 @@ def living(groups):
 
 
 def servers_of(pid):
-    """The two processes that a supervisor started: the aligner, the transcriber."""
-    servers = psutil.Process(pid).children()
+    """The two engines' servers that a supervisor started: the aligner, the transcriber."""
+    children = psutil.Process(pid).children()
+    servers = [each for each in children if "--diarizer" not in each.cmdline()]
     return [each.pid for each in sorted(servers, key=lambda s: str(ALIGNER) not in s.cmdline())]
