@@ -70,8 +70,8 @@ class Thinker(nn.Module, SupportsMultiModal, SupportsPP, SupportsEncoderCudaGrap
             # the flat layout of transformers
             "model.audio_tower.": "audio_tower.",
             "model.language_model.": "language_model.model.",
-            "model.multi_modal_projector.linear_1.": "audio_tower.proj1.",
-            "model.multi_modal_projector.linear_2.": "audio_tower.proj2.",
+            "model.multi_modal_projector.linear_1": "audio_tower.proj1",
+            "model.multi_modal_projector.linear_2": "audio_tower.proj2",
         }
     )
 

@@ -66,8 +66,8 @@ class Qwen3ASRForConditionalGeneration(
     decoder = Qwen3ForCausalLM
     hf_to_vllm_mapper = Thinker.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_prefix={
-            "thinker.lm_head.": "language_model.lm_head.",
-            "lm_head.": "language_model.lm_head.",
+            "thinker.lm_head": "language_model.lm_head",
+            "lm_head": "language_model.lm_head",
         }
     )
 
