@@ -108,6 +108,7 @@ class Qwen3ASRThinkerConfig(PreTrainedConfig):
     """
 
     model_type = "qwen3_asr_thinker"
+    attribute_map: ClassVar[dict[str, str]] = {"image_token_index": "audio_token_id"}  # of drafters
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
         "audio_config": Qwen3ASRAudioEncoderConfig,
         "text_config": Qwen3ASRTextConfig,
