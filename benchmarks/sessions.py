@@ -105,12 +105,14 @@ def pieces_of(seconds: float, seed: int) -> list[str]:
 def session_row(address: str, count: int, seconds: float, *, seed: int = 0) -> dict[str, Any]:
     sessions = asyncio.run(speak_all(address, count, seconds, seed=seed))
     finals = [session.final_s for session in sessions]
+    firsts = [session.first_s for session in sessions]
     return {
         "sessions": count,
         "speech s": seconds,
         "p50 s": percentile(finals, 0.5),
         "p95 s": percentile(finals, 0.95),
-        "first p50 s": percentile([session.first_s for session in sessions], 0.5),
+        "first p50 s": percentile(firsts, 0.5),
+        "first p95 s": percentile(firsts, 0.95),
         "late s": max(session.late_s for session in sessions),
         "with text": sum(bool(session.text) for session in sessions),
         "load": os.getloadavg()[0],
@@ -122,7 +124,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default="tiny", help="tiny, counting, 0.6B, 1.7B, or a checkpoint"
     )
-    parser.add_argument("--sessions", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--sessions", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=20.0, help="of speech in a session")
     parser.add_argument("--server-args", default="", help="options of vllm serve, one string")
     args = parser.parse_args()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import counting
 import end_of_turn
 import gpu
+import long_session
 import offline
 import pytest
 import work
@@ -135,6 +136,13 @@ def test_a_plan_for_a_gpu_is_whole():
     assert plan["deadline_s"] <= 480
     for step in plan["steps"]:
         gpu.check_step(step)
+
+
+def test_long_sessions_lose_and_repeat_nothing():
+    """Three minutes, twice; the whole day is the benchmark's."""
+    found = long_session.rows(hours=0.05)
+    assert [row["lost"] for row in found] == [0, 0], found
+    assert max(row["drift s"] for row in found) <= 0.1, found
 
 
 def test_waits_are_judged_against_equal_false_cuts():

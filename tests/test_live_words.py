@@ -72,6 +72,18 @@ def test_text_that_comes_meanwhile_is_kept():
     assert second[0].start == pytest.approx(2, abs=0.01)
 
 
+def test_words_may_outlast_the_new_audio():
+    """The last word becomes final at the end, when its audio is all before the word it follows."""
+    words = LiveWords(0)
+    words.push(silence(2))
+    words.extend("one two", "", end=2 * SAMPLE_RATE, language=None)
+    found = aligned(words)
+    words.extend(" three", "", end=2 * SAMPLE_RATE, language=None)
+    found += aligned(words)
+    assert [word.word for word in found] == ["one", " two", " three"]
+    assert all(a.start < a.end <= b.start < b.end for a, b in pairwise(found))
+
+
 def test_unknown_languages_have_no_words():
     words = LiveWords(0)
     words.push(silence(1))

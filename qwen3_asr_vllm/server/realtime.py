@@ -145,7 +145,7 @@ class Session:
             receiving = self.client.connection.receive()
             try:
                 while not (await asyncio.wait({receiving}, timeout=self.shared.idle_s))[0]:
-                    if not self.backlog.is_text_pending:
+                    if not (self.backlog.is_text_pending or self.word_timer.is_pending):
                         text = f"no event arrived for {self.shared.idle_s:g} s; the session ends."
                         raise SessionEnd(text, code="idle_timeout")
                 message = receiving.result()

@@ -33,6 +33,7 @@ class WordTimer:
         self._aligner = aligner
         self._headers = headers
         self._behind: asyncio.Queue[Item] = asyncio.Queue()  # items with text to time
+        self._is_working = False
 
     def push(self, item: Item, update: Update) -> None:
         """Time the words of the text that an update made final."""
@@ -41,9 +42,16 @@ class WordTimer:
             item.words.extend(update.delta, update.tentative, end=end, language=update.language)
             self._behind.put_nowait(item)
 
+    @property
+    def is_pending(self) -> bool:
+        """Return whether words are to come."""
+        return self._is_working or not self._behind.empty()
+
     async def run(self) -> None:
         while True:
+            self._is_working = False
             item = await self._behind.get()
+            self._is_working = True
             if item.is_dropped or not item.words or not item.words.is_behind:
                 continue  # it failed, or an earlier round took this text, too
             try:

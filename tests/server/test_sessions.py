@@ -7,12 +7,10 @@ import asyncio
 import base64
 import json
 import socket
-import threading
 import time
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -23,10 +21,9 @@ import websockets
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from support.audio import HELDOUT
-from support.fake_sessions import PATH, app_of, made
+from support.fake_sessions import PATH, Aligner, app_of, made
 from support.servers import on_a_port
 
-from qwen3_asr_vllm.alignment import AlignmentOutput
 from qwen3_asr_vllm.prompt import PUBLISHED
 from qwen3_asr_vllm.server import connection
 from qwen3_asr_vllm.server.admission import Admission
@@ -617,23 +614,9 @@ WORDS = "item.input_audio_transcription.words"
 TIMED = f"conversation.{WORDS}"
 
 
-class Aligner:
-    """Spreads the units of a request evenly over its audio, once ``gate`` is open."""
-
-    def __init__(self, error=""):
-        self.error, self.gate = error, threading.Event()
-        self.gate.set()
-
-    async def answer(self, request, headers):
-        await asyncio.to_thread(self.gate.wait)
-        edges = np.linspace(0, len(request.waveform) / 16, len(request.units) + 1).tolist()
-        times = [time for pair in pairwise(edges) for time in pair]
-        return AlignmentOutput(() if self.error else times, error=self.error)
-
-
 @contextmanager
-def timed_session(aligner, **audio_input):
-    with open_session(made(aligner=aligner)) as session:
+def timed_session(shared, **audio_input):
+    with open_session(shared) as session:
         done = session.update(include=[WORDS], audio={"input": MANUAL | audio_input})
         assert done["session"]["include"] == [WORDS]
         yield session
@@ -650,7 +633,7 @@ def timed(session, text):
 
 
 def test_final_words_come_with_their_times():
-    with timed_session(Aligner()) as session:
+    with timed_session(made(aligner=Aligner())) as session:
         session.append(3)
         session.send("input_audio_buffer.clear")  # its audio counts, as in audio_start_ms
         end = utterance(session, 15)  # two clips
@@ -665,12 +648,15 @@ def test_final_words_come_with_their_times():
 
 
 def test_text_never_waits_for_words():
-    aligner = Aligner()
-    aligner.gate.clear()
-    with timed_session(aligner) as session:
+    shared = made(aligner=Aligner())
+    shared.aligner.gate.clear()
+    with timed_session(shared) as session:
         ends = [utterance(session, 4) for _ in range(2)]
         assert not any(event["type"] == TIMED for event in session.events)
-        aligner.gate.set()
+        shared.idle_s = 0.1
+        session.send("input_audio_buffer.clear")  # from here on, it is idle
+        time.sleep(0.5)
+        shared.aligner.gate.set()
         words = timed(session, "".join(end["transcript"] for end in ends))
         assert words[4]["start"] == pytest.approx(4, abs=0.5)
 
@@ -680,7 +666,7 @@ def test_text_never_waits_for_words():
     [(Aligner(error="it is down"), None, "it is down"), (Aligner(), "th", "does not know Thai")],
 )
 def test_untimed_words_are_reported_once(aligner, language, reason):
-    with timed_session(aligner, transcription={"language": language}) as session:
+    with timed_session(made(aligner=aligner), transcription={"language": language}) as session:
         end = utterance(session, 9)
         assert end["transcript"]
         came = [event for event in session.events if event["type"] == TIMED]

@@ -458,6 +458,7 @@ def test_sessions_time_words_as_spoken(pair):
             socket.send(json.dumps(event))
         while text is None or "".join(word["word"] for word in words) != text:
             event = json.loads(socket.recv(120))
+            assert "error" not in event, event
             words += event.get("words", [])
             text = event.get("transcript", text)
     assert text == row["text"]

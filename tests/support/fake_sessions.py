@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 
+from qwen3_asr_vllm.alignment import AlignmentOutput, AlignmentRequest
 from qwen3_asr_vllm.geometry import Geometry
 from qwen3_asr_vllm.prompt import PUBLISHED
 from qwen3_asr_vllm.server import connection, page
@@ -44,6 +49,20 @@ def scored(text: str) -> list[Any]:
     pieces = re.findall("<asr_text>|..?", text)
     pieces += ["<|im_end|>"]
     return [{10: SimpleNamespace(decoded_token=piece, logprob=-0.25, rank=1)} for piece in pieces]
+
+
+class Aligner:
+    """Spreads the units of a request evenly over its audio, once ``gate`` is open."""
+
+    def __init__(self, error: str = "") -> None:
+        self.error, self.gate = error, threading.Event()
+        self.gate.set()
+
+    async def answer(self, request: AlignmentRequest, headers: Any) -> AlignmentOutput:
+        await asyncio.to_thread(self.gate.wait)
+        edges = np.linspace(0, len(request.waveform) / 16, len(request.units) + 1).tolist()
+        times = [time for pair in pairwise(edges) for time in pair]
+        return AlignmentOutput(() if self.error else times, error=self.error)
 
 
 def made(answer: Callable[[Any], str] = words, **options: Any) -> Any:
