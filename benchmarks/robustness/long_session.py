@@ -20,6 +20,7 @@ import asyncio
 import base64
 import json
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def rows(hours: float) -> list[dict[str, Any]]:
     count = round(hours * 3600 / PERIOD_S)
     found = []
     for measure in (by_turns, by_hand):
-        with on_a_port(app_of(made(aligner=Aligner()))) as url:
+        shared = made(aligner=Aligner(), requests=deque(maxlen=1))  # which else keeps all audio
+        with on_a_port(app_of(shared)) as url:
             found.append(asyncio.run(measure(url, count)) | {"hours": hours})
     return found
 
