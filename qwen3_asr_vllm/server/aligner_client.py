@@ -17,6 +17,7 @@ from .settings import setting
 ALIGNMENTS = "/v1/audio/alignments"
 TIMES = f"{ALIGNMENTS}/times"
 RETRY_DELAYS_S = (0.5, 1, 2, 4)  # seconds before each retry while the aligner is full
+TRACE = ("traceparent", "tracestate")  # the headers that are forwarded
 TRANSIENT = (408, 425, 429)  # statuses from 400 to 499 that may pass
 
 
@@ -31,13 +32,15 @@ class RemoteAligner(RemoteServer):
     ) -> AlignmentOutput:
         """Return the aligner's output; its ``error`` is the reason if there is none.
 
-        Retries while the aligner is full.
+        Retries while the aligner is full. ``headers`` are those of the client: a request, or the
+        handshake of a session.
         """
         status, error, url = 0, "", self.url + TIMES
+        trace = {name: headers[name] for name in TRACE if name in headers} if headers else None
         for delay in (*RETRY_DELAYS_S, None):
             try:
                 data = self._form(request)
-                async with self._open().post(url, data=data, headers=headers) as answer:
+                async with self._open().post(url, data=data, headers=trace) as answer:
                     if answer.status == 200:
                         return AlignmentOutput((await answer.json())["times"])
                     status, error = answer.status, (await answer.text())[:300]

@@ -285,6 +285,13 @@ def ask(url, do):
     return asyncio.run(run())
 
 
+def test_handshakes_become_no_requests_of_aligners(url):
+    """A session's headers are those of its WebSocket; only its trace goes on."""
+    handshake = {"host": "a.org", "connection": "Upgrade", "upgrade": "websocket"}
+    answer = ask(url, lambda aligner: aligner.answer(REQUEST, handshake | {"traceparent": "00"}))
+    assert (answer.times, answer.error) == ([160, 400, 400, 640], "")
+
+
 def test_remote_aligners_answer_like_their_engine(url):
     assert ask(url, lambda aligner: aligner.is_up()) is True
     answer = ask(f"{url}/v1/", lambda aligner: aligner.answer(REQUEST))
