@@ -174,7 +174,7 @@ def sampling_params(
         made.repetition_penalty = max(decoding.repetition_penalty, made.repetition_penalty)
     made.repetition_detection = RepetitionDetectionParams(
         max_pattern_size=LOOP_MAX_PATTERN,
-        min_pattern_size=min_loop_pattern(decoding.max_tokens, made.max_tokens),
+        min_pattern_size=min_loop_pattern(made.max_tokens),
         min_count=LOOP_MIN_COUNT,
     )
     if decoding.scored_languages:

@@ -97,13 +97,11 @@ def test_user_options_stay_within_the_policy():
 # repetition loops -----------------------------------------------------------------------------
 
 
-def loops(tokens, max_tokens, *, asked=None, **changed):
+def loops(tokens, max_tokens, **changed):
     """Whether vLLM stops these tokens as a loop, with the parameters of a request."""
-    from vllm import SamplingParams
     from vllm.v1.core.sched.utils import check_sequence_repetition
 
-    base = SamplingParams(temperature=0, max_tokens=asked)
-    params = sampling_params(Decoding(max_tokens), {}, base).repetition_detection
+    params = sampling_params(Decoding(max_tokens), {}).repetition_detection
     return check_sequence_repetition(tokens, replace(params, **changed))
 
 
@@ -135,21 +133,7 @@ def test_a_loop_has_at_least_twelve_copies(spoken, size):
         assert loops(tokens + spoken[-size:] * 181, budget)
 
 
-@pytest.mark.parametrize("asked", [16, 60, 200, 700])
-def test_loops_end_within_a_requested_budget(spoken, asked):
-    """It holds less speech than the clip may, so a loop may begin anywhere in it."""
-    for length, size in product(range(0, asked, 20), range(1, LOOP_MAX_PATTERN + 1)):
-        speech = spoken[: min(length, 20 * 30)]
-        tokens = (speech + spoken[-size:] * asked)[:asked]
-        assert loops(tokens, max_new_tokens(30), asked=asked) == loops(
-            tokens, max_new_tokens(30), asked=asked, min_pattern_size=1
-        )
-
-
-@pytest.mark.parametrize(("clip_s", "length"), [(2, 36), (5, 48), (10, 60), (20, 84), (30, 108)])
-def test_looking_for_loops_costs_ordinary_speech_nothing(spoken, clip_s, length):
-    """Half a minute of English has about 100 tokens."""
-
+def test_looking_for_loops_costs_ordinary_speech_nothing(spoken):
     class Counted(list):
         reads = 0
 
@@ -157,8 +141,8 @@ def test_looking_for_loops_costs_ordinary_speech_nothing(spoken, clip_s, length)
             Counted.reads += 1
             return super().__getitem__(index)
 
-    for n in range(1, length):
-        loops(Counted(spoken[:n]), max_new_tokens(clip_s))
+    for length in range(1, 108):  # half a minute of English has about 100 tokens
+        loops(Counted(spoken[:length]), max_new_tokens(30))
     assert Counted.reads == 0
 
 
