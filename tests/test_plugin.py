@@ -59,7 +59,7 @@ def test_untested_vllm_versions_are_warned_about(monkeypatch, caplog):
     monkeypatch.setattr(vllm, "__version__", "0.41.0")
     monkeypatch.setattr(qwen3_asr_vllm.logger.parent, "propagate", True)
     qwen3_asr_vllm.register()
-    assert "made for vLLM 0.32 and 0.33 and runs on 0.41.0" in caplog.text
+    assert "tested with vLLM 0.32 and 0.33, and this is 0.41.0" in caplog.text
 
 
 def test_failed_registration_raises_nothing(monkeypatch, caplog):

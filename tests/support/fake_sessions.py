@@ -40,6 +40,8 @@ def words(request: Any, spoken: str = "English") -> str:
     header = header + tag or f"language {spoken}<asr_text>"
     said, language = text.split(), header.split()[1][:2]
     seconds = sum(window.num_frames for window in request.windows) // 100
+    if said and (whole := f"{language}{len(said) - 1}").startswith(said[-1]):
+        said[-1] = whole  # the prefix may end inside of a word
     said += [f"{language}{number}" for number in range(len(said), seconds)]
     return (header + " ".join(said))[len(prefix) :]
 
