@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -22,6 +23,9 @@ from support.servers import on_a_port
 
 from qwen3_asr_vllm.server.page import About
 
+ABOUT = About(
+    ("asr",), {"en": "English"}, ("wav",), (), 1, 3_600, 60, False, False, False, "greedy"
+)
 HELLO = DATA / "hello.flac"
 ATTACK = "<img src=x onerror='broken=1'><script>broken=1</script>"
 SIZES = {"desktop": (1000, 800), "phone": (320, 640)}
@@ -211,10 +215,7 @@ def test_speech_is_written_while_it_is_spoken(visit):
 
 def test_live_shows_speech_and_its_words(browser):
     """An engine that writes a word each second; the microphone speaks, and pauses."""
-    about = About(
-        ("asr",), {"en": "English"}, ("wav",), (), 1, 3_600, 60, False, False, False, "greedy"
-    )
-    with on_a_port(app_of(made(), about=about)) as url:
+    with on_a_port(app_of(made(), about=ABOUT)) as url:
         page = browser.new_context().new_page()
         page.goto(url)
         page.get_by_role("button", name="Live").click()
@@ -225,6 +226,28 @@ def test_live_shows_speech_and_its_words(browser):
         expect(page.locator("body.speaking")).to_have_count(0)
         page.get_by_role("button", name="Stop").click()
         finished(page)
+        page.context.close()
+
+
+def test_a_stop_waits_for_committed_speech(browser):
+    """The engine answers a second after the turn has ended, and the user stops before that."""
+    shared = made()
+    decode = shared.decode
+
+    async def late(request, model, headers):
+        await asyncio.sleep(1)
+        return await decode(request, model, headers)
+
+    shared.decode = late
+    with on_a_port(app_of(shared, about=ABOUT)) as url:
+        page = browser.new_context().new_page()
+        page.goto(url)
+        page.get_by_role("button", name="Live").click()
+        expect(page.locator("#status")).to_have_text("Speech …")
+        expect(page.locator("#status")).to_have_text("Listening …")
+        page.get_by_role("button", name="Stop").click()
+        finished(page)
+        assert page.locator("#text").text_content().endswith("\n")  # the transcript is complete
         page.context.close()
 
 
