@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from common import exit_on_sigterm, percentile, print_result, print_table, server
+from sessions import opened
 from support.audio import SAMPLE_RATE
 from support.checkpoints import CHECKPOINT
 
@@ -101,11 +102,7 @@ async def outcome(
     client: Any, address: str, utterance: Utterance, turns: Any, *, is_live: bool
 ) -> Outcome:
     """Send an utterance and silence to a session, until its transcript comes."""
-    url = f"ws{address.removeprefix('http')}/v1/realtime?intent=transcription"
-    async with client.ws_connect(url) as socket, asyncio.timeout(TIMEOUT_S):
-        wanted = {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}, "turn_detection": turns}
-        session = {"type": "transcription", "audio": {"input": wanted}}
-        await socket.send_json({"type": "session.update", "session": session})
+    async with opened(client, address, turns=turns, timeout_s=TIMEOUT_S) as socket:
         reading = asyncio.create_task(read(socket))
         end_s = LEAD_S + len(utterance.waveform) / SAMPLE_RATE
         began = time.monotonic()

@@ -22,6 +22,8 @@ import os
 import shlex
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,21 @@ class Session:
     text: str
 
 
+@asynccontextmanager
+async def opened(client: Any, address: str, *, turns: Any, timeout_s: float) -> AsyncIterator[Any]:
+    """Open a session of 16 kHz with a turn detection; it is over after ``timeout_s`` seconds."""
+    url = f"ws{address.removeprefix('http')}/v1/realtime?intent=transcription"
+    async with client.ws_connect(url) as socket, asyncio.timeout(timeout_s):
+        wanted = {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}, "turn_detection": turns}
+        session = {"type": "transcription", "audio": {"input": wanted}}
+        await socket.send_json({"type": "session.update", "session": session})
+        yield socket
+
+
 async def speak(client: Any, address: str, pieces: list[str], start_s: float) -> Session:
     """Speak at the speed of speech, and wait for the transcript. ``start_s``: when to begin."""
     await asyncio.sleep(start_s)
-    url = f"ws{address.removeprefix('http')}/v1/realtime?intent=transcription"
-    async with client.ws_connect(url) as socket, asyncio.timeout(TIMEOUT_S):
-        wanted = {"format": {"type": "audio/pcm", "rate": SAMPLE_RATE}, "turn_detection": None}
-        session = {"type": "transcription", "audio": {"input": wanted}}
-        await socket.send_json({"type": "session.update", "session": session})
+    async with opened(client, address, turns=None, timeout_s=TIMEOUT_S) as socket:
         texts = asyncio.create_task(read(socket))
         began, late_s = time.monotonic(), 0.0
         for number, piece in enumerate(pieces, start=1):

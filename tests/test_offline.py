@@ -22,7 +22,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
-from support.audio import DATA, dialogue, dialogue_turns, heldout, voice_at
+from support.audio import DATA, by_voice, dialogue, dialogue_turns, heldout
 from support.checkpoints import CHECKPOINT, published_model
 from support.checks import MOST_ERRORS, MOST_TIMING_ERROR_S, assert_timed, error_rate, eventually
 from support.engines import engine
@@ -643,15 +643,6 @@ def diarized_by(model, monkeypatch):
         monkeypatch.setattr(model._engine, "_diarizations", DiarizerThread(diarizer))
 
     return use
-
-
-def by_voice(segments):
-    """The speakers of segments by the voice that speaks in their middles: one for each."""
-    found = {}
-    for segment in segments:
-        speaker = found.setdefault(voice_at((segment.start + segment.end) / 2), segment.speaker)
-        assert speaker == segment.speaker
-    return found
 
 
 @pytest.mark.parametrize("words", [True, False])

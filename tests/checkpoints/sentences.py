@@ -11,9 +11,8 @@ import random
 from pathlib import Path
 
 import numpy as np
-import samples
-import soundfile
 import speech
+import timed
 
 FOLDER = Path(__file__).parents[2] / "qwen3_asr_vllm" / "cli" / "speech"
 SENTENCES = {
@@ -54,14 +53,9 @@ def main() -> None:
             utterance = speech.say(text, language, VOICES[language], rng)
             spoken = utterance.waveform.astype(np.float32)
             waveform = np.pad(spoken / np.abs(spoken).max() / 2, MARGIN)
-            start = MARGIN / speech.SAMPLE_RATE
             file = f"{language.lower()}_{index}.flac"
-            coarse = np.round(waveform * 2048) / 2048  # 12 bits: half the size
-            soundfile.write(FOLDER / file, coarse, speech.SAMPLE_RATE, subtype="PCM_16")
-            words = [
-                (word.position, round(start + word.start, 3), round(start + word.end, 3))
-                for word in samples.word_times(utterance)
-            ]
+            timed.write(FOLDER / file, waveform)
+            words = timed.word_rows(utterance, start_s=MARGIN / speech.SAMPLE_RATE)
             rows.append({"file": file, "text": text, "language": language, "words": words})
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (FOLDER / "sentences.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")

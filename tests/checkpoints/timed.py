@@ -23,6 +23,20 @@ SENTENCES = 1  # of each clip
 SEED = 50_000
 
 
+def word_rows(utterance: speech.Utterance, *, start_s: float, position: int = 0) -> list[tuple]:
+    """Where each word begins in a text, and its start and end in a recording."""
+    return [
+        (position + word.position, round(start_s + word.start, 3), round(start_s + word.end, 3))
+        for word in samples.word_times(utterance)
+    ]
+
+
+def write(path: Path, waveform: np.ndarray) -> None:
+    """Write a FLAC file of 12 bits, which is half the size."""
+    coarse = np.round(waveform * 2048) / 2048
+    soundfile.write(path, coarse, speech.SAMPLE_RATE, subtype="PCM_16")
+
+
 def clip(language: str, index: int) -> tuple[np.ndarray, dict]:
     """A recording, and its line of the manifest."""
     rng = random.Random(f"{SEED} {language} {index}")
@@ -37,10 +51,7 @@ def clip(language: str, index: int) -> tuple[np.ndarray, dict]:
         start = len(waveform) / speech.SAMPLE_RATE
         text = grammar.join([text, utterance.text]) if text else utterance.text
         offset = len(text) - len(utterance.text)
-        words += [
-            (offset + word.position, round(start + word.start, 3), round(start + word.end, 3))
-            for word in samples.word_times(utterance)
-        ]
+        words += word_rows(utterance, start_s=start, position=offset)
         spoken = utterance.waveform.astype(np.float32)
         pause = np.zeros(rng.randrange(3_000, 12_000), np.float32)
         waveform = np.concatenate([waveform, spoken / np.abs(spoken).max() / 2, pause])
@@ -54,8 +65,7 @@ def main() -> None:
         for index in range(CLIPS):
             waveform, row = clip(language, index)
             name = f"{language.lower()}_{index}.flac"
-            coarse = np.round(waveform * 2048) / 2048  # 12 bits: half the size
-            soundfile.write(FOLDER / name, coarse, speech.SAMPLE_RATE, subtype="PCM_16")
+            write(FOLDER / name, waveform)
             row = {"audio_filepath": name, "voices_in_training": index % 2 == 0} | row
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     (FOLDER / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -36,7 +36,7 @@ from fuzzing.outcomes import at_once
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.applications import Starlette
 from starlette.responses import Response
-from support.audio import DATA, dialogue, heldout, noise, voice_at, wav, wav_bytes
+from support.audio import DATA, by_voice, dialogue, heldout, noise, wav, wav_bytes
 from support.checkpoints import ALIGNER, CHECKPOINT
 from support.checks import assert_timed, eventually
 from support.clients import speak
@@ -356,15 +356,6 @@ def diarized(url, **fields):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     fields |= {"model": str(CHECKPOINT), "response_format": "diarized_json"}
     return client.audio.transcriptions.create(file=wav(dialogue()[0]), **fields)
-
-
-def by_voice(segments):
-    """The speakers of segments by the voice that speaks in their middles: one for each."""
-    found = {}
-    for segment in segments:
-        speaker = found.setdefault(voice_at((segment.start + segment.end) / 2), segment.speaker)
-        assert speaker == segment.speaker
-    return found
 
 
 @pytest.mark.vllm

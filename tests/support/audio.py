@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,15 @@ def voice_at(seconds: float) -> str:
     """The voice of ``dialogue`` that speaks at a time, or that is nearest to it in a pause."""
     turns = dialogue()[1]
     return min(turns, key=lambda turn: max(turn[0] - seconds, seconds - turn[1], 0.0))[2]
+
+
+def by_voice(segments: Iterable[Any]) -> dict[str, str]:
+    """The speakers of segments by the voice that speaks in their middles: one for each."""
+    found: dict[str, str] = {}
+    for segment in segments:
+        speaker = found.setdefault(voice_at((segment.start + segment.end) / 2), segment.speaker)
+        assert speaker == segment.speaker
+    return found
 
 
 def dialogue_turns(waveform: np.ndarray, num_speakers: int | None = None) -> list[Any]:
